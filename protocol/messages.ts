@@ -1,0 +1,215 @@
+import { z } from 'zod'
+import { DeviceId, EnrolmentId, Epoch, KeyId, RowId, TenantId } from './ids.ts'
+
+/**
+ * Every message between device and server: one strict schema each. On the wire a message is a COSE_Sign1 (signed.ts)
+ * whose payload is the deterministic CBOR of `Envelope` with one of these bodies. Unknown fields are refused.
+ * Times are milliseconds since 1970 (UTC).
+ */
+const bytes = (max: number, min = 0) =>
+  z.instanceof(Uint8Array).refine((value) => value.length >= min && value.length <= max, { message: `expected ${min} to ${max} bytes` })
+const fixed = (length: number) => bytes(length, length)
+const time = z.int().min(0)
+const tpmPublic = bytes(1024, 8)
+const attested = z.strictObject({ attest: bytes(1024, 8), signature: bytes(600, 8) })
+const certificate = bytes(4096, 64)
+
+export const Protection = z.enum(['sealed', 'tpm'])
+export type Protection = z.infer<typeof Protection>
+/** `sealed` keys are A256GCM (opened in memory), `tpm` keys are HS256 (imported into the TPM, never in memory). */
+export const KeyAlgorithm = z.enum(['A256GCM', 'HS256'])
+export type KeyAlgorithm = z.infer<typeof KeyAlgorithm>
+
+export const PcrSelection = z
+  .array(z.strictObject({ hash: z.enum(['sha256', 'sha384']), pcrs: z.array(z.int().min(0).max(23)).min(1).max(24) }))
+  .min(1)
+  .max(2)
+export type PcrSelection = z.infer<typeof PcrSelection>
+
+/** Device → server, first round trip of enrolment. Signed by the LDevID key it carries (proof that the sender can use it). */
+export const Hello = z.strictObject({
+  type: z.literal('hello'),
+  method: z.literal('tpm2'),
+  serial: z.string().min(1).max(64),
+  purpose: z.enum(['enrol', 'return']),
+  ekCertificate: bytes(4096).nullable(),
+  ek: tpmPublic,
+  ak: tpmPublic,
+  srk: tpmPublic,
+  ldevid: tpmPublic,
+  recipient: tpmPublic,
+  random: fixed(32),
+  agent: z.string().max(64),
+})
+export type Hello = z.infer<typeof Hello>
+
+/** Server → device. `hello` = SHA-256 of the signed hello as sent. */
+export const Challenge = z.strictObject({
+  type: z.literal('challenge'),
+  challenge: fixed(16),
+  hello: fixed(32),
+  random: fixed(32),
+  credential: z.strictObject({ blob: bytes(512), secret: bytes(600) }),
+  selection: PcrSelection,
+  expires: time,
+})
+export type Challenge = z.infer<typeof Challenge>
+
+/** Device → server, second round trip. See transcript.ts for what `proof`, `qualifyingData` and `binding` commit to. */
+export const Answer = z.strictObject({
+  type: z.literal('answer'),
+  challenge: fixed(16),
+  proof: fixed(32),
+  quote: attested,
+  eventLog: bytes(1 << 20),
+  certify: z.strictObject({ srk: attested, ldevid: attested, recipient: attested }),
+  csr: z.strictObject({ ldevid: bytes(2048, 32), tls: bytes(2048, 32) }),
+  binding: bytes(128, 8),
+})
+export type Answer = z.infer<typeof Answer>
+
+/** Server → device: certificates (DER), trust (root certificates, DER), the certificates of the server's message-signing keys. */
+export const Identity = z.strictObject({
+  type: z.literal('identity'),
+  re: fixed(16),
+  device: DeviceId,
+  ldevid: certificate.nullable(),
+  tls: certificate,
+  chain: z.array(certificate).min(1).max(4),
+  trust: z.array(certificate).min(1).max(4),
+  keys: z.array(certificate).min(1).max(8),
+  time,
+})
+export type Identity = z.infer<typeof Identity>
+
+/** Server → device: the request `re` was refused with this public code. */
+export const Refusal = z.strictObject({
+  type: z.literal('refusal'),
+  re: fixed(16),
+  code: z.enum([
+    'malformed',
+    'unsupported',
+    'unauthenticated',
+    'forbidden',
+    'attestation-failed',
+    'not-found',
+    'conflict',
+    'expired',
+    'rate-limited',
+    'unavailable',
+    'internal',
+  ]),
+  retryAfter: z.int().min(0).max(86_400).nullable(),
+})
+export type Refusal = z.infer<typeof Refusal>
+
+/** Server → device, first message of every connection: the nonce its reports must carry, and signed time. */
+export const Welcome = z.strictObject({ type: z.literal('welcome'), session: fixed(16), time, reportEvery: z.int().min(1).max(86_400) })
+export type Welcome = z.infer<typeof Welcome>
+
+/** Device → server on every connect and on the heartbeat: what it holds. The server answers with the difference. */
+export const Report = z.strictObject({
+  type: z.literal('report'),
+  session: fixed(16),
+  sequence: z.int().min(0),
+  holdings: z.array(z.strictObject({ key: KeyId, epochs: z.array(z.strictObject({ epoch: Epoch, stage: z.enum(['installed', 'active']) })).max(16) })).max(256),
+  resetCount: z.int().min(0).max(0xffff_ffff),
+  tlsNotAfter: time,
+  agent: z.string().max(64),
+})
+export type Report = z.infer<typeof Report>
+
+/** The COSE_Encrypt0 (HPKE-7 to the recipient key) holds the key itself, or for `tpm` the inner wrapper's key of the TPM2_Import blob. */
+export const Wrapped = z.discriminatedUnion('protection', [
+  z.strictObject({ protection: z.literal('sealed'), sealed: bytes(1024, 32) }),
+  z.strictObject({ protection: z.literal('tpm'), sealed: bytes(1024, 32), public: bytes(256, 8), duplicate: bytes(512, 8), seed: bytes(600, 8) }),
+])
+export type Wrapped = z.infer<typeof Wrapped>
+
+/**
+ * Server → device: one epoch of one key. `activate` says whether to take it into use at once (nothing older is in use,
+ * or the campaign has already activated it). `nonce` is what the proof of use must cover.
+ */
+export const Delivery = z.strictObject({
+  type: z.literal('delivery'),
+  key: KeyId,
+  algorithm: KeyAlgorithm,
+  epoch: Epoch,
+  campaign: RowId.nullable(),
+  nonce: fixed(16),
+  activate: z.boolean(),
+  readOnly: z.boolean(),
+  wrapped: Wrapped,
+})
+export type Delivery = z.infer<typeof Delivery>
+
+/** Server → device: take this installed epoch into use and prove it. */
+export const Activate = z.strictObject({ type: z.literal('activate'), key: KeyId, epoch: Epoch, campaign: RowId.nullable(), nonce: fixed(16) })
+export type Activate = z.infer<typeof Activate>
+
+/** Server → device: erase every epoch of the key below `below` and state so. `below` null: all of them (grant withdrawn). */
+export const Retire = z.strictObject({ type: z.literal('retire'), key: KeyId, below: Epoch.nullable(), campaign: RowId.nullable(), nonce: fixed(16) })
+export type Retire = z.infer<typeof Retire>
+
+/** Device → server: signed statement of a stage. `proof` (with `active` only) is the MAC under the new key (transcript.ts). */
+export const Acknowledge = z.strictObject({
+  type: z.literal('acknowledge'),
+  key: KeyId,
+  epoch: Epoch,
+  stage: z.enum(['installed', 'active', 'retired', 'failed']),
+  campaign: RowId.nullable(),
+  nonce: fixed(16),
+  proof: fixed(32).nullable(),
+  reason: z.string().max(200).nullable(),
+})
+export type Acknowledge = z.infer<typeof Acknowledge>
+
+/** Device → server: a new software TLS key. `binding` = LDevID signature over its SPKI hash (transcript.ts). Answered by `identity`. */
+export const Renew = z.strictObject({ type: z.literal('renew'), session: fixed(16), csr: bytes(2048, 32), binding: bytes(128, 8) })
+export type Renew = z.infer<typeof Renew>
+
+/** Either direction: the next `count` frames (chunks.ts) make up one signed message of `length` bytes with this SHA-256. */
+export const Manifest = z.strictObject({
+  type: z.literal('manifest'),
+  transfer: fixed(16),
+  hash: fixed(32),
+  length: z
+    .int()
+    .min(1)
+    .max(4 << 20),
+  count: z.int().min(1).max(1024),
+})
+export type Manifest = z.infer<typeof Manifest>
+
+export const Body = z.discriminatedUnion('type', [
+  Hello,
+  Challenge,
+  Answer,
+  Identity,
+  Refusal,
+  Welcome,
+  Report,
+  Delivery,
+  Activate,
+  Retire,
+  Acknowledge,
+  Renew,
+  Manifest,
+])
+export type Body = z.infer<typeof Body>
+export type BodyOf<T extends Body['type']> = Extract<Body, { type: T }>
+
+export const messagesFromDevice = ['hello', 'answer', 'report', 'acknowledge', 'renew', 'manifest'] as const
+export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'manifest'] as const
+
+/** What is signed. `device` is the client id (device id, or `e-…` before there is one); `id` names the request for retries and answers. */
+export const Envelope = z.strictObject({
+  v: z.literal(1),
+  tenant: TenantId,
+  device: z.union([DeviceId, EnrolmentId]),
+  from: z.enum(['device', 'server']),
+  id: fixed(16),
+  seq: z.int().min(0),
+  body: Body,
+})
+export type Envelope = z.infer<typeof Envelope>

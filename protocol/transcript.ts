@@ -1,0 +1,68 @@
+import { createHash, createHmac } from 'node:crypto'
+import type { Secret } from './secret.ts'
+import { encode } from './cbor.ts'
+
+/** What both ends commit to. Each value is SHA-256 over the deterministic CBOR array that starts with its own label. */
+const hash = (...parts: readonly unknown[]): Uint8Array => createHash('sha256').update(encode(parts)).digest()
+export const sha256 = (...data: readonly Uint8Array[]): Uint8Array => {
+  const digest = createHash('sha256')
+  for (const part of data) digest.update(part)
+  return digest.digest()
+}
+
+/** Label and (explicitly empty) context of `tlsSocket.exportKeyingMaterial(32, …)` (RFC 8446 §7.5). */
+export const exporterLabel = 'EXPERIMENTAL-fleetkey-1'
+
+/** The nonce that the device computes itself and quotes: bound to its own TLS connection, so that a relay gets nothing. `ekName`: TPM name of the EK. */
+export const enrolmentNonce = (of: {
+  tenant: string
+  ekName: Uint8Array
+  purpose: string
+  exporter: Uint8Array
+  helloRandom: Uint8Array
+  challengeRandom: Uint8Array
+}): Uint8Array => hash('fleetkey/1/enrol', of.tenant, of.ekName, of.purpose, of.exporter, of.helloRandom, of.challengeRandom)
+
+/** hello and challenge as the signed bytes on the wire. */
+export const enrolmentTranscript = (of: {
+  hello: Uint8Array
+  challenge: Uint8Array
+  ldevidCsr: Uint8Array
+  tlsCsr: Uint8Array
+  eventLog: Uint8Array
+}): Uint8Array => hash('fleetkey/1/transcript', sha256(of.hello), sha256(of.challenge), sha256(of.ldevidCsr), sha256(of.tlsCsr), sha256(of.eventLog))
+
+/** qualifyingData of TPM2_Certify for one key role (srk, ldevid, recipient); of the quote with role `quote`. */
+export const qualifyingData = (role: 'quote' | 'srk' | 'ldevid' | 'recipient', nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
+  hash('fleetkey/1/certify', role, nonce, transcript)
+
+/** Proof of TPM2_ActivateCredential: the secret itself is never sent. */
+export const activationProof = (secret: Secret, nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
+  createHmac('sha256', secret.bytes())
+    .update(encode(['fleetkey/1/activated', nonce, transcript]))
+    .digest()
+
+/** What the LDevID key signs to bind a software TLS key: `context` is the challenge id (enrolment) or the session nonce (renewal). */
+export const tlsBinding = (tenant: string, context: Uint8Array, tlsSpki: Uint8Array): Uint8Array => encode(['fleetkey/1/tls', tenant, context, sha256(tlsSpki)])
+
+/** What the LDevID key signs in the CONNECT password. */
+export const connectProof = (tenant: string, clientId: string, certificateDer: Uint8Array, exporter: Uint8Array): Uint8Array =>
+  encode(['fleetkey/1/connect', tenant, clientId, sha256(certificateDer), exporter])
+
+/** What a proof of use covers. */
+export const useTranscript = (of: { tenant: string; device: string; key: string; epoch: number; nonce: Uint8Array }): Uint8Array =>
+  encode(['fleetkey/1/use', of.tenant, of.device, of.key, of.epoch, of.nonce])
+
+/** `tpm` keys: the TPM MACs this prefix ‖ transcript; the local socket's `mac` always prepends `applicationPrefix`, so no application can forge a proof. */
+export const proofPrefix = new TextEncoder().encode('fleetkey/1 proof\0')
+export const applicationPrefix = new TextEncoder().encode('fleetkey/1 app\0')
+
+/** Proof of use of a `sealed` key: HMAC-SHA256 under HKDF-Expand(key, "fleetkey/1 proof") (RFC 5869; extract is skipped: the key is uniform). */
+export const sealedProof = (key: Secret, transcript: Uint8Array): Uint8Array =>
+  createHmac('sha256', expand(key, 'fleetkey/1 proof')).update(transcript).digest()
+
+/** Proof of use of a `tpm` key, computed by the server from its copy; the device computes it with TPM2_HMAC. */
+export const tpmProof = (key: Secret, transcript: Uint8Array): Uint8Array => createHmac('sha256', key.bytes()).update(proofPrefix).update(transcript).digest()
+
+/** HKDF-Expand with SHA-256, one block (RFC 5869 §2.3). */
+const expand = (key: Secret, info: string): Uint8Array => createHmac('sha256', key.bytes()).update(info).update(Uint8Array.of(1)).digest()

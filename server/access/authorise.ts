@@ -1,0 +1,48 @@
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Caller, Role } from './caller.ts'
+
+/** Every act there is, and who may do it: operators by role, else the kind of caller. The one table of permissions. */
+export const actions = {
+  'batch.import': ['owner', 'factory'],
+  'station.add': ['owner'],
+  'station.remove': ['owner'],
+  'release.import': ['owner', 'factory'],
+  'endorsement.import': ['owner'],
+  'endorsement.remove': ['owner'],
+  'group.create': ['owner', 'operator'],
+  'group.change': ['owner', 'operator'],
+  'group.policy': ['owner'],
+  'key.create': ['owner', 'operator'],
+  'key.grant': ['owner', 'operator'],
+  'key.rotate': ['owner', 'operator', 'system'],
+  'campaign.pause': ['owner', 'operator'],
+  'campaign.resume': ['owner', 'operator'],
+  'campaign.abort': ['owner', 'operator'],
+  'campaign.step': ['system'],
+  'device.revoke': ['owner', 'operator'],
+  'token.create': ['owner'],
+  'token.remove': ['owner'],
+  'fleet.read': ['owner', 'operator', 'factory', 'auditor'],
+  'audit.read': ['owner', 'auditor'],
+  'audit.summary': ['system'],
+  'server.setup': ['system'],
+  'enrol.hello': ['unidentified', 'device'],
+  'enrol.answer': ['unidentified', 'device'],
+  'enrol.issue': ['unidentified', 'device'],
+  'device.connect': ['unidentified', 'device'],
+  'device.report': ['device'],
+  'device.renew': ['device'],
+  'device.acknowledge': ['device'],
+  'device.message': ['unidentified', 'device'],
+  'key.deliver': ['system', 'device'],
+} as const satisfies Readonly<Record<string, readonly (Role | 'system' | 'device' | 'unidentified')[]>>
+
+export type Action = keyof typeof actions
+
+/** Throws Problem('forbidden') unless the table allows it. */
+export const authorise = (caller: Caller, action: Action): void => {
+  const allowed: readonly string[] = actions[action]
+  const held: readonly string[] = caller.kind === 'operator' ? caller.roles : [caller.kind]
+  if (!held.some((role) => allowed.includes(role)))
+    throw new Problem('forbidden', `${caller.kind}:${caller.id} may not ${action}`, { reason: `access.${action}` })
+}

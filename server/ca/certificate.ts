@@ -1,0 +1,33 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+
+export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'issuing-ca' | 'root-ca'
+
+/** Written and durable before the signature exists: whatever was signed can be revoked. `id` is the serial, hex. */
+export interface Intent {
+  readonly id: string
+  readonly version: number
+  readonly profile: ProfileName
+  readonly subject: string
+  readonly spki: Uint8Array
+  readonly notBefore: number
+  readonly notAfter: number
+  readonly state: 'open' | 'issued' | 'abandoned'
+  readonly createdAt: number
+}
+
+/** `id` is the serial, hex. Revocation is judged on this row on every CONNECT. */
+export interface Certificate {
+  readonly id: string
+  readonly version: number
+  readonly profile: ProfileName
+  readonly device: DeviceId | null
+  readonly der: Uint8Array
+  /** Hex SHA-256 of the DER, and of the SPKI. */
+  readonly fingerprint: string
+  readonly spkiHash: string
+  readonly notBefore: number
+  readonly notAfter: number
+  readonly status: 'valid' | 'revoked'
+  readonly revokedAt: number | null
+  readonly reason: string | null
+}

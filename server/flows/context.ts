@@ -1,0 +1,223 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { Secret } from '@fleetkey/protocol/secret.ts'
+import type { OperatorToken } from '../access/caller.ts'
+import type { RefusalCounter } from '../access/refusals.ts'
+import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
+import type { Campaign, Target } from '../campaigns/campaign.ts'
+import type { Certificate, Intent } from '../ca/certificate.ts'
+import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
+import type { DataKey, Grant, Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
+
+/** A challenge waits for exactly one answer; spending it is a commit of its own. `id` is its 16 bytes in hex. */
+export interface PendingChallenge {
+  readonly id: string
+  readonly version: number
+  readonly client: string
+  readonly purpose: 'enrol' | 'return'
+  readonly hello: Uint8Array
+  readonly challenge: Uint8Array
+  readonly secret: Uint8Array
+  readonly expires: number
+  readonly spentAt: number | null
+}
+
+/** A signed message waiting to be sent. Deleted when the device has acknowledged, or it is superseded. `id` sorts by time. */
+export interface OutboxMessage {
+  readonly id: string
+  readonly version: number
+  readonly device: DeviceId
+  /** What it is about: `delivery/<key>/<epoch>`; a newer message about the same subject replaces it. */
+  readonly subject: string
+  readonly bytes: Uint8Array
+  readonly createdAt: number
+}
+
+/** Outcome of a request that was already carried out, so that a repetition has the same answer. `id` is `<device>/<request id>`. */
+export interface RequestRecord {
+  readonly id: string
+  readonly version: number
+  readonly answer: Uint8Array
+  readonly createdAt: number
+}
+
+export interface Setting {
+  readonly id: string
+  readonly version: number
+  readonly value: Uint8Array
+}
+
+/** Every row has `id` (text) and `version` (set by the store: 1 on insert, +1 on each update). */
+export interface Tables {
+  device: Device
+  manifest: ManifestEntry
+  batch: Batch
+  station: Station
+  group: Group
+  member: Member
+  release: Release
+  endorsement: Endorsement
+  certificate: Certificate
+  intent: Intent
+  challenge: PendingChallenge
+  key: ManagedKey
+  epoch: KeyEpoch
+  grant: Grant
+  holding: Holding
+  dataKey: DataKey
+  campaign: Campaign
+  target: Target
+  outbox: OutboxMessage
+  request: RequestRecord
+  token: OperatorToken
+  setting: Setting
+}
+export type Table = keyof Tables
+
+/** Fields that can be searched, per table, besides the id (and its prefixes). Unique ones refuse a second row. */
+export const indexes = {
+  device: { state: 'plain', batch: 'plain', serial: 'unique' },
+  manifest: { device: 'unique', serial: 'unique', batch: 'plain' },
+  batch: {},
+  station: {},
+  group: {},
+  member: { group: 'plain', device: 'plain' },
+  release: { model: 'plain' },
+  endorsement: {},
+  certificate: { device: 'plain', spkiHash: 'unique', fingerprint: 'unique', status: 'plain' },
+  intent: { state: 'plain' },
+  challenge: { client: 'plain' },
+  key: {},
+  epoch: { key: 'plain', state: 'plain' },
+  grant: { key: 'plain', group: 'plain' },
+  holding: { device: 'plain', key: 'plain' },
+  dataKey: {},
+  campaign: { key: 'plain', state: 'plain' },
+  target: { campaign: 'plain', device: 'plain', stage: 'plain' },
+  outbox: { device: 'plain' },
+  request: {},
+  token: { hash: 'unique' },
+  setting: {},
+} as const satisfies { readonly [T in Table]: Readonly<Partial<Record<keyof Tables[T] & string, 'plain' | 'unique'>>> }
+
+export type IndexOf<T extends Table> = keyof (typeof indexes)[T] & string
+
+/** `where`: every named index field equals the value. `after`: exclusive id cursor; rows come in ascending id (byte order). */
+export interface Query<T extends Table> {
+  readonly where?: { readonly [F in IndexOf<T>]?: string }
+  readonly prefix?: string
+  readonly after?: string
+  readonly limit: number
+}
+
+export type Write = {
+  [T in Table]:
+    | { readonly table: T; readonly do: 'insert'; readonly row: Tables[T] }
+    /** Applied only if the stored version is still `row.version`. */
+    | { readonly table: T; readonly do: 'update'; readonly row: Tables[T] }
+    | { readonly table: T; readonly do: 'delete'; readonly id: string; readonly version: number }
+}[Table]
+
+export interface Changes {
+  readonly writes: readonly Write[]
+  /** At least one: nothing changes unaudited. */
+  readonly entries: readonly AuditEntry[]
+}
+
+/** All or nothing. A conflict names the first write that did not apply; nothing of this commit is then written, entries included. */
+export type Verdict =
+  | { readonly committed: true; readonly sequence: number }
+  | {
+      readonly committed: false
+      readonly conflict: { readonly table: Table; readonly id: string; readonly why: 'version' | 'exists' | 'missing' | 'unique'; readonly field?: string }
+    }
+
+/**
+ * The narrow store. `commit` resolves when durable (or with a conflict); throws Problem('unavailable') when the disk is full or gone,
+ * after which the store is read-only until writing works again. `reserved` commits (revocation, audit of refusals) may use the reserve.
+ */
+export interface Store {
+  get<T extends Table>(table: T, id: string): Promise<Tables[T] | undefined>
+  find<T extends Table>(table: T, query: Query<T>): Promise<readonly Tables[T][]>
+  count<T extends Table>(table: T, where?: Query<T>['where']): Promise<number>
+  commit(changes: Changes, options?: { readonly reserved?: boolean }): Promise<Verdict>
+  audit(query: { readonly after: number; readonly limit: number }): Promise<readonly SequencedEntry[]>
+  /** Signed tree head: C2SP tlog-checkpoint text, newest first. */
+  checkpoint(): Promise<{ readonly size: number; readonly root: Uint8Array; readonly chain: Uint8Array }>
+  health(): { readonly writable: boolean; readonly reason: string | null }
+  close(): Promise<void>
+}
+
+export type KmsKeyPurpose =
+  | 'root-ca'
+  | 'issuing-ca'
+  | 'server-tls'
+  | 'challenge-signing'
+  | 'delivery-signing'
+  | 'group-signing'
+  | 'release-signing'
+  | 'audit-signing'
+  | 'kek'
+
+/** Where CA keys and the KEK live. Batched and asynchronous from the first day, so that it can move behind a socket or into an HSM. */
+export interface Kms {
+  /** Idempotent per `name`. P-256 for signing purposes, AES-256 for `kek`. */
+  create(name: string, purpose: KmsKeyPurpose): Promise<KmsKey>
+  describe(name: string): Promise<KmsKey | undefined>
+  list(): Promise<readonly KmsKey[]>
+  /** ECDSA P-256 with SHA-256 over `data`; DER signatures, in the order asked. Each key signs only for its purpose. */
+  sign(batch: readonly { readonly key: string; readonly purpose: KmsKeyPurpose; readonly data: Uint8Array }[]): Promise<readonly Uint8Array[]>
+  wrap(batch: readonly { readonly key: string; readonly plaintext: Secret; readonly context: Uint8Array }[]): Promise<readonly Uint8Array[]>
+  unwrap(batch: readonly { readonly key: string; readonly wrapped: Uint8Array; readonly context: Uint8Array }[]): Promise<readonly Secret[]>
+  destroy(name: string): Promise<void>
+  close(): Promise<void>
+}
+
+export interface KmsKey {
+  readonly name: string
+  readonly purpose: KmsKeyPurpose
+  /** DER SubjectPublicKeyInfo; null for the KEK. */
+  readonly spki: Uint8Array | null
+  readonly uses: number
+}
+
+/** Who sent a message, as the transport proved it. */
+export interface DeviceRef {
+  /** Client id: device id, or `e-…` without identity. */
+  readonly client: string
+  readonly device: DeviceId | null
+  /** Address prefix for accounting (IPv4 /24, IPv6 /48). */
+  readonly from: string
+  /** TLS exporter of this connection with our label (32 bytes); null on an external broker. */
+  readonly exporter: Uint8Array | null
+  readonly connection: number
+}
+
+/** The smallest interface that covers every MQTT engine. */
+export interface Bus {
+  /** Resolving means durable: PUBACK leaves then. */
+  start(handler: (from: DeviceRef, bytes: Uint8Array) => Promise<void>): Promise<void>
+  /** Best effort; durability is the outbox. */
+  send(client: string, bytes: Uint8Array): Promise<'accepted' | 'offline'>
+  publish(groupTopic: string, bytes: Uint8Array): Promise<void>
+  /** Closes every live connection of the client; resolves when closed. */
+  kick(client: string, reason: string): Promise<void>
+  online(client: string): boolean
+  onPresence(listener: (from: DeviceRef, present: boolean) => void): void
+  health(): { readonly listening: boolean; readonly connections: number }
+  stop(): Promise<void>
+}
+
+/** Everything a flow needs from outside. */
+export interface Context {
+  readonly tenant: string
+  readonly store: Store
+  readonly kms: Kms
+  readonly bus: Bus
+  readonly refusals: RefusalCounter
+  readonly now: () => number
+  readonly random: (length: number) => Uint8Array
+  /** One line for the operator's log; never key bytes, never unbounded. */
+  readonly log: (line: string) => void
+  /** Named durable steps; fault runs end the process there. */
+  readonly step: (name: string) => void
+}

@@ -1,0 +1,71 @@
+import type { DeviceId, Epoch, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
+import type { KeyAlgorithm, Protection } from '@fleetkey/protocol/messages.ts'
+
+/** NIST SP 800-57 Part 1 Rev. 5, §7. */
+export type KeyState = 'pre-activation' | 'active' | 'suspended' | 'deactivated' | 'compromised' | 'destroyed'
+
+/** A managed key. Its protection is fixed for good, so that a `sealed` epoch can never stand in for a `tpm` one. */
+export interface ManagedKey {
+  readonly id: KeyId
+  readonly version: number
+  readonly algorithm: KeyAlgorithm
+  readonly protection: Protection
+  readonly createdAt: number
+  /** The epoch in use (0: none yet) and the newest one made. `latest` only grows. */
+  readonly current: number
+  readonly latest: number
+  /** Milliseconds that a superseded epoch stays readable after the switch. */
+  readonly recipientUsage: number
+}
+
+/** Key material of one epoch, encrypted at rest. `id` is `<key>/<epoch>`. */
+export interface KeyEpoch {
+  readonly id: string
+  readonly version: number
+  readonly key: KeyId
+  readonly epoch: Epoch
+  readonly state: KeyState
+  /** AES-256-GCM cell under the DEK (keys/at-rest.ts); null once destroyed. */
+  readonly material: Uint8Array | null
+  /** Hex SHA-256 based check value: tells that two openings agree, reveals nothing. */
+  readonly checkValue: string
+  readonly createdAt: number
+  readonly activatedAt: number | null
+  readonly deactivatedAt: number | null
+  readonly destroyedAt: number | null
+}
+
+/** `id` is `<key>/<group>`: members of the group may hold the key. */
+export interface Grant {
+  readonly id: string
+  readonly version: number
+  readonly key: KeyId
+  readonly group: GroupId
+  readonly grantedAt: number
+}
+
+/** What a device has proven it holds. `id` is `<device>/<key>/<epoch>`. Stages only go forward. */
+export interface Holding {
+  readonly id: string
+  readonly version: number
+  readonly device: DeviceId
+  readonly key: KeyId
+  readonly epoch: Epoch
+  readonly stage: 'delivered' | 'installed' | 'active' | 'retired' | 'failed'
+  /** The nonce that the proof of use must cover. */
+  readonly nonce: Uint8Array
+  readonly deliveredAt: number
+  readonly installedAt: number | null
+  readonly activeAt: number | null
+  readonly retiredAt: number | null
+  readonly reason: string | null
+}
+
+/** A data encryption key wrapped by the KEK that lives in the KMS. */
+export interface DataKey {
+  readonly id: string
+  readonly version: number
+  readonly kek: string
+  readonly wrapped: Uint8Array
+  readonly createdAt: number
+}
