@@ -1,0 +1,36 @@
+import { spawnSync } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+
+/** Programs that judge our work, and Debian's package of each. */
+export const judges = {
+  swtpm: 'swtpm',
+  tpm2_quote: 'tpm2-tools',
+  tpm2_checkquote: 'tpm2-tools',
+  mosquitto: 'mosquitto',
+  mosquitto_sub: 'mosquitto-clients',
+  openssl: 'openssl',
+} as const
+
+const found = (program: string): boolean => (process.env['PATH'] ?? '').split(':').concat('/usr/sbin', '/sbin').some((folder) => existsSync(`${folder}/${program}`))
+const isDebian = (): boolean => existsSync('/etc/debian_version') && readFileSync('/etc/os-release', 'utf8').includes('debian')
+
+/** Installs what is missing from Debian's packages when that is possible (root on Debian); says what is missing otherwise. */
+export const installJudges = (): void => {
+  const missing = Object.entries(judges).flatMap(([program, name]) => (found(program) ? [] : [name]))
+  if (missing.length === 0) return
+  const packages = [...new Set(missing)]
+  if (process.getuid?.() !== 0 || !isDebian()) {
+    console.log(`missing programs (tests that need them are skipped): apt-get install ${packages.join(' ')}`)
+    return
+  }
+  console.log(`installing ${packages.join(' ')} …`)
+  // Debian starts a mosquitto of its own on 1883 when it is installed; nobody here wants it.
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive', RUNLEVEL: '1' }
+  for (const args of [
+    ['update', '-qq'],
+    ['install', '-y', '-qq', '--no-install-recommends', ...packages],
+  ]) {
+    const done = spawnSync('apt-get', args, { env, encoding: 'utf8' })
+    if (done.status !== 0) console.log(`apt-get ${args.join(' ')} failed: ${done.stderr}`)
+  }
+}
