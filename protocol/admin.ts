@@ -1,0 +1,339 @@
+import { z } from 'zod'
+import { DeviceId, GroupId, KeyId } from './ids.ts'
+import { KeyAlgorithm, Protection } from './messages.ts'
+
+/**
+ * The operator's surface: one row per request. The server's routes, its OpenAPI description and the command-line client
+ * are all derived from `operations`; a request or an answer is spelled here and nowhere else.
+ * Times are milliseconds since 1970 (UTC), bytes are base64 text.
+ */
+const time = z.int().min(0)
+const base64 = (max: number) =>
+  z
+    .string()
+    .max(Math.ceil(max / 3) * 4)
+    .regex(/^[A-Za-z0-9+/]*={0,2}$/)
+const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}$/)
+const page = { after: z.string().max(200).optional(), limit: z.coerce.number().int().min(1).max(1000).default(100) }
+const listOf = <T extends z.ZodType>(row: T) => z.strictObject({ items: z.array(row), next: z.string().nullable() })
+const ok = z.strictObject({ ok: z.literal(true) })
+
+export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left'])
+const counts = z.record(Stage, z.int().min(0))
+
+export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time })
+export const BatchView = z.strictObject({
+  id: name,
+  station: z.string(),
+  rows: z.int(),
+  manifestHash: z.string(),
+  importedAt: time,
+  importedBy: z.string(),
+  states: z.strictObject({ registered: z.int(), enrolled: z.int(), revoked: z.int() }),
+})
+export const ReleaseView = z.strictObject({
+  id: z.string(),
+  model: z.string(),
+  name: z.string(),
+  number: z.int(),
+  pcrs: z.record(z.string(), z.string()),
+  importedAt: time,
+})
+export const EndorsementView = z.strictObject({ id: z.string(), subject: z.string(), test: z.boolean(), importedAt: time })
+export const GroupPolicyView = z.strictObject({ connectionProof: z.boolean(), rotateOnLeave: z.boolean() })
+export const GroupView = z.strictObject({ id: GroupId, createdAt: time, members: z.int(), policy: GroupPolicyView, keys: z.array(KeyId) })
+export const DeviceSummary = z.strictObject({
+  id: DeviceId,
+  serial: z.string(),
+  model: z.string(),
+  batch: z.string(),
+  state: z.enum(['registered', 'enrolled', 'revoked']),
+  online: z.boolean(),
+  release: z.string().nullable(),
+  assurance: z.string().nullable(),
+  refusal: z.string().nullable(),
+})
+export const HoldingView = z.strictObject({
+  key: KeyId,
+  epoch: z.int(),
+  stage: z.string(),
+  deliveredAt: time,
+  installedAt: time.nullable(),
+  activeAt: time.nullable(),
+  retiredAt: time.nullable(),
+  reason: z.string().nullable(),
+})
+export const DeviceView = DeviceSummary.extend({
+  registeredAt: time,
+  enrolledAt: time.nullable(),
+  lastSeenAt: time.nullable(),
+  revokedAt: time.nullable(),
+  revocationReason: z.string().nullable(),
+  ekHash: z.string().nullable(),
+  certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time })),
+  groups: z.array(GroupId),
+  holdings: z.array(HoldingView),
+  lastRefusal: z.strictObject({ at: time, code: z.string(), reason: z.string() }).nullable(),
+})
+export const KeyView = z.strictObject({
+  id: KeyId,
+  algorithm: KeyAlgorithm,
+  protection: Protection,
+  current: z.int(),
+  latest: z.int(),
+  recipientUsage: z.int(),
+  createdAt: time,
+  grants: z.array(GroupId),
+  epochs: z.array(
+    z.strictObject({
+      epoch: z.int(),
+      state: z.string(),
+      checkValue: z.string(),
+      createdAt: time,
+      activatedAt: time.nullable(),
+      deactivatedAt: time.nullable(),
+      destroyedAt: time.nullable(),
+    }),
+  ),
+})
+export const CampaignPolicyInput = z.strictObject({
+  waves: z.array(z.number().gt(0).max(1)).min(1).max(20).optional(),
+  successThreshold: z.number().min(0).max(1).optional(),
+  errorThreshold: z.number().min(0).max(1).optional(),
+  /** Milliseconds. */
+  deadline: z.int().min(100).max(31_536_000_000).optional(),
+})
+export const CampaignView = z.strictObject({
+  id: z.string(),
+  key: KeyId,
+  from: z.int(),
+  to: z.int(),
+  state: z.enum(['installing', 'activating', 'retiring', 'done', 'paused', 'halted', 'aborted']),
+  because: z.string(),
+  createdAt: time,
+  createdBy: z.string(),
+  finishedAt: time.nullable(),
+  policy: z.strictObject({ waves: z.array(z.number()), successThreshold: z.number(), errorThreshold: z.number(), deadline: z.int() }),
+  wave: z.int(),
+  waves: z.int(),
+  targets: z.int(),
+  counts,
+  waveCounts: z.array(counts),
+})
+export const TargetView = z.strictObject({ device: DeviceId, wave: z.int(), stage: Stage, changedAt: time, reason: z.string().nullable() })
+export const AuditView = z.strictObject({
+  sequence: z.int(),
+  at: time,
+  caller: z.string(),
+  from: z.string(),
+  action: z.string(),
+  subject: z.string(),
+  outcome: z.enum(['done', 'refused']),
+  code: z.string().nullable(),
+  detail: z.string(),
+})
+export const StatusView = z.strictObject({
+  tenant: z.string(),
+  version: z.string(),
+  now: time,
+  writable: z.boolean(),
+  reason: z.string().nullable(),
+  connections: z.int(),
+  testEndorsements: z.array(z.string()),
+  devices: z.strictObject({ registered: z.int(), enrolled: z.int(), revoked: z.int() }),
+  audit: z.strictObject({ size: z.int(), root: z.string() }),
+  certificates: z.array(z.strictObject({ name: z.string(), notAfter: time })),
+  store: z.string(),
+  kms: z.string(),
+})
+/** What a device needs to know before its first contact; also the file `bundle.json`. */
+export const Bundle = z.strictObject({
+  server: z.string(),
+  tenant: z.string(),
+  trust: z.array(z.string()).min(1),
+  chain: z.array(z.string()).min(1),
+  keys: z.array(z.string()).min(1),
+})
+export type Bundle = z.infer<typeof Bundle>
+
+/** RFC 9457; `code` is the one word of protocol/problem.ts. */
+export const ProblemView = z.object({ type: z.string(), title: z.string(), status: z.int(), code: z.string(), detail: z.string().optional() })
+
+const signed = { content: base64(16 << 20), signature: base64(256), station: name }
+
+export interface Operation {
+  readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
+  readonly path: string
+  readonly summary: string
+  readonly query?: z.ZodObject
+  readonly body?: z.ZodType
+  readonly response: z.ZodType
+}
+
+export const operations = {
+  status: { method: 'GET', path: '/api/1/status', summary: 'Health, sizes and warnings of the server', response: StatusView },
+  bundle: { method: 'GET', path: '/api/1/bundle', summary: 'What a device needs before its first contact', response: Bundle },
+
+  'station.list': { method: 'GET', path: '/api/1/stations', summary: 'Factory stations', response: listOf(StationView) },
+  'station.add': {
+    method: 'POST',
+    path: '/api/1/stations',
+    summary: 'Admit the public key of a factory station',
+    body: z.strictObject({ id: name, publicKey: z.string().max(2000) }),
+    response: ok,
+  },
+  'station.remove': { method: 'DELETE', path: '/api/1/stations/{id}', summary: 'Remove a station: its signatures count no more', response: ok },
+
+  'batch.import': {
+    method: 'POST',
+    path: '/api/1/batches',
+    summary: 'Import a signed batch manifest, all rows or none',
+    body: z.strictObject({ ...signed, format: z.enum(['json', 'csv']), batch: name.optional() }),
+    response: z.strictObject({ batch: name, rows: z.int() }),
+  },
+  'batch.list': { method: 'GET', path: '/api/1/batches', summary: 'Batches', query: z.object(page), response: listOf(BatchView.omit({ states: true })) },
+  'batch.show': { method: 'GET', path: '/api/1/batches/{id}', summary: 'One batch and how far its devices are', response: BatchView },
+
+  'release.import': {
+    method: 'POST',
+    path: '/api/1/releases',
+    summary: 'Import signed reference values of a firmware release',
+    body: z.strictObject(signed),
+    response: z.strictObject({ id: z.string() }),
+  },
+  'release.list': { method: 'GET', path: '/api/1/releases', summary: 'Releases', query: z.object(page), response: listOf(ReleaseView) },
+
+  'endorsement.import': {
+    method: 'POST',
+    path: '/api/1/endorsements',
+    summary: 'Trust a CA that vouches for EKs; `test` admits a simulator, is audited and shown in every report',
+    body: z.strictObject({ certificate: z.string().max(8000), test: z.boolean() }),
+    response: z.strictObject({ id: z.string() }),
+  },
+  'endorsement.list': { method: 'GET', path: '/api/1/endorsements', summary: 'Trusted EK CAs', query: z.object(page), response: listOf(EndorsementView) },
+
+  'group.create': { method: 'POST', path: '/api/1/groups', summary: 'Create a group of devices', body: z.strictObject({ id: GroupId }), response: ok },
+  'group.list': { method: 'GET', path: '/api/1/groups', summary: 'Groups', query: z.object(page), response: listOf(GroupView) },
+  'group.show': { method: 'GET', path: '/api/1/groups/{id}', summary: 'One group', response: GroupView },
+  'group.members': {
+    method: 'GET',
+    path: '/api/1/groups/{id}/members',
+    summary: 'Members of a group',
+    query: z.object(page),
+    response: listOf(z.strictObject({ device: DeviceId, joinedAt: time })),
+  },
+  'group.add': {
+    method: 'POST',
+    path: '/api/1/groups/{id}/members',
+    summary: 'Add devices, or every device of a batch',
+    body: z.strictObject({ devices: z.array(DeviceId).max(10_000).optional(), batch: name.optional() }),
+    response: z.strictObject({ added: z.int(), already: z.int() }),
+  },
+  'group.remove': {
+    method: 'DELETE',
+    path: '/api/1/groups/{id}/members/{device}',
+    summary: 'Remove a device; its keys are rotated when the policy says so',
+    response: ok,
+  },
+  'group.policy.get': { method: 'GET', path: '/api/1/groups/{id}/policy', summary: 'Policy of a group', response: GroupPolicyView },
+  'group.policy.set': {
+    method: 'PUT',
+    path: '/api/1/groups/{id}/policy',
+    summary: 'Change the policy of a group',
+    body: GroupPolicyView.partial(),
+    response: GroupPolicyView,
+  },
+
+  'device.list': {
+    method: 'GET',
+    path: '/api/1/devices',
+    summary: 'Devices',
+    query: z.object({ ...page, state: z.enum(['registered', 'enrolled', 'revoked']).optional(), batch: name.optional() }),
+    response: listOf(DeviceSummary),
+  },
+  'device.show': { method: 'GET', path: '/api/1/devices/{id}', summary: 'One device: identity, keys it holds, why it was refused last', response: DeviceView },
+  'device.revoke': {
+    method: 'POST',
+    path: '/api/1/devices/{id}/revoke',
+    summary: 'Revoke: live session cut, certificates refused, keys of its groups rotated without it',
+    body: z.strictObject({ reason: z.string().min(1).max(200) }),
+    response: z.strictObject({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
+  },
+
+  'key.create': {
+    method: 'POST',
+    path: '/api/1/keys',
+    summary: 'Create a managed key with its first epoch',
+    body: z.strictObject({
+      id: KeyId,
+      protection: Protection,
+      algorithm: KeyAlgorithm.optional(),
+      recipientUsage: z.int().min(0).max(315_360_000_000).optional(),
+    }),
+    response: z.strictObject({ id: KeyId, epoch: z.int() }),
+  },
+  'key.list': { method: 'GET', path: '/api/1/keys', summary: 'Managed keys', query: z.object(page), response: listOf(KeyView) },
+  'key.show': { method: 'GET', path: '/api/1/keys/{id}', summary: 'One key with its epochs', response: KeyView },
+  'key.grant': {
+    method: 'POST',
+    path: '/api/1/keys/{id}/grants',
+    summary: 'Let the members of a group hold a key',
+    body: z.strictObject({ group: GroupId }),
+    response: z.strictObject({ devices: z.int() }),
+  },
+  'key.rotate': {
+    method: 'POST',
+    path: '/api/1/keys/{id}/rotate',
+    summary: 'Rotate: a new epoch, a campaign',
+    body: CampaignPolicyInput,
+    response: z.strictObject({ campaign: z.string(), epoch: z.int() }),
+  },
+
+  'campaign.list': {
+    method: 'GET',
+    path: '/api/1/campaigns',
+    summary: 'Campaigns, newest last',
+    query: z.object({ ...page, key: KeyId.optional() }),
+    response: listOf(CampaignView),
+  },
+  'campaign.show': { method: 'GET', path: '/api/1/campaigns/{id}', summary: 'One campaign', response: CampaignView },
+  'campaign.targets': {
+    method: 'GET',
+    path: '/api/1/campaigns/{id}/targets',
+    summary: 'Devices of a campaign',
+    query: z.object({ ...page, stage: Stage.optional() }),
+    response: listOf(TargetView),
+  },
+  'campaign.pause': { method: 'POST', path: '/api/1/campaigns/{id}/pause', summary: 'Pause', response: CampaignView },
+  'campaign.resume': { method: 'POST', path: '/api/1/campaigns/{id}/resume', summary: 'Resume', response: CampaignView },
+  'campaign.abort': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/abort',
+    summary: 'Abort: what is installed stays readable, nothing more is sent',
+    response: CampaignView,
+  },
+
+  'audit.list': {
+    method: 'GET',
+    path: '/api/1/audit',
+    summary: 'Audit entries',
+    query: z.object({ after: z.coerce.number().int().min(0).default(0), limit: page.limit, device: z.string().max(100).optional() }),
+    response: listOf(AuditView),
+  },
+  'audit.key': {
+    method: 'GET',
+    path: '/api/1/audit/key',
+    summary: 'Public key that signs checkpoints',
+    response: z.strictObject({ origin: z.string(), spki: z.string() }),
+  },
+} as const satisfies Readonly<Record<string, Operation>>
+
+export type OperationName = keyof typeof operations
+type Of<N extends OperationName> = (typeof operations)[N]
+export type BodyIn<N extends OperationName> = Of<N> extends { body: infer B extends z.ZodType } ? z.input<B> : undefined
+export type BodyOut<N extends OperationName> = Of<N> extends { body: infer B extends z.ZodType } ? z.output<B> : undefined
+export type QueryIn<N extends OperationName> = Of<N> extends { query: infer Q extends z.ZodType } ? z.input<Q> : undefined
+export type QueryOut<N extends OperationName> = Of<N> extends { query: infer Q extends z.ZodType } ? z.output<Q> : undefined
+export type ResponseOf<N extends OperationName> = z.output<Of<N>['response']>
+export type ParamsOf<N extends OperationName> = Readonly<Record<ParamNames<Of<N>['path']>, string>>
+type ParamNames<P extends string> = P extends `${string}{${infer Name}}${infer Rest}` ? Name | ParamNames<Rest> : never
