@@ -1,0 +1,166 @@
+import { createHash } from 'node:crypto'
+import { createServer, type Server } from 'node:https'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { operations, type BodyOut, type Operation, type OperationName, type ParamsOf, type QueryOut, type ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { Problem, problemStatus, toProblem } from '@fleetkey/protocol/problem.ts'
+import type { Caller } from '../../access/caller.ts'
+import type { Context } from '../../flows/context.ts'
+import { addressPrefix } from '../address.ts'
+import { openApi } from '../openapi.ts'
+
+/** One authenticated, parsed request. */
+export interface Call<N extends OperationName> {
+  readonly caller: Caller
+  readonly params: ParamsOf<N>
+  readonly query: QueryOut<N>
+  readonly body: BodyOut<N>
+}
+
+export type Handlers = { readonly [N in OperationName]: (call: Call<N>) => Promise<ResponseOf<N>> }
+
+/** What cannot be one JSON answer: it writes its own body. */
+export interface Streams {
+  readonly auditExport: (caller: Caller, response: ServerResponse) => Promise<void>
+}
+
+export interface AdminOptions {
+  readonly tls: { readonly key: string; readonly cert: string }
+  readonly handlers: Handlers
+  readonly streams: Streams
+  readonly ready: () => { readonly ready: boolean; readonly reason: string | null }
+}
+
+const smallBody = 64 << 10
+/** A batch manifest of 100,000 rows is about 12 MB; base64 adds a third. */
+const largeBody = 24 << 20
+const largeBodies: ReadonlySet<OperationName> = new Set(['batch.import', 'release.import'])
+
+interface Route {
+  readonly name: OperationName
+  readonly operation: Operation
+  readonly segments: readonly string[]
+}
+
+const routes: readonly Route[] = Object.entries(operations).map(([name, operation]) => ({
+  name: name as OperationName,
+  operation,
+  segments: operation.path.split('/'),
+}))
+
+/** The route of a request with its path parameters; `undefined` when there is none. */
+export const matchRoute = (method: string, path: string): { route: Route; params: Record<string, string> } | undefined => {
+  const segments = path.split('/')
+  for (const route of routes) {
+    if (route.operation.method !== method || route.segments.length !== segments.length) continue
+    const params: Record<string, string> = {}
+    const matches = route.segments.every((expected, at) => {
+      const given = segments[at] ?? ''
+      if (!expected.startsWith('{')) return expected === given
+      if (!/^[A-Za-z0-9_.:-]{1,200}$/.test(given)) return false
+      params[expected.slice(1, -1)] = given
+      return true
+    })
+    if (matches) return { route, params }
+  }
+  return undefined
+}
+
+const readBody = async (request: IncomingMessage, max: number): Promise<Buffer> => {
+  const chunks: Buffer[] = []
+  let length = 0
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    length += chunk.length
+    if (length > max) throw new Problem('malformed', `body of more than ${max} bytes`)
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}
+
+/** Who holds this bearer token (RFC 6750). Only the hash is stored and looked up, so the comparison leaks nothing of a token. */
+const authenticate = async (ctx: Context, request: IncomingMessage): Promise<Caller> => {
+  const from = addressPrefix(request.socket.remoteAddress ?? '')
+  const token = /^Bearer ([A-Za-z0-9_-]{20,200})$/.exec(request.headers.authorization ?? '')?.[1]
+  const hash = token === undefined ? '' : createHash('sha256').update(token).digest('hex')
+  const known = token === undefined ? undefined : (await ctx.store.find('token', { where: { hash }, limit: 1 }))[0]
+  if (known !== undefined && (known.expiresAt === null || known.expiresAt > ctx.now()))
+    return { kind: 'operator', id: known.operator, roles: known.roles, from }
+  const problem = new Problem('unauthenticated', token === undefined ? 'no bearer token' : known === undefined ? 'unknown token' : 'expired token', {
+    reason: 'token',
+  })
+  ctx.refusals.count({ caller: { from }, action: 'fleet.read', subject: (request.url ?? '').slice(0, 100) }, problem, ctx.now())
+  throw problem
+}
+
+const parsed = <T>(schema: Operation['body'], value: unknown, what: string): T => {
+  if (schema === undefined) return undefined as T
+  const result = schema.safeParse(value)
+  if (result.success) return result.data as T
+  const issue = result.error.issues[0]
+  throw new Problem('malformed', `${what}${issue === undefined ? '' : ` ${issue.path.join('.')}: ${issue.message}`}`)
+}
+
+const json = (text: string): unknown => {
+  try {
+    return text === '' ? {} : JSON.parse(text)
+  } catch (cause) {
+    throw new Problem('malformed', 'the body is not JSON', { cause })
+  }
+}
+
+const answer = (response: ServerResponse, status: number, type: string, body: unknown, headers: Readonly<Record<string, string>> = {}): void => {
+  response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff', ...headers })
+  response.end(typeof body === 'string' ? body : `${JSON.stringify(body)}\n`)
+}
+
+const handle = async (ctx: Context, options: AdminOptions, request: IncomingMessage, response: ServerResponse): Promise<void> => {
+  const url = new URL(request.url ?? '/', 'https://fleetkey')
+  if (request.method === 'GET' && url.pathname === '/healthz') return answer(response, 200, 'application/json', { ok: true })
+  if (request.method === 'GET' && url.pathname === '/readyz') {
+    const state = options.ready()
+    return answer(response, state.ready ? 200 : 503, 'application/json', state)
+  }
+  if (request.method === 'GET' && url.pathname === '/openapi.json') return answer(response, 200, 'application/json', openApi())
+  if (request.method === 'GET' && url.pathname === '/api/1/audit/export') return await options.streams.auditExport(await authenticate(ctx, request), response)
+  const found = matchRoute(request.method ?? '', url.pathname)
+  if (found === undefined) throw new Problem('not-found', `${request.method} ${url.pathname}`)
+  const { name, operation } = found.route
+  const caller = await authenticate(ctx, request)
+  const body =
+    operation.body === undefined
+      ? undefined
+      : parsed(operation.body, json((await readBody(request, largeBodies.has(name) ? largeBody : smallBody)).toString('utf8')), 'body')
+  const query = parsed(operation.query, Object.fromEntries(url.searchParams), 'query')
+  const handler = options.handlers[name] as (call: unknown) => Promise<unknown>
+  answer(response, 200, 'application/json', await handler({ caller, params: found.params, query, body }))
+}
+
+/** Operators are told why (they are authenticated); an internal fault and a missing token show no more than the code. */
+const answerProblem = (ctx: Context, request: IncomingMessage, response: ServerResponse, thrown: unknown): void => {
+  const problem = toProblem(thrown)
+  if (problem.code === 'internal') ctx.log(`admin ${request.method} ${(request.url ?? '').slice(0, 200)}: ${problem.message}`)
+  if (response.headersSent) return void response.destroy()
+  const detail = problem.code === 'internal' || problem.code === 'unauthenticated' ? {} : { detail: problem.message }
+  const retry = problem.retryAfterSeconds === undefined ? {} : { 'retry-after': String(problem.retryAfterSeconds) }
+  const status = problemStatus[problem.code]
+  // What is left of a refused body is not worth reading.
+  answer(
+    response,
+    status,
+    'application/problem+json',
+    { type: `urn:fleetkey:problem:${problem.code}`, title: problem.code, status, code: problem.code, ...detail },
+    { connection: 'close', ...retry },
+  )
+}
+
+/** The HTTPS admin API (TLS 1.3, bearer tokens, problem+json after RFC 9457). Not listening yet. */
+export const adminServer = (ctx: Context, options: AdminOptions): Server => {
+  const server = createServer({ ...options.tls, minVersion: 'TLSv1.3', maxHeaderSize: 16 << 10 }, (request, response) => {
+    handle(ctx, options, request, response).catch((thrown: unknown) => answerProblem(ctx, request, response, thrown))
+  })
+  server.headersTimeout = 10_000
+  server.requestTimeout = 60_000
+  server.maxConnections = 512
+  server.on('tlsClientError', () => undefined)
+  server.on('clientError', (_error, socket) => socket.destroy())
+  return server
+}
