@@ -1,1 +1,92 @@
 #!/usr/bin/env node
+import { resolve } from 'node:path'
+import { parseArgs } from 'node:util'
+import { createClient, Refused, resolveConnection, Unreachable, type Client } from './client.ts'
+import { commonOptions, exit, UsageError, type Command } from './command.ts'
+import { commands } from './commands/index.ts'
+import { createOutput } from './output.ts'
+
+const overview = (): string =>
+  [
+    'fleetkey: provisions devices and distributes keys to them',
+    '',
+    ...commands.map(({ name, usage, summary }) => `  ${`fleetkey ${name} ${usage}`.trimEnd().padEnd(68)} ${summary}`),
+    '',
+    'Connection: --server URL --token-file F --ca F, or FLEETKEY_SERVER, FLEETKEY_TOKEN_FILE, FLEETKEY_CA, or cli.json in --data DIR (default: data).',
+    '--json prints JSON. Exit codes: 0 ok, 1 usage, 2 remote, 3 refused, 4 partial, 5 not ready.',
+  ].join('\n')
+
+/** The command whose name is the longest start of the words, and the words that follow it. */
+const find = (words: readonly string[]): { command: Command; rest: readonly string[] } | undefined => {
+  for (const length of [3, 2, 1]) {
+    const command = commands.find(({ name }) => name === words.slice(0, length).join(' '))
+    if (command !== undefined && words.length >= length) return { command, rest: words.slice(length) }
+  }
+  return undefined
+}
+
+/** Exit code for whatever a command threw, with one line on stderr. */
+const failed = (error: unknown, warn: (line: string) => void, command?: Command): number => {
+  if (error instanceof UsageError || (error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'))) {
+    warn(`fleetkey: ${error.message}`)
+    warn(command === undefined ? 'fleetkey --help lists the commands' : `usage: fleetkey ${command.name} ${command.usage}`)
+    return exit.usage
+  }
+  if (error instanceof Refused) {
+    warn(`fleetkey: ${error.code}: ${error.message}`)
+    if (error.code === 'unavailable') return exit.notReady
+    return error.code === 'internal' || error.code === 'rate-limited' ? exit.remote : exit.refused
+  }
+  if (error instanceof Unreachable) {
+    warn(`fleetkey: ${error.message}`)
+    return exit.remote
+  }
+  warn(`fleetkey: ${error instanceof Error ? (process.env['FLEETKEY_DEBUG'] === undefined ? error.message : error.stack) : String(error)}`)
+  return exit.remote
+}
+
+/** Runs one command line; the exit code comes back. */
+export const main = async (argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> => {
+  const warn = (line: string): void => void process.stderr.write(`${line}\n`)
+  const words = argv.filter((word, at) => !word.startsWith('-') && argv.slice(0, at).every((before) => !before.startsWith('-')))
+  const found = find(words)
+  if (found === undefined) {
+    const help = argv.length === 0 || argv.some((word) => word === '--help' || word === '-h')
+    if (help) process.stdout.write(`${overview()}\n`)
+    else warn(`fleetkey: there is no command '${words.slice(0, 3).join(' ')}'; fleetkey --help lists them`)
+    return argv.length === 0 || !help ? exit.usage : exit.ok
+  }
+  const { command } = found
+  let client: Client | undefined
+  try {
+    const { values, positionals } = parseArgs({
+      args: argv.slice(command.name.split(' ').length),
+      options: { ...commonOptions, ...command.options },
+      allowPositionals: true,
+    })
+    const options = values as Readonly<Record<string, string | boolean | string[] | undefined>>
+    if (options['help'] === true) {
+      process.stdout.write(`usage: fleetkey ${command.name} ${command.usage}\n${command.summary}\n`)
+      return exit.ok
+    }
+    const [least, most] = command.args
+    if (positionals.length < least || positionals.length > most)
+      throw new UsageError(positionals.length < least ? 'an argument is missing' : `'${positionals[most]}' is one argument too many`)
+    const data = resolve(typeof options['data'] === 'string' ? options['data'] : (env['FLEETKEY_DATA'] ?? 'data'))
+    const string = (name: string): string | undefined => (typeof options[name] === 'string' ? options[name] : undefined)
+    return await command.run({
+      args: positionals,
+      options,
+      data,
+      out: createOutput(options['json'] === true, process.stdout, process.stderr),
+      client: () => (client ??= createClient(resolveConnection({ server: string('server'), tokenFile: string('token-file'), ca: string('ca'), data }, env))),
+    })
+  } catch (error) {
+    return failed(error, warn, command)
+  } finally {
+    client?.close()
+  }
+}
+
+process.stdout.on('error', () => process.exit(0))
+if (import.meta.main) process.exitCode = await main(process.argv.slice(2))

@@ -1,0 +1,160 @@
+import { readFileSync } from 'node:fs'
+import { Agent, request } from 'node:https'
+import { join } from 'node:path'
+import type { IncomingMessage } from 'node:http'
+import {
+  operations,
+  ProblemView,
+  type BodyIn,
+  type Operation,
+  type OperationName,
+  type ParamsOf,
+  type QueryIn,
+  type ResponseOf,
+} from '@fleetkey/protocol/admin.ts'
+import { z } from 'zod'
+import { UsageError } from './command.ts'
+
+/** The server refused: its code decides the exit code. */
+export class Refused extends Error {
+  override readonly name = 'Refused'
+  readonly code: string
+  constructor(code: string, detail: string) {
+    super(detail)
+    this.code = code
+  }
+}
+
+/** The server could not be reached or does not speak our language. */
+export class Unreachable extends Error {
+  override readonly name = 'Unreachable'
+}
+
+interface Connection {
+  readonly server: string
+  readonly token: string
+  readonly ca: string
+}
+
+export interface Call<N extends OperationName> {
+  readonly params?: ParamsOf<N>
+  readonly query?: QueryIn<N>
+  readonly body?: BodyIn<N>
+}
+
+export interface Client {
+  readonly server: string
+  call<N extends OperationName>(name: N, call?: Call<N>): Promise<ResponseOf<N>>
+  /** A GET whose body is text, handed over piece by piece. */
+  stream(path: string, write: (chunk: string) => Promise<void> | void): Promise<void>
+  /** Status and body of a GET without a token. */
+  probe(path: string): Promise<{ readonly status: number; readonly body: string }>
+  close(): void
+}
+
+const CliFile = z.strictObject({ server: z.string(), token: z.string(), ca: z.string() })
+
+const fileText = (path: string, what: string): string => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch (error) {
+    throw new UsageError(`${what} ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+/**
+ * Where the server is: options, then FLEETKEY_SERVER, FLEETKEY_TOKEN_FILE, FLEETKEY_CA, then `cli.json` in the data folder,
+ * which the server writes at its first start.
+ */
+export const resolveConnection = (
+  given: { server?: string | undefined; tokenFile?: string | undefined; ca?: string | undefined; data: string },
+  env: NodeJS.ProcessEnv,
+): Connection => {
+  const server = given.server ?? env['FLEETKEY_SERVER']
+  const tokenFile = given.tokenFile ?? env['FLEETKEY_TOKEN_FILE']
+  const ca = given.ca ?? env['FLEETKEY_CA']
+  if (server !== undefined && tokenFile !== undefined && ca !== undefined)
+    return { server, token: fileText(tokenFile, 'token file').trim(), ca: fileText(ca, 'CA file') }
+  const path = join(given.data, 'cli.json')
+  let file: z.infer<typeof CliFile>
+  try {
+    file = CliFile.parse(JSON.parse(readFileSync(path, 'utf8')))
+  } catch {
+    throw new UsageError(`no server is named: give --server, --token-file and --ca, or --data DIR with the cli.json that the server wrote (looked at ${path})`)
+  }
+  return {
+    server: server ?? file.server,
+    token: tokenFile === undefined ? file.token : fileText(tokenFile, 'token file').trim(),
+    ca: ca === undefined ? file.ca : fileText(ca, 'CA file'),
+  }
+}
+
+const bodyOf = async (response: IncomingMessage, max = 64 << 20): Promise<string> => {
+  let all = ''
+  response.setEncoding('utf8')
+  for await (const chunk of response as AsyncIterable<string>) {
+    all += chunk
+    if (all.length > max) throw new Unreachable('the answer is too long')
+  }
+  return all
+}
+
+const problemOf = (status: number, body: string): Error => {
+  try {
+    const problem = ProblemView.parse(JSON.parse(body))
+    return new Refused(problem.code, problem.detail ?? problem.title)
+  } catch {
+    return new Unreachable(`unexpected answer ${status}`)
+  }
+}
+
+/** Speaks the admin API over TLS 1.3; every answer is checked against its schema. */
+export const createClient = (connection: Connection): Client => {
+  const agent = new Agent({ ca: connection.ca, minVersion: 'TLSv1.3', keepAlive: true, maxSockets: 8 })
+  const send = async (method: string, path: string, body: unknown, authorised: boolean): Promise<IncomingMessage> => {
+    const payload = body === undefined ? undefined : JSON.stringify(body)
+    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
+    const url = new URL(path, connection.server)
+    const outgoing = request(url, {
+      method,
+      agent,
+      timeout: 60_000,
+      headers: {
+        ...(authorised ? { authorization: `Bearer ${connection.token}` } : {}),
+        ...(payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
+      },
+    })
+    outgoing.on('response', resolve)
+    outgoing.on('timeout', () => outgoing.destroy(new Error('no answer within 60 s')))
+    outgoing.on('error', (error) => reject(new Unreachable(`${connection.server}: ${error.message}`)))
+    outgoing.end(payload)
+    return await promise
+  }
+  return {
+    server: connection.server,
+    async call(name, call = {}) {
+      const operation: Operation = operations[name]
+      const params: Readonly<Record<string, string>> = call.params ?? {}
+      const path = operation.path.replaceAll(/\{(\w+)\}/g, (_, key: string) => encodeURIComponent(params[key] ?? ''))
+      const query = Object.entries(call.query ?? {}).flatMap(([key, value]) => (value === undefined ? [] : [[key, String(value)] as [string, string]]))
+      const response = await send(operation.method, query.length === 0 ? path : `${path}?${new URLSearchParams(query)}`, call.body, true)
+      const body = await bodyOf(response)
+      if (response.statusCode !== 200) throw problemOf(response.statusCode ?? 0, body)
+      const result = operation.response.safeParse(JSON.parse(body))
+      if (!result.success) throw new Unreachable(`the server's answer to ${name} is not understood: ${result.error.issues[0]?.message}`)
+      return result.data as never
+    },
+    async stream(path, write) {
+      const response = await send('GET', path, undefined, true)
+      if (response.statusCode !== 200) throw problemOf(response.statusCode ?? 0, await bodyOf(response))
+      response.setEncoding('utf8')
+      for await (const chunk of response as AsyncIterable<string>) await write(chunk)
+      if (!response.complete) throw new Unreachable('the answer ended early')
+    },
+    async probe(path) {
+      const response = await send('GET', path, undefined, false)
+      return { status: response.statusCode ?? 0, body: await bodyOf(response) }
+    },
+    close: () => agent.destroy(),
+  }
+}

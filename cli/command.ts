@@ -1,0 +1,73 @@
+import type { ParseArgsOptionsConfig } from 'node:util'
+import type { Client } from './client.ts'
+import type { Output } from './output.ts'
+
+/** Exit codes, the same for every command. */
+export const exit = { ok: 0, usage: 1, remote: 2, refused: 3, partial: 4, notReady: 5 } as const
+
+/** Options that every command takes. */
+export const commonOptions = {
+  server: { type: 'string' },
+  'token-file': { type: 'string' },
+  ca: { type: 'string' },
+  data: { type: 'string' },
+  json: { type: 'boolean', default: false },
+  help: { type: 'boolean', short: 'h', default: false },
+} as const satisfies ParseArgsOptionsConfig
+
+export interface Invocation {
+  readonly args: readonly string[]
+  readonly options: Readonly<Record<string, string | boolean | readonly string[] | undefined>>
+  /** Made when first asked for: commands without a server never need one. */
+  readonly client: () => Client
+  readonly out: Output
+  readonly data: string
+}
+
+export interface Command {
+  /** `batch import` */
+  readonly name: string
+  /** `FILE [--signature FILE]`: what follows the name. */
+  readonly usage: string
+  readonly summary: string
+  /** Number of positional arguments: at least, at most. */
+  readonly args: readonly [number, number]
+  readonly options?: ParseArgsOptionsConfig
+  readonly run: (call: Invocation) => Promise<number>
+}
+
+/** The command line is wrong: exit code 1 with the usage. */
+export class UsageError extends Error {
+  override readonly name = 'UsageError'
+}
+
+export const text = (call: Invocation, option: string): string | undefined => {
+  const value = call.options[option]
+  return typeof value === 'string' ? value : undefined
+}
+
+/** A number within bounds, or a usage error that names the option. */
+export const number = (call: Invocation, option: string, min: number, max: number): number | undefined => {
+  const given = text(call, option)
+  if (given === undefined) return undefined
+  const value = Number(given)
+  if (given.trim() === '' || !Number.isFinite(value) || value < min || value > max)
+    throw new UsageError(`--${option} takes a number from ${min} to ${max}, not ${given}`)
+  return value
+}
+
+const units: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+
+/** `30s`, `15m`, `7d` in milliseconds. */
+export const duration = (call: Invocation, option: string): number | undefined => {
+  const given = text(call, option)
+  if (given === undefined) return undefined
+  const [, amount, unit] = /^(\d+(?:\.\d+)?)(ms|s|m|h|d)$/.exec(given) ?? []
+  if (amount === undefined || unit === undefined) throw new UsageError(`--${option} takes a duration such as 30s, 15m or 7d, not ${given}`)
+  return Math.round(Number(amount) * (units[unit] ?? 1))
+}
+
+export const required = (value: string | undefined, what: string): string => {
+  if (value === undefined) throw new UsageError(`${what} is missing`)
+  return value
+}

@@ -1,0 +1,168 @@
+import { readFileSync } from 'node:fs'
+import { exit, required, text, UsageError, type Command } from '../command.ts'
+import { facts, table, when } from '../output.ts'
+import { everyPage } from './paging.ts'
+
+const read = (path: string): Buffer => {
+  try {
+    return readFileSync(path)
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error))
+  }
+}
+
+/** A signed file and its detached signature (`FILE.sig`, base64) as the API takes them. */
+const signedFile = (path: string, signature: string | undefined, station: string | undefined): { content: string; signature: string; station: string } => ({
+  content: read(path).toString('base64'),
+  signature: read(signature ?? `${path}.sig`)
+    .toString('utf8')
+    .trim(),
+  station: required(station, '--station NAME (whose key signed the file)'),
+})
+
+const signedOptions = { signature: { type: 'string' }, station: { type: 'string' } } as const
+
+export const factoryCommands: readonly Command[] = [
+  {
+    name: 'station add',
+    usage: 'NAME PUBLIC-KEY.pem',
+    summary: 'admit the public key of a factory station',
+    args: [2, 2],
+    async run(call) {
+      const [id = '', path = ''] = call.args
+      await call.client().call('station.add', { body: { id, publicKey: read(path).toString('utf8') } })
+      call.out.result({ id }, () => `station ${id} added`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'station list',
+    usage: '',
+    summary: 'factory stations',
+    args: [0, 0],
+    async run(call) {
+      const { items } = await call.client().call('station.list')
+      call.out.result(items, () => table([['STATION', 'ADDED'], ...items.map(({ id, addedAt }) => [id, when(addedAt)])]))
+      return exit.ok
+    },
+  },
+  {
+    name: 'station remove',
+    usage: 'NAME',
+    summary: 'remove a station: its signatures count no more',
+    args: [1, 1],
+    async run(call) {
+      const [id = ''] = call.args
+      await call.client().call('station.remove', { params: { id } })
+      call.out.result({ id }, () => `station ${id} removed`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'batch import',
+    usage: 'FILE.json|FILE.csv --station NAME [--batch NAME] [--signature FILE]',
+    summary: 'import a signed batch manifest, all rows or none',
+    args: [1, 1],
+    options: { ...signedOptions, batch: { type: 'string' } },
+    async run(call) {
+      const [path = ''] = call.args
+      const batch = text(call, 'batch')
+      const body = {
+        ...signedFile(path, text(call, 'signature'), text(call, 'station')),
+        format: path.endsWith('.csv') ? ('csv' as const) : ('json' as const),
+        ...(batch === undefined ? {} : { batch }),
+      }
+      const imported = await call.client().call('batch.import', { body })
+      call.out.result(imported, () => `batch ${imported.batch}: ${imported.rows} devices registered`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'batch list',
+    usage: '',
+    summary: 'batches',
+    args: [0, 0],
+    async run(call) {
+      const items = await everyPage((after) => call.client().call('batch.list', { query: { after } }))
+      call.out.result(items, () =>
+        table([
+          ['BATCH', 'STATION', 'DEVICES', 'IMPORTED', 'BY'],
+          ...items.map((row) => [row.id, row.station, String(row.rows), when(row.importedAt), row.importedBy]),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'batch show',
+    usage: 'BATCH',
+    summary: 'one batch and how far its devices are',
+    args: [1, 1],
+    async run(call) {
+      const [id = ''] = call.args
+      const batch = await call.client().call('batch.show', { params: { id } })
+      call.out.result(batch, () => facts({ ...batch, importedAt: when(batch.importedAt), ...batch.states, states: undefined }))
+      return exit.ok
+    },
+  },
+  {
+    name: 'release import',
+    usage: 'FILE.json --station NAME [--signature FILE]',
+    summary: 'import the signed reference values of a firmware release',
+    args: [1, 1],
+    options: signedOptions,
+    async run(call) {
+      const [path = ''] = call.args
+      const imported = await call.client().call('release.import', { body: signedFile(path, text(call, 'signature'), text(call, 'station')) })
+      call.out.result(imported, () => `release ${imported.id} imported`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'release list',
+    usage: '',
+    summary: 'firmware releases',
+    args: [0, 0],
+    async run(call) {
+      const items = await everyPage((after) => call.client().call('release.list', { query: { after } }))
+      call.out.result(items, () =>
+        table([
+          ['RELEASE', 'MODEL', 'NAME', 'NUMBER', 'IMPORTED'],
+          ...items.map((row) => [row.id, row.model, row.name, String(row.number), when(row.importedAt)]),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'endorsement import',
+    usage: 'CA.pem [--test]',
+    summary: "trust a CA that vouches for EKs; --test admits a simulator's CA (audited, shown in every report)",
+    args: [1, 1],
+    options: { test: { type: 'boolean', default: false } },
+    async run(call) {
+      const [path = ''] = call.args
+      const imported = await call
+        .client()
+        .call('endorsement.import', { body: { certificate: read(path).toString('utf8'), test: call.options['test'] === true } })
+      call.out.result(imported, () => `endorsement ${imported.id} imported${call.options['test'] === true ? ' FOR TESTS: simulated TPMs are admitted' : ''}`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'endorsement list',
+    usage: '',
+    summary: 'CAs that vouch for EKs',
+    args: [0, 0],
+    async run(call) {
+      const items = await everyPage((after) => call.client().call('endorsement.list', { query: { after } }))
+      call.out.result(items, () =>
+        table([
+          ['ENDORSEMENT', 'KIND', 'SUBJECT', 'IMPORTED'],
+          ...items.map((row) => [row.id.slice(0, 16), row.test ? 'TEST' : 'maker', row.subject, when(row.importedAt)]),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+]

@@ -1,0 +1,129 @@
+import { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
+import { exit, text, UsageError, type Command } from '../command.ts'
+import { facts, table, when } from '../output.ts'
+import { everyPage } from './paging.ts'
+
+const onOff = (value: string | undefined, option: string): boolean | undefined => {
+  if (value === undefined) return undefined
+  if (value !== 'on' && value !== 'off') throw new UsageError(`--${option} takes on or off, not ${value}`)
+  return value === 'on'
+}
+
+export const groupId = (value: string): GroupId => {
+  const parsed = GroupId.safeParse(value)
+  if (!parsed.success) throw new UsageError(`'${value}' is no group name: lower-case letters, digits and dashes, at most 64`)
+  return parsed.data
+}
+
+export const deviceId = (value: string): DeviceId => {
+  const parsed = DeviceId.safeParse(value)
+  if (!parsed.success) throw new UsageError(`'${value}' is no device id: lower-case letters, digits and dashes, at most 64, not starting with e-`)
+  return parsed.data
+}
+
+export const groupCommands: readonly Command[] = [
+  {
+    name: 'group create',
+    usage: 'GROUP',
+    summary: 'create a group of devices',
+    args: [1, 1],
+    async run(call) {
+      const id = groupId(call.args[0] ?? '')
+      await call.client().call('group.create', { body: { id } })
+      call.out.result({ id }, () => `group ${id} created`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'group list',
+    usage: '',
+    summary: 'groups',
+    args: [0, 0],
+    async run(call) {
+      const items = await everyPage((after) => call.client().call('group.list', { query: { after } }))
+      call.out.result(items, () =>
+        table([
+          ['GROUP', 'MEMBERS', 'KEYS', 'CONNECTION-PROOF'],
+          ...items.map((row) => [row.id, String(row.members), row.keys.join(' ') || '-', row.policy.connectionProof ? 'on' : 'off']),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'group show',
+    usage: 'GROUP',
+    summary: 'one group and its members',
+    args: [1, 1],
+    async run(call) {
+      const params = { id: groupId(call.args[0] ?? '') }
+      const group = await call.client().call('group.show', { params })
+      const members = await everyPage((after) => call.client().call('group.members', { params, query: { after, limit: 1000 } }))
+      call.out.result(
+        { ...group, memberList: members },
+        () =>
+          `${facts({ ...group, createdAt: when(group.createdAt) })}\n${table([['DEVICE', 'JOINED'], ...members.map((row) => [row.device, when(row.joinedAt)])])}`,
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'group add',
+    usage: 'GROUP [DEVICE …] [--batch BATCH]',
+    summary: 'add devices, or every device of a batch',
+    args: [1, 10_001],
+    options: { batch: { type: 'string' } },
+    async run(call) {
+      const [group = '', ...devices] = call.args
+      const batch = text(call, 'batch')
+      if (devices.length === 0 && batch === undefined) throw new UsageError('name devices or a --batch')
+      const body = { ...(devices.length === 0 ? {} : { devices: devices.map(deviceId) }), ...(batch === undefined ? {} : { batch }) }
+      const added = await call.client().call('group.add', { params: { id: groupId(group) }, body })
+      call.out.result(added, () => `${added.added} added to ${group}, ${added.already} were in it`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'group remove',
+    usage: 'GROUP DEVICE',
+    summary: 'remove a device; keys are rotated when the policy says so',
+    args: [2, 2],
+    async run(call) {
+      const [group = '', device = ''] = call.args
+      await call.client().call('group.remove', { params: { id: groupId(group), device: deviceId(device) } })
+      call.out.result({ group, device }, () => `${device} removed from ${group}`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'group policy get',
+    usage: 'GROUP',
+    summary: 'policy of a group',
+    args: [1, 1],
+    async run(call) {
+      const policy = await call.client().call('group.policy.get', { params: { id: groupId(call.args[0] ?? '') } })
+      call.out.result(policy, () =>
+        facts({ 'connection-proof': policy.connectionProof ? 'on' : 'off', 'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off' }),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'group policy set',
+    usage: 'GROUP [--connection-proof on|off] [--rotate-on-leave on|off]',
+    summary: 'change the policy; of several groups the strictest wins',
+    args: [1, 1],
+    options: { 'connection-proof': { type: 'string' }, 'rotate-on-leave': { type: 'string' } },
+    async run(call) {
+      const connectionProof = onOff(text(call, 'connection-proof'), 'connection-proof')
+      const rotateOnLeave = onOff(text(call, 'rotate-on-leave'), 'rotate-on-leave')
+      if (connectionProof === undefined && rotateOnLeave === undefined) throw new UsageError('name what to change')
+      const body = { ...(connectionProof === undefined ? {} : { connectionProof }), ...(rotateOnLeave === undefined ? {} : { rotateOnLeave }) }
+      const policy = await call.client().call('group.policy.set', { params: { id: groupId(call.args[0] ?? '') }, body })
+      call.out.result(policy, () =>
+        facts({ 'connection-proof': policy.connectionProof ? 'on' : 'off', 'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off' }),
+      )
+      return exit.ok
+    },
+  },
+]

@@ -1,0 +1,23 @@
+import type { Command } from '../command.ts'
+import { auditCommands } from './audit.ts'
+import { campaignCommands } from './campaign.ts'
+import { deviceCommands } from './device.ts'
+import { doctorCommands } from './doctor.ts'
+import { factoryCommands } from './factory.ts'
+import { groupCommands } from './group.ts'
+import { inspectCommands } from './inspect.ts'
+import { keyCommands } from './key.ts'
+import { serverCommands } from './server.ts'
+
+/** One more command is one more row in one of these files. */
+export const commands: readonly Command[] = [
+  ...serverCommands,
+  ...factoryCommands,
+  ...groupCommands,
+  ...deviceCommands,
+  ...keyCommands,
+  ...campaignCommands,
+  ...auditCommands,
+  ...inspectCommands,
+  ...doctorCommands,
+]
