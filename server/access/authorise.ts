@@ -20,6 +20,8 @@ export const actions = {
   'campaign.abort': ['owner', 'operator'],
   'campaign.step': ['system'],
   'device.revoke': ['owner', 'operator'],
+  'rotation.settle': ['system'],
+  'enrol.sweep': ['system'],
   'token.create': ['owner'],
   'token.remove': ['owner'],
   'fleet.read': ['owner', 'operator', 'factory', 'auditor'],

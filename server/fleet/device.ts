@@ -41,7 +41,10 @@ interface DeviceCommon {
   readonly lastRefusal: { readonly at: number; readonly code: string; readonly reason: string } | null
 }
 
-/** The proven keys of one device: hash of the EK it is bound to, TPM names, and what messages and wraps are made for. */
+/**
+ * The proven keys of one device: hash of the EK it is bound to, and the TPMT_PUBLIC of AK, SRK, LDevID and recipient key
+ * (TPM names and points follow from them: tpm2 structures), which messages and wraps are made for.
+ */
 export interface DeviceKeys {
   readonly ekHash: string
   readonly ak: Uint8Array

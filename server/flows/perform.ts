@@ -23,6 +23,11 @@ export interface Transaction {
 
 const attempts = 8
 
+/** Refusals that have their audit entry: a refusal that passes several doors on its way out is written once. */
+const audited = new WeakSet<Problem>()
+export const isAudited = (problem: Problem): boolean => audited.has(problem)
+export const markAudited = (problem: Problem): void => void audited.add(problem)
+
 /** `operator:alice`; `unidentified:192.0.2.0/24` */
 export const callerName = (caller: Caller): string => `${caller.kind}:${caller.id}`
 
@@ -83,6 +88,8 @@ const changesOf = (ctx: Context, intent: Intent, writes: readonly Write[], notes
  * cannot fill the disk; everybody else's refusal is an entry of its own.
  */
 export const refuse = async (ctx: Context, intent: Intent, problem: Problem): Promise<void> => {
+  if (isAudited(problem)) return
+  markAudited(problem)
   if (intent.caller.kind === 'unidentified') {
     ctx.refusals.count(intent, problem, ctx.now())
     return

@@ -1,0 +1,47 @@
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { z } from 'zod'
+import type { Caller } from '../access/caller.ts'
+import type { Context } from './context.ts'
+import { perform } from './perform.ts'
+import { stationSigned, type Signed } from './station.ts'
+
+const maxBytes = 64 << 10
+const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}$/)
+
+/** `fleetkey/release/1`: PCR index → hex SHA-256 value after a boot of this release, as the maker computes it. */
+const ReferenceValues = z.strictObject({
+  format: z.literal('fleetkey/release/1'),
+  model: name,
+  name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
+  /** The anti-rollback number: only grows. */
+  number: z.int().min(0).max(0xffff_ffff),
+  pcrs: z.record(z.string().regex(/^(\d|1\d|2[0-3])$/), z.string().regex(/^[0-9a-f]{64}$/)).refine((pcrs) => Object.keys(pcrs).length > 0, 'no PCR'),
+})
+
+const parse = (content: Uint8Array): z.infer<typeof ReferenceValues> => {
+  let value: unknown
+  try {
+    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(content))
+  } catch (cause) {
+    throw new Problem('malformed', 'the reference values are not JSON', { cause })
+  }
+  const result = ReferenceValues.safeParse(value)
+  if (!result.success) throw new Problem('malformed', `release ${result.error.issues[0]?.path.join('.') ?? ''}: ${result.error.issues[0]?.message ?? ''}`)
+  return result.data
+}
+
+/** Imports the reference values of one firmware release, signed by a registered station. Its id is `<model>/<name>`. */
+export const importRelease = async (ctx: Context, caller: Caller, input: Signed): Promise<{ id: string }> => {
+  const imported = await perform(ctx, { caller, action: 'release.import', subject: 'release' }, async (tx) => {
+    if (input.content.length > maxBytes) throw new Problem('malformed', `reference values of more than ${maxBytes} bytes`)
+    await stationSigned(ctx, input)
+    const { format: _, ...release } = parse(input.content)
+    const id = `${release.model}/${release.name}`
+    if ((await ctx.store.get('release', id)) !== undefined) throw new Problem('conflict', `release ${id} was imported before`)
+    tx.insert('release', { id, ...release, importedAt: ctx.now() })
+    tx.note(`release ${id} number ${release.number}, signed by station ${input.station}`)
+    return { id }
+  })
+  ctx.step('import.release')
+  return imported
+}

@@ -1,0 +1,27 @@
+import type { Query, Store, Table, Tables } from './context.ts'
+
+const pageSize = 1000
+
+/** Every row that matches, page by page. For sets whose size something else bounds (one device's certificates, one batch). */
+export const findAll = async <T extends Table>(store: Store, table: T, query: Omit<Query<T>, 'limit' | 'after'> = {}): Promise<readonly Tables[T][]> => {
+  const rows: Tables[T][] = []
+  for (;;) {
+    const last = rows.at(-1)
+    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(last === undefined ? {} : { after: last.id }), limit: pageSize } as Query<T>)
+    rows.push(...page)
+    if (page.length < pageSize) return rows
+  }
+}
+
+/** The first row that matches: for fields that are unique. */
+export const findOne = async <T extends Table>(store: Store, table: T, where: NonNullable<Query<T>['where']>): Promise<Tables[T] | undefined> =>
+  (await store.find(table, { where, limit: 1 } as Query<T>))[0]
+
+/** Runs `work` over items, a bounded number at a time, in order within each chunk. */
+export const inChunks = async <I, O>(items: readonly I[], size: number, work: (item: I, at: number) => Promise<O>): Promise<readonly O[]> => {
+  const results: O[] = []
+  for (let start = 0; start < items.length; start += size) {
+    results.push(...(await Promise.all(items.slice(start, start + size).map((item, at) => work(item, start + at)))))
+  }
+  return results
+}

@@ -1,0 +1,62 @@
+import { createPublicKey, verify, type KeyObject } from 'node:crypto'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Caller } from '../access/caller.ts'
+import type { Station } from '../fleet/device.ts'
+import type { Context } from './context.ts'
+import { perform } from './perform.ts'
+
+const namePattern = /^[a-z0-9][a-z0-9-]{0,63}$/
+
+const p256 = (key: KeyObject): boolean => key.asymmetricKeyType === 'ec' && key.asymmetricKeyDetails?.namedCurve === 'prime256v1'
+
+/** A public key as PEM or base64 DER (SubjectPublicKeyInfo, RFC 5280 §4.1.2.7), at most 2,000 characters. Throws Problem('malformed') unless it is P-256. */
+export const parsePublicKey = (text: string): Uint8Array => {
+  if (text.length > 2000) throw new Problem('malformed', 'public key of more than 2,000 characters')
+  try {
+    const key = text.includes('-----BEGIN PUBLIC KEY-----')
+      ? createPublicKey(text)
+      : createPublicKey({ key: Buffer.from(text, 'base64'), format: 'der', type: 'spki' })
+    if (p256(key)) return new Uint8Array(key.export({ format: 'der', type: 'spki' }))
+  } catch (cause) {
+    throw new Problem('malformed', 'not a public key (SubjectPublicKeyInfo as PEM or base64 DER)', { cause })
+  }
+  throw new Problem('malformed', 'not a P-256 key')
+}
+
+/** Admits the key of a factory station: what it signs (batch manifests, reference values) counts from now on. `publicKey`: PEM or base64 DER. */
+export const addStation = async (ctx: Context, caller: Caller, input: { readonly id: string; readonly publicKey: string }): Promise<void> => {
+  await perform(ctx, { caller, action: 'station.add', subject: input.id }, async (tx) => {
+    if (!namePattern.test(input.id)) throw new Problem('malformed', `station name ${JSON.stringify(input.id.slice(0, 100))}`)
+    const spki = parsePublicKey(input.publicKey)
+    if ((await ctx.store.get('station', input.id)) !== undefined) throw new Problem('conflict', `station ${input.id} exists`)
+    tx.insert('station', { id: input.id, spki, addedAt: ctx.now() })
+  })
+  ctx.step('station.add')
+}
+
+/** From now on nothing signed by this station is imported. What was imported stays. */
+export const removeStation = async (ctx: Context, caller: Caller, id: string): Promise<void> => {
+  await perform(ctx, { caller, action: 'station.remove', subject: id }, async (tx) => {
+    const station = await ctx.store.get('station', id)
+    if (station === undefined) throw new Problem('not-found', `no station ${id}`)
+    tx.remove('station', station)
+  })
+  ctx.step('station.remove')
+}
+
+/** A detached signature over exactly these bytes (ECDSA P-256, SHA-256, DER) by a station that is registered. Throws Problem('forbidden'). */
+export const stationSigned = async (ctx: Context, signed: Signed): Promise<Station> => {
+  const station = await ctx.store.get('station', signed.station)
+  if (station === undefined) throw new Problem('forbidden', `no station ${signed.station.slice(0, 100)}`, { reason: 'station.unknown' })
+  const key = createPublicKey({ key: Buffer.from(station.spki), format: 'der', type: 'spki' })
+  if (signed.signature.length > 80 || !verify('sha256', signed.content, key, signed.signature))
+    throw new Problem('forbidden', `not signed by station ${station.id}`, { reason: 'station.signature' })
+  return station
+}
+
+/** What a factory hands over: the exact bytes, its detached signature, the name it signs under. */
+export interface Signed {
+  readonly content: Uint8Array
+  readonly signature: Uint8Array
+  readonly station: string
+}
