@@ -19,7 +19,7 @@ const listOf = <T extends z.ZodType>(row: T) => z.strictObject({ items: z.array(
 const ok = z.strictObject({ ok: z.literal(true) })
 
 export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left'])
-const counts = z.record(Stage, z.int().min(0))
+const counts = z.partialRecord(Stage, z.int().min(0))
 
 export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time })
 export const BatchView = z.strictObject({

@@ -1,0 +1,97 @@
+import { createWriteStream, readFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { createPublicKey } from 'node:crypto'
+import { exit, number, text, UsageError, type Command, type Invocation } from '../command.ts'
+import { verifyExport, type LogVerdict } from '../offline/audit.ts'
+import { table, when } from '../output.ts'
+
+/** The key that checkpoints must be signed with: a PEM file, else asked of the server. */
+const checkpointKey = async (call: Invocation): Promise<Uint8Array> => {
+  const path = text(call, 'key')
+  if (path === undefined) return Buffer.from((await call.client().call('audit.key')).spki, 'base64')
+  try {
+    return createPublicKey(readFileSync(path)).export({ type: 'spki', format: 'der' })
+  } catch (error) {
+    throw new UsageError(`--key ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+const say = (verdict: LogVerdict): string =>
+  verdict.ok
+    ? `${verdict.entries} entries: chain, tree and checkpoint agree`
+    : `NOT AUTHENTIC${verdict.sequence === null ? '' : ` at entry ${verdict.sequence}`}: ${verdict.what}`
+
+export const auditCommands: readonly Command[] = [
+  {
+    name: 'audit list',
+    usage: '[--after SEQUENCE] [--limit N] [--subject DEVICE]',
+    summary: 'who did what, on whom, why, with what result',
+    args: [0, 0],
+    options: { after: { type: 'string' }, limit: { type: 'string' }, subject: { type: 'string' } },
+    async run(call) {
+      const query = {
+        after: number(call, 'after', 0, Number.MAX_SAFE_INTEGER) ?? 0,
+        limit: number(call, 'limit', 1, 1000) ?? 100,
+        device: text(call, 'subject'),
+      }
+      const { items } = await call.client().call('audit.list', { query })
+      call.out.result(items, () =>
+        table([
+          ['#', 'WHEN', 'WHO', 'ACTION', 'ON', 'RESULT', 'DETAIL'],
+          ...items.map((row) => [
+            String(row.sequence),
+            when(row.at),
+            row.caller,
+            row.action,
+            row.subject,
+            row.outcome === 'done' ? 'done' : `refused (${row.code})`,
+            row.detail,
+          ]),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'audit export',
+    usage: '[--out FILE]',
+    summary: 'the whole log as JSON lines with its newest signed checkpoint',
+    args: [0, 0],
+    options: { out: { type: 'string' } },
+    async run(call) {
+      const path = text(call, 'out')
+      const sink = path === undefined ? process.stdout : createWriteStream(path, { mode: 0o600 })
+      await call.client().stream('/api/1/audit/export', async (chunk) => {
+        if (!sink.write(chunk)) await once(sink, 'drain')
+      })
+      if (path !== undefined) {
+        sink.end()
+        await once(sink, 'close')
+      }
+      return exit.ok
+    },
+  },
+  {
+    name: 'audit verify',
+    usage: '[FILE] [--key PUBLIC-KEY.pem] [--checkpoint FILE]',
+    summary: 'derive the log again, offline for a FILE, and find any edit, gap or truncation; exit 3 when there is one',
+    args: [0, 1],
+    options: { key: { type: 'string' }, checkpoint: { type: 'string' } },
+    async run(call) {
+      const [path] = call.args
+      let content = ''
+      if (path === undefined) await call.client().stream('/api/1/audit/export', (chunk) => void (content += chunk))
+      else {
+        try {
+          content = readFileSync(path, 'utf8')
+        } catch (error) {
+          throw new UsageError(error instanceof Error ? error.message : String(error))
+        }
+      }
+      const kept = text(call, 'checkpoint')
+      const verdict = verifyExport(content, await checkpointKey(call), kept === undefined ? [] : [readFileSync(kept, 'utf8')])
+      call.out.result(verdict, () => say(verdict))
+      return verdict.ok ? exit.ok : exit.refused
+    },
+  },
+]

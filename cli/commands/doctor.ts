@@ -1,0 +1,121 @@
+import { statSync } from 'node:fs'
+import { join } from 'node:path'
+import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { Refused, Unreachable } from '../client.ts'
+import { exit, UsageError, type Command, type Invocation } from '../command.ts'
+import { table } from '../output.ts'
+
+type Grade = 'ok' | 'warning' | 'failure'
+interface Finding {
+  readonly check: string
+  readonly grade: Grade
+  readonly found: string
+  readonly remedy: string
+}
+
+const day = 86_400_000
+const finding = (check: string, grade: Grade, found: string, remedy = ''): Finding => ({ check, grade, found, remedy: grade === 'ok' ? '' : remedy })
+
+/** Checks of what the server says of itself; pure. `now` is this machine's clock. */
+export const judge = (status: ResponseOf<'status'>, now: number): readonly Finding[] => {
+  const skew = Math.abs(status.now - now)
+  return [
+    finding(
+      'clock',
+      skew > 30_000 ? 'warning' : 'ok',
+      `${Math.round(skew / 1000)} s apart`,
+      'set both clocks by NTP: certificates are valid from 5 minutes before they are made',
+    ),
+    finding(
+      'store',
+      status.writable ? 'ok' : 'failure',
+      status.writable ? 'writable' : (status.reason ?? 'read-only'),
+      'make room on the disk of the data folder; writing resumes by itself',
+    ),
+    finding('store engine', 'ok', status.store),
+    finding(
+      'KMS',
+      status.kms === 'file (generated key)' ? 'warning' : 'ok',
+      status.kms,
+      'the key file lies beside the database: start with --passphrase-file for production',
+    ),
+    finding(
+      'test endorsements',
+      status.testEndorsements.length === 0 ? 'ok' : 'warning',
+      status.testEndorsements.length === 0 ? 'none' : status.testEndorsements.join('; '),
+      "simulated TPMs are admitted: remove the simulator's CA before real devices count on this server",
+    ),
+    finding(
+      'audit log',
+      status.audit.size > 0 ? 'ok' : 'failure',
+      `${status.audit.size} entries`,
+      'an empty log after the first start was removed by somebody: restore it',
+    ),
+    finding(
+      'enrolled devices',
+      'ok',
+      `${status.devices.enrolled} enrolled, ${status.devices.registered} registered, ${status.devices.revoked} revoked, ${status.connections} connected`,
+    ),
+    ...status.certificates.map(({ name, notAfter }) =>
+      finding(
+        `certificate ${name}`,
+        notAfter < now ? 'failure' : notAfter < now + 14 * day ? 'warning' : 'ok',
+        `until ${new Date(notAfter).toISOString().slice(0, 10)}`,
+        'restart the server: it renews its own TLS and signing certificates at start; a CA needs a rollover',
+      ),
+    ),
+  ]
+}
+
+/** Files that hold secrets must be their owner's alone. */
+const files = (data: string): readonly Finding[] =>
+  ['cli.json', 'kms/kek.key', 'fleetkey.db'].flatMap((name) => {
+    try {
+      const { mode } = statSync(join(data, name))
+      const open = (mode & 0o077) !== 0
+      return [finding(`mode of ${name}`, open ? 'failure' : 'ok', (mode & 0o777).toString(8), `chmod 600 ${join(data, name)}`)]
+    } catch {
+      return []
+    }
+  })
+
+const examine = async (call: Invocation): Promise<readonly Finding[]> => {
+  const local = files(call.data)
+  try {
+    const client = call.client()
+    const ready = await client.probe('/readyz')
+    const reached = finding(
+      'server',
+      ready.status === 200 ? 'ok' : 'failure',
+      `${client.server} ${ready.status === 200 ? 'is ready' : `is not ready: ${ready.body.trim().slice(0, 200)}`}`,
+      'see the reason; fleetkey server start shows more',
+    )
+    return [reached, ...judge(await client.call('status'), Date.now()), ...local]
+  } catch (error) {
+    if (error instanceof Unreachable)
+      return [finding('server', 'failure', error.message, 'is it running? fleetkey server start; does --ca name its root?'), ...local]
+    if (error instanceof Refused)
+      return [finding('token', 'failure', `${error.code}: ${error.message}`, 'use the token of cli.json, or one that has not expired'), ...local]
+    if (error instanceof UsageError) return [finding('connection', 'failure', error.message, 'fleetkey server start --data DIR writes DIR/cli.json'), ...local]
+    throw error
+  }
+}
+
+export const doctorCommands: readonly Command[] = [
+  {
+    name: 'doctor',
+    usage: '',
+    summary: 'check server, clock, disk, certificates, file modes; each finding with its remedy; exit 5 when something fails',
+    args: [0, 0],
+    async run(call) {
+      const findings = await examine(call)
+      call.out.result(findings, () =>
+        table([
+          ['CHECK', 'GRADE', 'FOUND', 'REMEDY'],
+          ...findings.map(({ check, grade, found, remedy }) => [check, grade === 'ok' ? 'ok' : grade.toUpperCase(), found, remedy]),
+        ]),
+      )
+      return findings.some(({ grade }) => grade === 'failure') ? exit.notReady : exit.ok
+    },
+  },
+]

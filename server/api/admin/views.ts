@@ -1,0 +1,157 @@
+import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
+import type { GroupId } from '@fleetkey/protocol/ids.ts'
+import type { SequencedEntry } from '../../audit/entry.ts'
+import type { Campaign, Stage, Target } from '../../campaigns/campaign.ts'
+import type { Context, Query, Table, Tables } from '../../flows/context.ts'
+import type { Batch, Device, Endorsement, Group, Release, Station } from '../../fleet/device.ts'
+import type { ManagedKey } from '../../keys/key.ts'
+
+/** Rows as operators see them: no key material, no ciphertext. */
+type Item<N extends 'station.list' | 'release.list' | 'endorsement.list' | 'device.list' | 'batch.list' | 'campaign.targets' | 'audit.list'> =
+  ResponseOf<N>['items'][number]
+
+const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64')
+
+/** One page of a table: rows and the cursor of the next page. */
+export const pageOf = async <T extends Table, V>(
+  ctx: Context,
+  table: T,
+  query: Query<T>,
+  view: (row: Tables[T]) => V | Promise<V>,
+): Promise<{ items: V[]; next: string | null }> => {
+  const rows = await ctx.store.find(table, { ...query, limit: query.limit + 1 })
+  const shown = rows.slice(0, query.limit)
+  return { items: await Promise.all(shown.map(view)), next: rows.length > query.limit ? (shown.at(-1)?.id ?? null) : null }
+}
+
+/** Every row of a search that is known to be small (epochs of a key, groups of a device). */
+export const allOf = async <T extends Table>(ctx: Context, table: T, where: NonNullable<Query<T>['where']>): Promise<readonly Tables[T][]> =>
+  await ctx.store.find(table, { where, limit: 10_000 })
+
+export const stationView = (station: Station): Item<'station.list'> => ({ id: station.id, spki: base64(station.spki), addedAt: station.addedAt })
+
+export const batchRow = ({ id, station, rows, manifestHash, importedAt, importedBy }: Batch): Item<'batch.list'> => ({
+  id,
+  station,
+  rows,
+  manifestHash,
+  importedAt,
+  importedBy,
+})
+
+export const releaseView = ({ id, model, name, number, pcrs, importedAt }: Release): Item<'release.list'> => ({ id, model, name, number, pcrs, importedAt })
+
+export const endorsementView = ({ id, subject, test, importedAt }: Endorsement): Item<'endorsement.list'> => ({ id, subject, test, importedAt })
+
+export const groupView = async (ctx: Context, group: Group): Promise<ResponseOf<'group.show'>> => ({
+  id: group.id,
+  createdAt: group.createdAt,
+  members: await ctx.store.count('member', { group: group.id }),
+  policy: group.policy,
+  keys: (await allOf(ctx, 'grant', { group: group.id })).map(({ key }) => key),
+})
+
+export const deviceSummary = (ctx: Context, device: Device): Item<'device.list'> => ({
+  id: device.id,
+  serial: device.serial,
+  model: device.model,
+  batch: device.batch,
+  state: device.state,
+  online: ctx.bus.online(device.id),
+  release: device.state === 'enrolled' ? device.release : null,
+  assurance: device.state === 'enrolled' ? device.assurance : null,
+  refusal: device.lastRefusal === null ? null : device.lastRefusal.reason,
+})
+
+export const deviceView = async (ctx: Context, device: Device): Promise<ResponseOf<'device.show'>> => {
+  const [certificates, members, holdings, manifest] = await Promise.all([
+    allOf(ctx, 'certificate', { device: device.id }),
+    allOf(ctx, 'member', { device: device.id }),
+    allOf(ctx, 'holding', { device: device.id }),
+    allOf(ctx, 'manifest', { device: device.id }),
+  ])
+  return {
+    ...deviceSummary(ctx, device),
+    registeredAt: device.registeredAt,
+    enrolledAt: device.state === 'enrolled' ? device.enrolledAt : null,
+    lastSeenAt: device.state === 'enrolled' ? device.lastSeenAt : null,
+    revokedAt: device.state === 'revoked' ? device.revokedAt : null,
+    revocationReason: device.state === 'revoked' ? device.reason : null,
+    ekHash: manifest[0]?.id ?? null,
+    certificates: certificates.map(({ id, profile, status, notBefore, notAfter }) => ({ serial: id, profile, status, notBefore, notAfter })),
+    groups: members.map(({ group }) => group),
+    holdings: holdings
+      .map(({ key, epoch, stage, deliveredAt, installedAt, activeAt, retiredAt, reason }) => ({
+        key,
+        epoch: Number(epoch),
+        stage,
+        deliveredAt,
+        installedAt,
+        activeAt,
+        retiredAt,
+        reason,
+      }))
+      .toSorted((one, other) => (one.key < other.key ? -1 : one.key > other.key ? 1 : one.epoch - other.epoch)),
+    lastRefusal: device.lastRefusal,
+  }
+}
+
+export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf<'key.show'>> => {
+  const [epochs, grants] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id })])
+  return {
+    id: key.id,
+    algorithm: key.algorithm,
+    protection: key.protection,
+    current: key.current,
+    latest: key.latest,
+    recipientUsage: key.recipientUsage,
+    createdAt: key.createdAt,
+    grants: grants.map(({ group }): GroupId => group),
+    epochs: epochs
+      .map(({ epoch, state, checkValue, createdAt, activatedAt, deactivatedAt, destroyedAt }) => ({
+        epoch: Number(epoch),
+        state,
+        checkValue,
+        createdAt,
+        activatedAt,
+        deactivatedAt,
+        destroyedAt,
+      }))
+      .toSorted((one, other) => one.epoch - other.epoch),
+  }
+}
+
+const present = (counts: Readonly<Record<Stage, number>>): ResponseOf<'campaign.show'>['counts'] =>
+  Object.fromEntries(Object.entries(counts).filter(([, count]) => count > 0)) as ResponseOf<'campaign.show'>['counts']
+
+export const campaignView = (campaign: Campaign): ResponseOf<'campaign.show'> => ({
+  id: campaign.id,
+  key: campaign.key,
+  from: campaign.from,
+  to: campaign.to,
+  state: campaign.state,
+  because: campaign.because,
+  createdAt: campaign.createdAt,
+  createdBy: campaign.createdBy,
+  finishedAt: campaign.finishedAt,
+  policy: { ...campaign.policy, waves: [...campaign.policy.waves] },
+  wave: campaign.wave,
+  waves: campaign.waves,
+  targets: Object.values(campaign.counts).reduce((sum, count) => sum + count, 0),
+  counts: present(campaign.counts),
+  waveCounts: campaign.waveCounts.map(present),
+})
+
+export const targetView = ({ device, wave, stage, changedAt, reason }: Target): Item<'campaign.targets'> => ({ device, wave, stage, changedAt, reason })
+
+export const auditView = ({ sequence, at, caller, from, action, subject, outcome, code, detail }: SequencedEntry): Item<'audit.list'> => ({
+  sequence,
+  at,
+  caller,
+  from,
+  action,
+  subject,
+  outcome,
+  code,
+  detail,
+})
