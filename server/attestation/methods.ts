@@ -1,0 +1,64 @@
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Answer, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
+import type { Secret } from '@fleetkey/protocol/secret.ts'
+import type { Claims } from './claims.ts'
+import { tpm2 } from './tpm2.ts'
+
+/** A CA that vouches for endorsement keys. `test`: a simulator's; whatever it vouches for is `simulated`. */
+export interface EndorsementCa {
+  readonly certificate: Uint8Array
+  readonly subject: string
+  readonly test: boolean
+}
+
+export interface AttestationPolicy {
+  /** A device must present an EK certificate that a known endorsement issued. Without it the signed batch manifest alone vouches for an EK. */
+  readonly requireEkCertificate: boolean
+}
+
+/** A hello whose every public area was found to be ours: what the challenge is made from. */
+export interface Presented {
+  /** Hex SHA-256 of the EK's TPMT_PUBLIC: the key into the batch manifest. */
+  readonly ekHash: string
+  readonly ekName: Uint8Array
+  /** Computed here from the public area, never taken from the device. */
+  readonly akName: Uint8Array
+  readonly srkName: Uint8Array
+  readonly ldevidSpki: Uint8Array
+  readonly assurance: 'simulated' | 'attested'
+  readonly endorsement: string | null
+}
+
+/** What a device sent in the two round trips. `helloBytes`, `challengeBytes`: the signed messages as they were on the wire. */
+export interface Evidence {
+  readonly hello: Hello
+  readonly helloBytes: Uint8Array
+  readonly challenge: Challenge
+  readonly challengeBytes: Uint8Array
+  readonly answer: Answer
+}
+
+/** What the server knows that the evidence must agree with. `exporter`: 32 bytes of the TLS connection the answer came through. */
+export interface Expected {
+  readonly tenant: string
+  readonly exporter: Uint8Array
+  readonly secret: Secret
+  readonly policy: AttestationPolicy
+}
+
+/** One attestation method. All pure: time, randomness and endorsements come in. Refusals are Problem('attestation-failed') with a stable reason. */
+export interface Method {
+  present(hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Presented
+  credential(hello: Hello, presented: Presented, secret: Secret): Challenge['credential']
+  verify(evidence: Evidence, expected: Expected, endorsements: readonly EndorsementCa[], now: number): Claims
+}
+
+/** One more method is one file and one line. */
+export const methods: Readonly<Record<string, Method>> = { tpm2 }
+
+/** The method of that name; throws Problem('unsupported'). */
+export const methodOf = (name: string): Method => {
+  const method = Object.hasOwn(methods, name) ? methods[name] : undefined
+  if (method === undefined) throw new Problem('unsupported', `attestation method ${name.slice(0, 40)}`, { reason: 'method.unknown' })
+  return method
+}

@@ -1,0 +1,330 @@
+import { encode } from '@fleetkey/protocol/cbor.ts'
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { Answer, BodyOf, Challenge, Hello, PcrSelection } from '@fleetkey/protocol/messages.ts'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
+import { sha256 } from '@fleetkey/protocol/transcript.ts'
+import type { Caller } from '../access/caller.ts'
+import { appraise } from '../attestation/appraise.ts'
+import type { Claims } from '../attestation/claims.ts'
+import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
+import type { Device, EnrolledDevice, ManifestEntry } from '../fleet/device.ts'
+import type { Authority } from './authority.ts'
+import type { Context, DeviceRef, PendingChallenge } from './context.ts'
+import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
+import { hex, messageTo } from './message.ts'
+import { perform, refuse, type Intent } from './perform.ts'
+import { refuseKnown } from './refusal.ts'
+import { findAll, findOne } from './rows.ts'
+
+export interface EnrolServices {
+  readonly authority: Authority
+  readonly policy: AttestationPolicy
+}
+
+/** SHA-256 of the PCRs that firmware and boot chain are measured into. */
+export const selection: PcrSelection = [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }]
+/** Milliseconds: an RSA EK on a real chip takes tens of seconds to derive. */
+const challengeLife = 120_000
+/** Waiting challenges of all peers together: a row is about 6 KB. */
+const maxWaiting = 20_000
+const maxMessage = 1 << 20
+
+/** Who sent it, as far as the transport proved it. */
+export const callerOf = (from: DeviceRef): Caller =>
+  from.device === null ? { kind: 'unidentified', id: from.from, from: from.from } : { kind: 'device', id: from.device, from: from.from }
+
+const secretContext = (tenant: string, id: string): Uint8Array => encode(['fleetkey/1/challenge', tenant, id])
+
+/** The endorsements an operator imported, as the verifier takes them. */
+const endorsementsOf = async (ctx: Context): Promise<readonly EndorsementCa[]> => await findAll(ctx.store, 'endorsement')
+
+/** Which device this hardware is. Throws Problem('attestation-failed') for an EK that no signed manifest lists. */
+const manifestEntry = async (ctx: Context, presented: Presented): Promise<ManifestEntry> => {
+  const entry = await ctx.store.get('manifest', presented.ekHash)
+  if (entry === undefined) throw new Problem('attestation-failed', `no manifest lists EK ${presented.ekHash}`, { reason: 'manifest.unknown-ek' })
+  return entry
+}
+
+/** The device of a manifest entry, if this hardware may be it. The binding of device and EK is immutable. */
+const admissible = async (
+  ctx: Context,
+  from: DeviceRef,
+  hello: Hello,
+  presented: Presented,
+  entry: ManifestEntry,
+): Promise<Exclude<Device, { state: 'revoked' }>> => {
+  if (entry.serial !== hello.serial)
+    throw new Problem('attestation-failed', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`, {
+      reason: 'manifest.serial-mismatch',
+    })
+  if (from.device !== null && from.device !== entry.device)
+    throw new Problem('forbidden', `the connection of ${from.device} presented the EK of ${entry.device}`, { reason: 'enrol.other-device' })
+  const device = await ctx.store.get('device', entry.device)
+  if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
+  if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
+  if (device.state === 'enrolled' && device.keys.ekHash !== presented.ekHash)
+    throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${device.keys.ekHash}`, { reason: 'identity.other-ek' })
+  return device
+}
+
+/** Runs one half of an enrolment; its refusal is audited, and kept on the record of the device when the EK is known. */
+const audited = async <R>(ctx: Context, intent: Intent, known: { device: DeviceId | null }, work: () => Promise<R>): Promise<R> => {
+  try {
+    return await work()
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    if (known.device !== null) await refuseKnown(ctx, known.device, intent, problem)
+    else if (problem.code !== 'unavailable') await refuse(ctx, intent, problem)
+    throw problem
+  }
+}
+
+/**
+ * First round trip. Checks what can be checked (signature by the presented LDevID key, public areas, EK certificate, manifest, device)
+ * before it makes a credential for the AK name that it computed itself. The signed challenge, whose row is durable by then.
+ */
+export const startEnrolment = async (ctx: Context, services: EnrolServices, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
+  const hello = bodyOf(message, 'hello')
+  const caller = callerOf(from)
+  const known: { device: DeviceId | null } = { device: null }
+  const intent: Intent = { caller, action: 'enrol.hello', subject: from.client }
+  return await audited(ctx, intent, known, async () => {
+    if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
+    const method = methodOf(hello.method)
+    const presented = method.present(hello, await endorsementsOf(ctx), services.policy, ctx.now())
+    verifyMessage(message, presented.ldevidSpki)
+    const entry = await manifestEntry(ctx, presented)
+    known.device = entry.device
+    await admissible(ctx, from, hello, presented, entry)
+    const secret = new Secret(ctx.random(32))
+    const id = ctx.random(16)
+    const expires = ctx.now() + challengeLife
+    const body: Challenge = {
+      type: 'challenge',
+      challenge: id,
+      hello: sha256(message.bytes),
+      random: ctx.random(32),
+      credential: method.credential(hello, presented, secret),
+      selection,
+      expires,
+    }
+    const challenge = await messageTo(ctx, services.authority.roles.challenge, from.client, body)
+    const [wrapped] = await ctx.kms.wrap([{ key: services.authority.kek, plaintext: secret, context: secretContext(ctx.tenant, hex(id)) }])
+    secret.destroy()
+    if (wrapped === undefined) throw new Problem('internal', 'the KMS wrapped nothing')
+    await perform(ctx, { ...intent, subject: entry.device, detail: `purpose ${hello.purpose}, EK ${presented.ekHash}` }, async (tx) => {
+      if ((await ctx.store.count('challenge')) >= maxWaiting)
+        throw new Problem('rate-limited', 'too many enrolments are waiting', { reason: 'challenge.too-many', retryAfterSeconds: 5 })
+      // One waiting challenge per connection: a second hello replaces the first.
+      for (const older of await ctx.store.find('challenge', { where: { client: from.client }, limit: 16 })) tx.remove('challenge', older)
+      tx.insert('challenge', {
+        id: hex(id),
+        client: from.client,
+        purpose: hello.purpose,
+        hello: message.bytes,
+        challenge,
+        secret: wrapped,
+        expires,
+        spentAt: null,
+      })
+    })
+    // A crash here: the device never saw the challenge; it says hello again, the sweep removes the row.
+    ctx.step('enrol.challenged')
+    return challenge
+  })
+}
+
+/**
+ * Second round trip, three commits: spend the challenge; intent rows; certificates, device and the recorded answer. The signed identity.
+ * A repeated answer (same request id) gets the same identity.
+ */
+export const finishEnrolment = async (ctx: Context, services: EnrolServices, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
+  const answer = bodyOf(message, 'answer')
+  const caller = callerOf(from)
+  const id = hex(answer.challenge)
+  const known: { device: DeviceId | null } = { device: null }
+  return await audited(ctx, { caller, action: 'enrol.answer', subject: from.client }, known, async () => {
+    const repeated = await ctx.store.get('request', requestId(from, message))
+    if (repeated !== undefined) return repeated.answer
+    if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
+    const pending = await spend(ctx, caller, from, id, message)
+    const helloMessage = readMessage(pending.hello, { max: maxMessage })
+    const hello = bodyOf(helloMessage, 'hello')
+    const challenge = bodyOf(readMessage(pending.challenge, { max: maxMessage }), 'challenge')
+    const endorsements = await endorsementsOf(ctx)
+    const method = methodOf(hello.method)
+    const presented = method.present(hello, endorsements, services.policy, ctx.now())
+    const entry = await manifestEntry(ctx, presented)
+    known.device = entry.device
+    const device = await admissible(ctx, from, hello, presented, entry)
+    const [secret] = await ctx.kms.unwrap([{ key: services.authority.kek, wrapped: pending.secret, context: secretContext(ctx.tenant, id) }])
+    if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
+    const claims = method.verify(
+      { hello, helloBytes: pending.hello, challenge, challengeBytes: pending.challenge, answer },
+      { tenant: ctx.tenant, exporter: from.exporter, secret, policy: services.policy },
+      endorsements,
+      ctx.now(),
+    )
+    secret.destroy()
+    const verdict = await judge(ctx, device, hello, claims)
+    return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, pending })
+  })
+}
+
+const bodyOf = <T extends 'hello' | 'answer' | 'challenge'>(message: SignedMessage, type: T): BodyOf<T> => {
+  const { body } = message.envelope
+  if (body.type !== type) throw new Problem('malformed', `${body.type} where ${type} was expected`)
+  return body as BodyOf<T>
+}
+
+const requestId = (from: DeviceRef, message: SignedMessage): string => `${from.client}/${hex(message.envelope.id)}`
+
+/** Spends the challenge in a commit of its own, whatever follows: an attempt costs it. Only its own client, in time, once. */
+const spend = async (ctx: Context, caller: Caller, from: DeviceRef, id: string, message: SignedMessage): Promise<PendingChallenge> => {
+  const pending = await ctx.store.get('challenge', id)
+  if (pending === undefined) throw new Problem('not-found', `no challenge ${id}`, { reason: 'challenge.unknown' })
+  if (pending.client !== from.client) throw new Problem('forbidden', `challenge ${id} was made for ${pending.client}`, { reason: 'challenge.client' })
+  // Before spending: nobody but the holder of the presented LDevID key may use up the challenge.
+  const hello = bodyOf(readMessage(pending.hello, { max: maxMessage }), 'hello')
+  verifyMessage(message, methodOf(hello.method).ldevidSpki(hello))
+  await perform(ctx, { caller, action: 'enrol.answer', subject: from.client, detail: `challenge ${id} spent` }, async (tx) => {
+    const row = await ctx.store.get('challenge', id)
+    if (row === undefined) throw new Problem('not-found', `no challenge ${id}`, { reason: 'challenge.unknown' })
+    if (row.spentAt !== null) throw new Problem('conflict', `challenge ${id} was spent`, { reason: 'challenge.spent' })
+    if (row.expires <= ctx.now()) throw new Problem('expired', `challenge ${id} expired`, { reason: 'challenge.expired' })
+    tx.update('challenge', { ...row, spentAt: ctx.now() })
+  })
+  // A crash here: the challenge is gone, the device says hello again.
+  ctx.step('enrol.spent')
+  return pending
+}
+
+/** Appraisal against the reference values of the device's model, and continuity with what the device's record says of its TPM. */
+const judge = async (ctx: Context, device: Device, hello: Hello, claims: Claims): Promise<{ release: string; note: string }> => {
+  const releases = await findAll(ctx.store, 'release', { where: { model: device.model } })
+  const held = device.state === 'enrolled' ? releases.find(({ id }) => id === device.release) : undefined
+  const result = appraise(claims, device.model, releases, { floor: held?.number ?? 0 })
+  if (result.verdict === 'contraindicated') throw new Problem('attestation-failed', result.detail, { reason: result.reason })
+  const notes = [`${result.verdict} ${result.reason} ${result.release}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
+  if (device.state === 'enrolled') notes.push(continuity(device, hello, claims))
+  return { release: result.release, note: notes.join(', ') }
+}
+
+/** resetCount never falls while the SRK is the same (TPM2_Clear resets both): lower means a forged or restored TPM. */
+const continuity = (device: EnrolledDevice, hello: Hello, claims: Claims): string => {
+  const sameSrk = Buffer.compare(device.keys.srk, claims.srkPublic) === 0
+  if (hello.purpose === 'return' && !sameSrk)
+    throw new Problem('attestation-failed', `device ${device.id} returned with another SRK: it must enrol`, { reason: 'return.other-srk' })
+  if (sameSrk && claims.resetCount < device.resetCount)
+    throw new Problem('attestation-failed', `resetCount ${claims.resetCount} below ${device.resetCount}`, { reason: 'tpm.reset-count.lower' })
+  return sameSrk ? 'same SRK' : `new SRK: the TPM was cleared (resetCount ${device.resetCount} to ${claims.resetCount})`
+}
+
+interface Admission {
+  readonly caller: Caller
+  readonly from: DeviceRef
+  readonly message: SignedMessage
+  readonly device: Exclude<Device, { state: 'revoked' }>
+  readonly hello: Hello
+  readonly claims: Claims
+  readonly verdict: { readonly release: string; readonly note: string }
+  readonly pending: PendingChallenge
+}
+
+const admit = async (ctx: Context, services: EnrolServices, of: Admission): Promise<Uint8Array> => {
+  const { device, claims } = of
+  const intent: Intent = { caller: of.caller, action: 'enrol.issue', subject: device.id }
+  const issued = await prepareCertificates(ctx, services.authority, intent, [
+    { profile: 'device-identity', device: device.id, subject: device.id, spki: claims.ldevidSpki },
+    { profile: 'device-tls', device: device.id, subject: device.id, spki: claims.tlsSpki },
+  ])
+  const [ldevid, tls] = issued
+  if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'two certificates were ordered')
+  const identity = await identityMessage(ctx, services.authority, of.from, of.message, { device: device.id, ldevid, tls })
+  await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
+    const row = await ctx.store.get('device', device.id)
+    if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
+    if (row.state === 'enrolled' && row.keys.ekHash !== claims.ekHash)
+      throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${row.keys.ekHash}`, { reason: 'identity.other-ek' })
+    for (const one of issued) {
+      await claimSpki(ctx, tx, one)
+      recordIssued(tx, one)
+    }
+    tx.update('device', enrolled(ctx.now(), row, of, ldevid, tls))
+    tx.insert('request', { id: requestId(of.from, of.message), answer: identity, createdAt: ctx.now() })
+    const waiting = await ctx.store.get('challenge', of.pending.id)
+    if (waiting !== undefined) tx.remove('challenge', waiting)
+    tx.note(`EK ${claims.ekHash}, LDevID ${ldevid.intent.id}, TLS ${tls.intent.id}`)
+  })
+  // A crash here: the device is enrolled and does not know it; it says hello again and gets certificates for the same identity.
+  ctx.step('enrol.issued')
+  return identity
+}
+
+const enrolled = (now: number, row: Device, of: Admission, ldevid: Issued, tls: Issued): EnrolledDevice => {
+  const { id, version, serial, model, batch, registeredAt } = row
+  const { claims, hello } = of
+  return {
+    id,
+    version,
+    serial,
+    model,
+    batch,
+    registeredAt,
+    lastRefusal: null,
+    state: 'enrolled',
+    keys: {
+      ekHash: claims.ekHash,
+      ak: hello.ak,
+      srk: claims.srkPublic,
+      ldevid: hello.ldevid,
+      recipient: claims.recipientPublic,
+      ldevidSpki: claims.ldevidSpki,
+    },
+    enrolledAt: now,
+    ldevidSerial: ldevid.intent.id,
+    tlsSerial: tls.intent.id,
+    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
+    previousTlsSerial: row.state === 'enrolled' ? row.tlsSerial : null,
+    resetCount: claims.resetCount,
+    release: of.verdict.release,
+    assurance: claims.assurance,
+    lastSeenAt: now,
+    agent: hello.agent,
+  }
+}
+
+/** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */
+export const identityMessage = async (
+  ctx: Context,
+  authority: Authority,
+  to: DeviceRef,
+  request: SignedMessage,
+  of: { readonly device: DeviceId; readonly ldevid: Issued | null; readonly tls: Issued },
+): Promise<Uint8Array> =>
+  await messageTo(ctx, authority.roles.challenge, to.client, {
+    type: 'identity',
+    re: request.envelope.id,
+    device: of.device,
+    ldevid: of.ldevid?.der ?? null,
+    tls: of.tls.der,
+    chain: [authority.issuing],
+    trust: [authority.root],
+    keys: Object.values(authority.roles).map(({ certificate }) => certificate),
+    time: ctx.now(),
+  })
+
+/** Removes challenges that nobody can answer any more, and recorded answers older than `keep` milliseconds. Run at start and every minute. */
+export const sweepEnrolments = async (ctx: Context, keep = 3_600_000): Promise<void> => {
+  const caller: Caller = { kind: 'system', id: 'sweep', from: 'server' }
+  const now = ctx.now()
+  const challenges = (await findAll(ctx.store, 'challenge')).filter(({ expires }) => expires + challengeLife < now)
+  const requests = (await findAll(ctx.store, 'request')).filter(({ createdAt }) => createdAt + keep < now)
+  if (challenges.length + requests.length === 0) return
+  await perform(ctx, { caller, action: 'enrol.sweep', subject: 'challenges', detail: `${challenges.length} challenges, ${requests.length} answers` }, (tx) => {
+    for (const row of challenges) tx.remove('challenge', row)
+    for (const row of requests) tx.remove('request', row)
+  })
+}

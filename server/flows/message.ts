@@ -1,0 +1,33 @@
+import { createHash } from 'node:crypto'
+import { keyId, rawSignature, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
+import type { Body } from '@fleetkey/protocol/messages.ts'
+import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
+import type { Context, Kms, KmsKeyPurpose } from './context.ts'
+
+/** A signer of messages whose key stays in the KMS. `spki`: DER public key of the KMS key `name`. */
+export const kmsSigner = (kms: Kms, key: string, purpose: KmsKeyPurpose, spki: Uint8Array): Signer => ({
+  kid: keyId(spki),
+  async sign(tbs) {
+    const [der] = await kms.sign([{ key, purpose, data: tbs }])
+    if (der === undefined) throw new Error(`the KMS gave no signature of ${key}`)
+    return rawSignature(der)
+  },
+})
+
+/** One signed message of the server to a client (device id, or `e-…`), with a fresh id. */
+export const messageTo = async (ctx: Context, signer: Signer, client: string, body: Body): Promise<Uint8Array> =>
+  await signMessage(
+    {
+      v: 1,
+      tenant: TenantId.parse(ctx.tenant),
+      device: client.startsWith('e-') ? EnrolmentId.parse(client) : DeviceId.parse(client),
+      from: 'server',
+      id: ctx.random(16),
+      seq: ctx.now(),
+      body,
+    },
+    signer,
+  )
+
+export const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
+export const sha256hex = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')

@@ -1,0 +1,45 @@
+import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { verifySignature, type SignedMessage } from '@fleetkey/protocol/signed.ts'
+import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import type { Authority } from './authority.ts'
+import type { Context, DeviceRef } from './context.ts'
+import { callerOf, identityMessage } from './enrol.ts'
+import { claimSpki, prepareCertificates, recordIssued } from './issue.ts'
+import { hex } from './message.ts'
+import { perform, type Intent } from './perform.ts'
+
+/**
+ * A new TLS certificate for a new software TLS key of an enrolled, connected device. The caller has verified the message with the record's
+ * LDevID key and its session nonce; here the key's own signature (CSR) and its binding by the LDevID key are checked.
+ * Idempotent per request id. The signed `identity` without an LDevID certificate.
+ */
+export const renew = async (ctx: Context, authority: Authority, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
+  const { body } = message.envelope
+  const { device: id } = from
+  if (body.type !== 'renew' || id === null) throw new Problem('malformed', 'not a renewal')
+  const intent: Intent = { caller: callerOf(from), action: 'device.renew', subject: id }
+  const request = `${id}/${hex(message.envelope.id)}`
+  const repeated = await ctx.store.get('request', request)
+  if (repeated !== undefined) return repeated.answer
+  const device = await ctx.store.get('device', id)
+  if (device?.state !== 'enrolled') throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+  const { spki } = parseCsr(body.csr)
+  if (!verifySignature(device.keys.ldevidSpki, tlsBinding(ctx.tenant, body.session, spki), body.binding))
+    throw new Problem('unauthenticated', 'the LDevID key did not bind this TLS key', { reason: 'csr.tls.binding' })
+  const [tls] = await prepareCertificates(ctx, authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])
+  if (tls === undefined) throw new Problem('internal', 'one certificate was ordered')
+  const identity = await identityMessage(ctx, authority, from, message, { device: id, ldevid: null, tls })
+  await perform(ctx, intent, async (tx) => {
+    const row = await ctx.store.get('device', id)
+    if (row?.state !== 'enrolled') throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+    await claimSpki(ctx, tx, tls)
+    recordIssued(tx, tls)
+    tx.update('device', { ...row, tlsSerial: tls.intent.id, previousTlsSerial: row.tlsSerial })
+    tx.insert('request', { id: request, answer: identity, createdAt: ctx.now() })
+    tx.note(`TLS ${tls.intent.id}`)
+  })
+  // A crash here: the device asks again with the same id and gets the same certificate.
+  ctx.step('renew.issued')
+  return identity
+}

@@ -1,0 +1,117 @@
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
+import { importRelease } from '@fleetkey/server/flows/import-release.ts'
+import { addStation, removeStation } from '@fleetkey/server/flows/station.ts'
+import { operator, station, testContext, type TestContext } from './harness.ts'
+
+const ek = (n: number): string => n.toString(16).padStart(64, '0')
+const line = station()
+let ctx: TestContext
+
+beforeEach(async () => {
+  ctx = await testContext()
+  await addStation(ctx, operator(), line)
+})
+afterEach(async () => await ctx.close())
+
+const json = (rows: readonly unknown[], more: object = {}): string =>
+  JSON.stringify({ format: 'fleetkey/batch/1', batch: 'b1', model: 'm1', station: line.id, rows, ...more })
+const good = [
+  { serial: 'SN-1', ek: ek(1) },
+  { serial: 'SN-2', ek: ek(2), device: 'pump' },
+]
+
+describe('batch manifests', () => {
+  test('JSON and CSV give the same rows', async () => {
+    expect(await importBatch(ctx, operator(), { ...line.signed(json(good)), format: 'json' })).toEqual({ batch: 'b1', rows: 2 })
+    const csv = `serial,ek,model,device\r\nSN-3,${ek(3)},m1,\r\nSN-4,${ek(4)},m2,valve\r\n`
+    expect(await importBatch(ctx, operator(), { ...line.signed(csv), format: 'csv', batch: 'b2' })).toEqual({ batch: 'b2', rows: 2 })
+    const devices = await ctx.store.find('device', { limit: 10 })
+    expect(devices.map(({ id, state, serial, model, batch }) => [id, state, serial, model, batch])).toEqual([
+      ['pump', 'registered', 'SN-2', 'm1', 'b1'],
+      ['sn-1', 'registered', 'SN-1', 'm1', 'b1'],
+      ['sn-3', 'registered', 'SN-3', 'm1', 'b2'],
+      ['valve', 'registered', 'SN-4', 'm2', 'b2'],
+    ])
+    expect((await ctx.store.get('manifest', ek(4)))?.device).toBe('valve')
+  })
+
+  const csvOf = (...rows: string[]) => ({ ...line.signed(['serial,ek,model,device', ...rows, ''].join('\n')), format: 'csv' as const, batch: 'b1' })
+  const jsonOf = (rows: readonly unknown[], more: object = {}) => ({ ...line.signed(json(rows, more)), format: 'json' as const })
+  const refused: readonly (readonly [string, () => Parameters<typeof importBatch>[2], string, RegExp])[] = [
+    ['doubled serial', () => jsonOf([...good, { serial: 'SN-1', ek: ek(3), device: 'x' }]), 'malformed', /^row 3: serial SN-1 already stands in row 1/],
+    ['doubled EK', () => csvOf(`A,${ek(1)},m,`, `B,${ek(1)},m,`), 'malformed', /^row 2: ek .* already stands in row 1/],
+    ['device id collision', () => csvOf(`A,${ek(1)},m,`, `B,${ek(2)},m,a`), 'malformed', /^row 2: device a already stands in row 1/],
+    ['serials that differ in case only', () => csvOf(`A,${ek(1)},m,`, `a,${ek(2)},m,`), 'malformed', /^row 2: device a /],
+    ['malformed EK', () => csvOf(`A,${ek(1)},m,`, `B,${ek(2).toUpperCase().replace('0', 'G')},m,`), 'malformed', /^row 2: ek/],
+    ['a field too many', () => csvOf(`A,${ek(1)},m,,`), 'malformed', /^row 1: 4 fields/],
+    ['an empty line', () => csvOf(`A,${ek(1)},m,`, '', `B,${ek(2)},m,`), 'malformed', /^row 2:/],
+    ['a serial that makes no device id', () => csvOf(`A.B,${ek(1)},m,`), 'malformed', /^row 1: serial A\.B makes no device id/],
+    ['a device id kept for enrolment', () => csvOf(`A,${ek(1)},m,e-1`), 'malformed', /^row 1: device/],
+    ['an unknown field', () => jsonOf([{ ...good[0], extra: 1 }]), 'malformed', /^row 1:/],
+    ['no rows', () => jsonOf([]), 'malformed', /rows/],
+    ['another header', () => ({ ...line.signed(`serial,ek\nA,${ek(1)}\n`), format: 'csv', batch: 'b1' }), 'malformed', /first line/],
+    ['CSV without a batch name', () => ({ ...line.signed(`serial,ek,model,device\nA,${ek(1)},m,\n`), format: 'csv' }), 'malformed', /name of its batch/],
+    ['not JSON', () => ({ ...line.signed('{'), format: 'json' }), 'malformed', /not JSON/],
+    ['not UTF-8', () => ({ ...line.signed(Uint8Array.of(0xff)), format: 'json' }), 'malformed', /UTF-8/],
+    ['another station named', () => jsonOf(good, { station: 'line-2' }), 'malformed', /station line-2/],
+    ['wrong signature', () => ({ ...line.signed(json(good)), content: new TextEncoder().encode(json([])), format: 'json' }), 'forbidden', /not signed/],
+    ['signature of another station', () => ({ ...station().signed(json(good)), format: 'json' }), 'forbidden', /not signed/],
+    ['unknown station', () => ({ ...station('nobody').signed(json(good)), format: 'json' }), 'forbidden', /no station/],
+    ['too large', () => ({ ...line.signed(new Uint8Array((16 << 20) + 1)), format: 'json' }), 'malformed', /more than/],
+  ]
+  test.each(refused)('%s: nothing is imported', async (_name, input, code, detail) => {
+    await expect(importBatch(ctx, operator(), input())).rejects.toMatchObject({ code, message: expect.stringMatching(detail) })
+    expect([await ctx.store.count('device'), await ctx.store.count('manifest'), await ctx.store.count('batch')]).toEqual([0, 0, 0])
+    expect((await ctx.entries()).at(-1)).toMatchObject({ action: 'batch.import', outcome: 'refused', code })
+  })
+
+  test('what an earlier batch holds is refused by row', async () => {
+    await importBatch(ctx, operator(), jsonOf(good))
+    const again = async (row: object) => await importBatch(ctx, operator(), jsonOf([{ serial: 'NEW', ek: ek(9) }, row], { batch: 'b2' }))
+    await expect(again({ serial: 'SN-1', ek: ek(5), device: 'new-2' })).rejects.toMatchObject({
+      code: 'conflict',
+      message: expect.stringMatching(/^row 2: serial/),
+    })
+    await expect(again({ serial: 'X', ek: ek(1) })).rejects.toMatchObject({ code: 'conflict', message: expect.stringMatching(/^row 2: ek/) })
+    await expect(again({ serial: 'X', ek: ek(5), device: 'pump' })).rejects.toMatchObject({
+      code: 'conflict',
+      message: expect.stringMatching(/^row 2: device/),
+    })
+    await expect(importBatch(ctx, operator(), jsonOf([{ serial: 'Q', ek: ek(7) }]))).rejects.toMatchObject({ code: 'conflict' })
+    expect(await ctx.store.count('device')).toBe(2)
+  })
+
+  test('10,000 rows in one commit', async () => {
+    const rows = Array.from({ length: 10_000 }, (_, at) => ({ serial: `S${at}`, ek: ek(at + 1) }))
+    expect(await importBatch(ctx, operator(), jsonOf(rows))).toEqual({ batch: 'b1', rows: 10_000 })
+    expect(await ctx.store.count('device')).toBe(10_000)
+    expect((await ctx.entries()).filter(({ action }) => action === 'batch.import')).toHaveLength(1)
+  })
+
+  test('an auditor may not, a removed station does not count', async () => {
+    await expect(importBatch(ctx, operator('auditor'), jsonOf(good))).rejects.toMatchObject({ code: 'forbidden' })
+    await removeStation(ctx, operator(), line.id)
+    await expect(importBatch(ctx, operator(), jsonOf(good))).rejects.toMatchObject({ code: 'forbidden' })
+  })
+})
+
+describe('reference values', () => {
+  const values = { format: 'fleetkey/release/1', model: 'm1', name: '1.0.0', number: 1, pcrs: { '0': ek(1), '11': ek(2) } }
+  test('a signed release is imported once', async () => {
+    expect(await importRelease(ctx, operator(), line.signed(JSON.stringify(values)))).toEqual({ id: 'm1/1.0.0' })
+    expect(await ctx.store.get('release', 'm1/1.0.0')).toMatchObject({ model: 'm1', number: 1, pcrs: values.pcrs })
+    await expect(importRelease(ctx, operator(), line.signed(JSON.stringify(values)))).rejects.toMatchObject({ code: 'conflict' })
+  })
+  test.each([
+    ['PCR 24', { ...values, pcrs: { '24': ek(1) } }],
+    ['a short value', { ...values, pcrs: { '0': 'ab' } }],
+    ['no PCR', { ...values, pcrs: {} }],
+    ['an unknown field', { ...values, more: 1 }],
+    ['a negative number', { ...values, number: -1 }],
+    ['a name that is a path', { ...values, name: '../1' }],
+  ])('%s is refused', async (_name, content) => {
+    await expect(importRelease(ctx, operator(), line.signed(JSON.stringify(content)))).rejects.toMatchObject({ code: 'malformed' })
+    expect(await ctx.store.count('release')).toBe(0)
+  })
+})
