@@ -11,7 +11,11 @@ export const judges = {
   openssl: 'openssl',
 } as const
 
-const found = (program: string): boolean => (process.env['PATH'] ?? '').split(':').concat('/usr/sbin', '/sbin').some((folder) => existsSync(`${folder}/${program}`))
+const found = (program: string): boolean =>
+  (process.env['PATH'] ?? '')
+    .split(':')
+    .concat('/usr/sbin', '/sbin')
+    .some((folder) => existsSync(`${folder}/${program}`))
 const isDebian = (): boolean => existsSync('/etc/debian_version') && readFileSync('/etc/os-release', 'utf8').includes('debian')
 
 /** Installs what is missing from Debian's packages when that is possible (root on Debian); says what is missing otherwise. */

@@ -1,0 +1,70 @@
+import { readFileSync } from 'node:fs'
+import { resolve } from 'node:path'
+import { parseArgs } from 'node:util'
+import { TenantId } from '@fleetkey/protocol/ids.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { z } from 'zod'
+
+const port = z.coerce.number().int().min(0).max(65_535)
+
+/** Settings of the server: schema first, read once, passed down. Port 0 lets the system choose (the chosen ones are in cli.json). */
+export const Settings = z.strictObject({
+  data: z.string().min(1),
+  tenant: TenantId,
+  host: z.string().min(1),
+  mqttPort: port,
+  httpsPort: port,
+  /** Host names and addresses that devices and operators use; they go into the server's certificate besides localhost. */
+  names: z.array(z.string().regex(/^[A-Za-z0-9.:-]{1,253}$/)).max(32),
+  json: z.boolean(),
+})
+export type Settings = z.infer<typeof Settings> & { readonly passphrase: Secret | undefined }
+
+/** A setting is wrong: message for the operator, exit code 1. */
+export class SettingsError extends Error {
+  override readonly name = 'SettingsError'
+}
+
+const passphraseOf = (path: string | undefined): Secret | undefined => {
+  if (path === undefined) return undefined
+  try {
+    const line = readFileSync(path, 'utf8').replace(/\r?\n$/, '')
+    if (line.length < 12) throw new SettingsError(`the passphrase in ${path} is shorter than 12 characters`)
+    return new Secret(Buffer.from(line))
+  } catch (error) {
+    throw error instanceof SettingsError ? error : new SettingsError(`--passphrase-file ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE), then defaults. Throws SettingsError. */
+export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): Settings => {
+  let values
+  try {
+    values = parseArgs({
+      args: [...argv],
+      options: {
+        data: { type: 'string' },
+        tenant: { type: 'string' },
+        host: { type: 'string' },
+        'mqtt-port': { type: 'string' },
+        'https-port': { type: 'string' },
+        name: { type: 'string', multiple: true },
+        'passphrase-file': { type: 'string' },
+        json: { type: 'boolean' },
+      },
+    }).values
+  } catch (error) {
+    throw new SettingsError(error instanceof Error ? error.message : String(error))
+  }
+  const parsed = Settings.safeParse({
+    data: resolve(values.data ?? env['FLEETKEY_DATA'] ?? 'data'),
+    tenant: values.tenant ?? 'default',
+    host: values.host ?? '127.0.0.1',
+    mqttPort: values['mqtt-port'] ?? 8883,
+    httpsPort: values['https-port'] ?? 8443,
+    names: values.name ?? [],
+    json: values.json ?? false,
+  })
+  if (!parsed.success) throw new SettingsError(parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`).join('; '))
+  return { ...parsed.data, passphrase: passphraseOf(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE']) }
+}
