@@ -37,7 +37,7 @@ export const decode = (bytes: Uint8Array, options: { readonly useMaps?: boolean 
 /** Walks the heads (RFC 8949 §3) without building anything; false for a nest deeper than `maxDepth`. Invalid heads are the decoder's to report. */
 const shallow = (bytes: Uint8Array): boolean => {
   const open: number[] = []
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const head = bytes[at] ?? 0
     const major = head >> 5
     const minor = head & 31

@@ -63,8 +63,7 @@ export const reassembler = (limits: { readonly max: number }): Reassembler => {
       if (!(transfer instanceof Uint8Array) || !(data instanceof Uint8Array) || Buffer.compare(transfer, manifest.transfer) !== 0)
         return fail('a frame of another transfer', 'transfer.other')
       const last = parts.length === manifest.count - 1
-      if (index !== parts.length || data.length !== (last ? manifest.length - current.length : dataMax))
-        return fail('a frame out of place', 'transfer.order')
+      if (index !== parts.length || data.length !== (last ? manifest.length - current.length : dataMax)) return fail('a frame out of place', 'transfer.order')
       // A copy: the payload may be a view into a larger network buffer.
       parts.push(Uint8Array.from(data))
       current.length += data.length

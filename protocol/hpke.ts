@@ -61,7 +61,10 @@ export const seal = (aead: Aead, recipient: Uint8Array, info: Uint8Array, aad: U
   const dh = pair.computeSecret(recipient)
   const { key, nonce } = schedule(aead, sharedSecret(dh, enc, recipient), info)
   dh.fill(0)
-  const cipher = createCipheriv(aead, key, nonce, { authTagLength: 16 } as never) as ReturnType<typeof createCipheriv> & { setAAD(aad: Uint8Array): void; getAuthTag(): Buffer }
+  const cipher = createCipheriv(aead, key, nonce, { authTagLength: 16 } as never) as ReturnType<typeof createCipheriv> & {
+    setAAD(aad: Uint8Array): void
+    getAuthTag(): Buffer
+  }
   cipher.setAAD(aad)
   const body = Buffer.concat([cipher.update(plaintext), cipher.final()])
   return { enc, ciphertext: Buffer.concat([body, cipher.getAuthTag()]) }

@@ -7,7 +7,7 @@ import { DeviceId, EnrolmentId, Epoch, KeyId, RowId, TenantId } from './ids.ts'
  * Times are milliseconds since 1970 (UTC).
  */
 const bytes = (max: number, min = 0) =>
-  z.instanceof(Uint8Array).refine((value) => value.length >= min && value.length <= max, { message: `expected ${min} to ${max} bytes` })
+  z.custom<Uint8Array>((value) => value instanceof Uint8Array && value.length >= min && value.length <= max, { message: `expected ${min} to ${max} bytes` })
 const fixed = (length: number) => bytes(length, length)
 const time = z.int().min(0)
 const tpmPublic = bytes(1024, 8)

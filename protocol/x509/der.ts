@@ -1,0 +1,225 @@
+import { Problem } from '../problem.ts'
+
+/**
+ * Strict DER (ITU-T X.690 §10), the subset that certificates and requests use: single-byte tags, definite minimal lengths, bounded depth and size.
+ * Everything refused is Problem('malformed').
+ */
+export const tags = {
+  boolean: 0x01,
+  integer: 0x02,
+  bitString: 0x03,
+  octetString: 0x04,
+  null: 0x05,
+  oid: 0x06,
+  utf8: 0x0c,
+  printable: 0x13,
+  ia5: 0x16,
+  utcTime: 0x17,
+  generalizedTime: 0x18,
+  sequence: 0x30,
+  set: 0x31,
+} as const
+
+const maxBytes = 64 << 10
+const maxDepth = 24
+
+const fail = (what: string): never => {
+  throw new Problem('malformed', `DER: ${what}`, { reason: 'x509.der' })
+}
+
+/** One element: `bytes` with its header, `content` without. */
+export interface Element {
+  readonly tag: number
+  readonly bytes: Uint8Array
+  readonly content: Uint8Array
+  readonly depth: number
+}
+
+/** Reads the elements of one level in order. */
+export class DerReader {
+  readonly #bytes: Uint8Array
+  readonly #depth: number
+  #at = 0
+
+  constructor(bytes: Uint8Array, depth = 0) {
+    if (bytes.length > maxBytes) fail(`${bytes.length} bytes`)
+    if (depth > maxDepth) fail('nested too deeply')
+    this.#bytes = bytes
+    this.#depth = depth
+  }
+
+  get done(): boolean {
+    return this.#at === this.#bytes.length
+  }
+
+  /** Tag of the next element, undefined at the end. */
+  peek(): number | undefined {
+    return this.#bytes[this.#at]
+  }
+
+  /** The next element; with `tag` it must be of that tag. */
+  next(tag?: number): Element {
+    const start = this.#at
+    const found = this.#bytes[start]
+    if (found === undefined) return fail('ends early')
+    if ((found & 0x1f) === 0x1f) fail('a tag of several bytes')
+    if (tag !== undefined && found !== tag) fail(`tag ${found.toString(16)} where ${tag.toString(16)} belongs`)
+    const first = this.#bytes[start + 1]
+    if (first === undefined) return fail('ends early')
+    let length = first
+    let header = 2
+    if (first >= 0x80) {
+      const count = first & 0x7f
+      if (count === 0 || count > 3) fail('a length that is indefinite or too large')
+      length = 0
+      for (let i = 0; i < count; i++) length = length * 256 + (this.#bytes[start + 2 + i] ?? fail('ends early'))
+      if (length < 0x80 || (count > 1 && length < 1 << (8 * (count - 1)))) fail('a length that is not minimal')
+      header += count
+    }
+    const end = start + header + length
+    if (end > this.#bytes.length) fail('ends early')
+    this.#at = end
+    return { tag: found, bytes: this.#bytes.subarray(start, end), content: this.#bytes.subarray(start + header, end), depth: this.#depth }
+  }
+
+  /** The next element if it has this tag. */
+  optional(tag: number): Element | undefined {
+    return this.peek() === tag ? this.next(tag) : undefined
+  }
+
+  /** Reader of the next element's content. */
+  enter(tag: number): DerReader {
+    return inside(this.next(tag))
+  }
+
+  /** Throws unless everything was read. */
+  end(): void {
+    if (!this.done) fail('trailing bytes')
+  }
+}
+
+export const inside = (element: Element): DerReader => new DerReader(element.content, element.depth + 1)
+
+/** The one element that these bytes are. */
+export const whole = (bytes: Uint8Array, tag: number): Element => {
+  const reader = new DerReader(bytes)
+  const element = reader.next(tag)
+  reader.end()
+  return element
+}
+
+/** Dotted form of an OBJECT IDENTIFIER. */
+export const readOid = (element: Element): string => {
+  if (element.tag !== tags.oid || element.content.length === 0 || element.content.length > 64) return fail('not an OBJECT IDENTIFIER')
+  const arcs: number[] = []
+  let value = 0
+  let fresh = true
+  for (const byte of element.content) {
+    if (fresh && byte === 0x80) fail('an arc that is not minimal')
+    if (value > 2 ** 45) fail('an arc too large')
+    value = value * 128 + (byte & 0x7f)
+    fresh = byte < 0x80
+    if (!fresh) continue
+    if (arcs.length === 0) arcs.push(Math.min(2, Math.floor(value / 40)), value - 40 * Math.min(2, Math.floor(value / 40)))
+    else arcs.push(value)
+    value = 0
+  }
+  return fresh ? arcs.join('.') : fail('an OBJECT IDENTIFIER that ends early')
+}
+
+export const readBoolean = (element: Element): boolean => {
+  const [value] = element.content
+  return element.tag === tags.boolean && element.content.length === 1 && (value === 0 || value === 0xff) ? value === 0xff : fail('not a BOOLEAN')
+}
+
+/** Content of a minimal, non-negative INTEGER, as big-endian bytes with its sign byte. */
+export const readUnsigned = (element: Element): Uint8Array => {
+  const { content } = element
+  const [first = 0x80, second = 0x80] = content
+  if (element.tag !== tags.integer || first >= 0x80 || (content.length > 1 && first === 0 && second < 0x80)) return fail('not a minimal, non-negative INTEGER')
+  return content
+}
+
+export const readSmall = (element: Element): number => {
+  const bytes = readUnsigned(element)
+  return bytes.length > 4 ? fail('an INTEGER too large') : bytes.reduce((value, byte) => value * 256 + byte, 0)
+}
+
+/** BIT STRING without unused bits. */
+export const readBits = (element: Element): Uint8Array =>
+  element.tag === tags.bitString && element.content[0] === 0 ? element.content.subarray(1) : fail('not a BIT STRING of whole bytes')
+
+/** Named bits (X.680 §22.7): the set of positions that are one. */
+export const readNamedBits = (element: Element): ReadonlySet<number> => {
+  const [unused = 8, ...bytes] = element.content
+  const last = bytes.at(-1)
+  if (
+    element.tag !== tags.bitString ||
+    unused > 7 ||
+    bytes.length > 4 ||
+    (last === undefined ? unused !== 0 : ((last >> unused) & 1) === 0 || (last & ((1 << unused) - 1)) !== 0)
+  )
+    return fail('not a minimal list of named bits')
+  return new Set(bytes.flatMap((byte, at) => [0, 1, 2, 3, 4, 5, 6, 7].filter((bit) => (byte & (0x80 >> bit)) !== 0).map((bit) => at * 8 + bit)))
+}
+
+/** UTCTime or GeneralizedTime in the one form RFC 5280 §4.1.2.5 allows, as milliseconds since 1970. */
+export const readTime = (element: Element): number => {
+  const text = new TextDecoder('latin1').decode(element.content)
+  const utc = element.tag === tags.utcTime
+  if (!utc && element.tag !== tags.generalizedTime) return fail('not a time')
+  if (!(utc ? /^\d{12}Z$/ : /^\d{14}Z$/).test(text)) return fail('a time of another form than RFC 5280 allows')
+  const digits = utc ? `${Number(text.slice(0, 2)) >= 50 ? '19' : '20'}${text}` : text
+  const part = (from: number, length: number): number => Number(digits.slice(from, from + length))
+  const [year, month, day, hour, minute, second] = [part(0, 4), part(4, 2), part(6, 2), part(8, 2), part(10, 2), part(12, 2)] as const
+  const at = Date.UTC(year, month - 1, day, hour, minute, second)
+  const back = new Date(at)
+  if (back.getUTCMonth() !== month - 1 || back.getUTCDate() !== day || hour > 23 || minute > 59 || second > 59) return fail('a time that does not exist')
+  if (!utc && year < 2050) return fail('a GeneralizedTime before 2050')
+  return at
+}
+
+/** One element of this tag around the joined contents. */
+export const der = (tag: number, ...contents: readonly Uint8Array[]): Uint8Array => {
+  const length = contents.reduce((sum, { length }) => sum + length, 0)
+  const size = length < 0x80 ? [length] : length < 0x100 ? [0x81, length] : length < 0x10000 ? [0x82, length >> 8, length & 0xff] : fail('more than 64 KiB')
+  return Buffer.concat([Uint8Array.of(tag, ...size), ...contents])
+}
+
+export const sequence = (...contents: readonly Uint8Array[]): Uint8Array => der(tags.sequence, ...contents)
+export const set = (...contents: readonly Uint8Array[]): Uint8Array => der(tags.set, ...contents)
+/** Context-specific, constructed. */
+export const explicit = (number: number, ...contents: readonly Uint8Array[]): Uint8Array => der(0xa0 | number, ...contents)
+export const octetString = (content: Uint8Array): Uint8Array => der(tags.octetString, content)
+export const bitString = (content: Uint8Array): Uint8Array => der(tags.bitString, Uint8Array.of(0), content)
+export const boolean = (value: boolean): Uint8Array => Uint8Array.of(tags.boolean, 1, value ? 0xff : 0)
+export const utf8 = (text: string): Uint8Array => der(tags.utf8, new TextEncoder().encode(text))
+
+/** Named bits in their minimal form. */
+export const namedBits = (positions: readonly number[]): Uint8Array => {
+  const highest = Math.max(...positions)
+  const bytes = new Uint8Array(Math.floor(highest / 8) + 1)
+  for (const position of positions) bytes[position >> 3] = (bytes[position >> 3] ?? 0) | (0x80 >> (position & 7))
+  return der(tags.bitString, Uint8Array.of(7 - (highest & 7)), bytes)
+}
+
+/** INTEGER of non-negative big-endian bytes. */
+export const integer = (bytes: Uint8Array): Uint8Array => {
+  let start = 0
+  while (start < bytes.length - 1 && bytes[start] === 0) start++
+  const trimmed = bytes.subarray(start)
+  return der(tags.integer, ...((trimmed[0] ?? 0) >= 0x80 ? [Uint8Array.of(0), trimmed] : [trimmed]))
+}
+
+export const oid = (dotted: string): Uint8Array => {
+  const [first = 0, second = 0, ...rest] = dotted.split('.').map(Number)
+  const base128 = (value: number): number[] => (value < 128 ? [value] : [...base128(Math.floor(value / 128)).map((byte) => byte | 0x80), value % 128])
+  return der(tags.oid, Uint8Array.from([first * 40 + second, ...rest].flatMap(base128)))
+}
+
+/** UTCTime until 2049, GeneralizedTime from then on (RFC 5280 §4.1.2.5); whole seconds. */
+export const time = (at: number): Uint8Array => {
+  const text = `${new Date(at).toISOString().replace(/[-:T]/g, '').slice(0, 14)}Z`
+  const bytes = (value: string): Uint8Array => new TextEncoder().encode(value)
+  return Number(text.slice(0, 4)) < 2050 ? der(tags.utcTime, bytes(text.slice(2))) : der(tags.generalizedTime, bytes(text))
+}

@@ -1,0 +1,39 @@
+import 'reflect-metadata'
+import { Crypto } from '@peculiar/webcrypto'
+import * as x509 from '@peculiar/x509'
+
+x509.cryptoProvider.set(new Crypto() as unknown as globalThis.Crypto)
+
+/** What another library reads from a certificate: the oracle that our own writer and reader are judged by. */
+export interface SecondReading {
+  readonly serial: string
+  readonly subject: string
+  readonly issuer: string
+  readonly spki: Uint8Array
+  readonly notBefore: number
+  readonly notAfter: number
+  readonly altNames: readonly string[]
+  readonly extensions: readonly string[]
+}
+
+/** Reads a certificate with @peculiar/x509. Throws whatever it throws. */
+export const secondReading = (der: Uint8Array): SecondReading => {
+  const certificate = new x509.X509Certificate(Uint8Array.from(der))
+  const names = certificate.getExtension(x509.SubjectAlternativeNameExtension)
+  return {
+    serial: certificate.serialNumber.toLowerCase(),
+    subject: certificate.subject,
+    issuer: certificate.issuer,
+    spki: new Uint8Array(certificate.publicKey.rawData),
+    notBefore: certificate.notBefore.getTime(),
+    notAfter: certificate.notAfter.getTime(),
+    altNames: names?.names.items.map(({ value }) => value) ?? [],
+    extensions: certificate.extensions.map(({ type }) => type),
+  }
+}
+
+/** Whether @peculiar/x509 accepts the certificate's signature under this issuer's certificate. */
+export const secondVerdict = async (der: Uint8Array, issuer: Uint8Array): Promise<boolean> => {
+  const [certificate, signer] = [new x509.X509Certificate(Uint8Array.from(der)), new x509.X509Certificate(Uint8Array.from(issuer))]
+  return await certificate.verify({ publicKey: signer.publicKey, signatureOnly: true })
+}

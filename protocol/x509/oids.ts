@@ -1,0 +1,20 @@
+/** Object identifiers by their standard names. */
+export const oids = {
+  commonName: '2.5.4.3',
+  ecPublicKey: '1.2.840.10045.2.1',
+  ecdsaSha256: '1.2.840.10045.4.3.2',
+  extensionRequest: '1.2.840.113549.1.9.14',
+  subjectKeyIdentifier: '2.5.29.14',
+  keyUsage: '2.5.29.15',
+  subjectAltName: '2.5.29.17',
+  basicConstraints: '2.5.29.19',
+  authorityKeyIdentifier: '2.5.29.35',
+  extKeyUsage: '2.5.29.37',
+  serverAuth: '1.3.6.1.5.5.7.3.1',
+  clientAuth: '1.3.6.1.5.5.7.3.2',
+  /** TCG EK credential profile §3.5.16: tcg-kp-EKCertificate. */
+  ekCertificate: '2.23.133.8.1',
+} as const
+
+/** Bit positions of KeyUsage (RFC 5280 §4.2.1.3). */
+export const keyUsages = { digitalSignature: 0, keyEncipherment: 2, keyAgreement: 4, keyCertSign: 5, crlSign: 6 } as const
