@@ -1,0 +1,167 @@
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { emptyLog, extend } from '../audit/chain.ts'
+import type { SequencedEntry } from '../audit/entry.ts'
+import { rootOf } from '../audit/tree.ts'
+import type { Query, Store, Table, Tables, Write } from '../flows/context.ts'
+import { decodeRow, encodeRow, fieldsOf, indexedValue, requireEntries, tableNames, WriteConflict } from './rows.ts'
+
+interface Stored {
+  readonly bytes: Uint8Array
+  readonly version: number
+  /** Indexed values, in the order of `fieldsOf`. */
+  readonly values: readonly (string | null)[]
+}
+
+interface MemoryTable {
+  readonly name: Table
+  readonly rows: Map<string, Stored>
+  /** Per indexed field: value to the ids that have it. */
+  readonly byField: readonly Map<string, Set<string>>[]
+  /** Ids in byte order; undefined after an insertion or deletion. */
+  sorted: string[] | undefined
+}
+
+const byBytes = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b))
+
+/** Index of the first id that is not below `bound`; ids ascend. */
+const firstNotBelow = (ids: readonly string[], bound: string): number => {
+  let low = 0
+  for (let high = ids.length; low < high;) {
+    const middle = (low + high) >> 1
+    if (byBytes(ids[middle] as string, bound) < 0) low = middle + 1
+    else high = middle
+  }
+  return low
+}
+
+/** Sets or removes (undefined) a row with its index values, without any check. */
+const place = (table: MemoryTable, id: string, next: Stored | undefined): void => {
+  const last = table.rows.get(id)
+  table.byField.forEach((ids, at) => {
+    const before = last?.values[at] ?? null
+    const after = next?.values[at] ?? null
+    if (before === after) return
+    if (before !== null) {
+      const set = ids.get(before)
+      set?.delete(id)
+      if (set?.size === 0) ids.delete(before)
+    }
+    if (after !== null) ids.set(after, (ids.get(after) ?? new Set()).add(id))
+  })
+  if (next === undefined) table.rows.delete(id)
+  else table.rows.set(id, next)
+  if ((last === undefined) !== (next === undefined)) table.sorted = undefined
+}
+
+/** The row that a write leaves (undefined: none). Throws WriteConflict. */
+const outcome = (table: MemoryTable, write: Write): { id: string; next: Stored | undefined } => {
+  const id = write.do === 'delete' ? write.id : write.row.id
+  const refuse = (why: 'version' | 'exists' | 'missing'): never => {
+    throw new WriteConflict({ table: table.name, id, why })
+  }
+  const stored = table.rows.get(id)
+  if (write.do === 'insert') {
+    if (stored !== undefined) refuse('exists')
+  } else if (stored === undefined) refuse('missing')
+  else if (stored.version !== (write.do === 'delete' ? write.version : write.row.version)) refuse('version')
+  if (write.do === 'delete') return { id, next: undefined }
+  const { row } = write
+  const version = (stored?.version ?? 0) + 1
+  const values = fieldsOf(table.name).map(({ name, unique }, at) => {
+    const value = indexedValue(row, name)
+    const holders = unique && value !== null ? table.byField[at]?.get(value) : undefined
+    if (holders !== undefined && !holders.has(id)) throw new WriteConflict({ table: table.name, id, why: 'unique', field: name })
+    return value
+  })
+  return { id, next: { bytes: encodeRow(table.name, row, version), version, values } }
+}
+
+/**
+ * Store in memory, for tests and trials: same rules as the durable one (rows are kept as bytes, commits are all or nothing, the audit
+ * chain and tree are real), nothing of it survives the process.
+ */
+export const openMemoryStore = (_options: { readonly now?: () => number } = {}): Store => {
+  const tables = Object.fromEntries(
+    tableNames.map((name): [Table, MemoryTable] => [name, { name, rows: new Map(), byField: fieldsOf(name).map(() => new Map()), sorted: [] }]),
+  ) as Record<Table, MemoryTable>
+  const log: SequencedEntry[] = []
+  let head = emptyLog
+  let closed = false
+  const open = (): void => {
+    if (closed) throw new Problem('unavailable', 'the store is closed', { reason: 'store.closed' })
+  }
+
+  const candidates = (table: MemoryTable, where: Readonly<Record<string, string | undefined>>): readonly string[] | undefined => {
+    const wanted = Object.entries(where).filter(([, value]) => value !== undefined)
+    if (wanted.length === 0) return undefined
+    const sets = wanted.map(([name, value]) => {
+      const at = fieldsOf(table.name).findIndex((field) => field.name === name)
+      if (at < 0) throw new Problem('internal', `${table.name} has no index on ${name}`, { reason: 'store.index' })
+      return table.byField[at]?.get(value as string) ?? new Set<string>()
+    })
+    const [smallest, ...others] = sets.toSorted((a, b) => a.size - b.size)
+    return [...(smallest ?? [])].filter((id) => others.every((set) => set.has(id)))
+  }
+
+  return {
+    async get<T extends Table>(table: T, id: string): Promise<Tables[T] | undefined> {
+      open()
+      const stored = tables[table].rows.get(id)
+      return stored === undefined ? undefined : decodeRow<T>(stored.bytes)
+    },
+    async find<T extends Table>(name: T, query: Query<T>): Promise<readonly Tables[T][]> {
+      open()
+      const table = tables[name]
+      const ids = candidates(table, query.where ?? {})?.toSorted(byBytes) ?? (table.sorted ??= [...table.rows.keys()].toSorted(byBytes))
+      const { prefix = '', after } = query
+      const found: Tables[T][] = []
+      for (let at = Math.max(firstNotBelow(ids, prefix), after === undefined ? 0 : firstNotBelow(ids, after)); at < ids.length; at++) {
+        const id = ids[at] as string
+        if (id === after) continue
+        if (found.length >= query.limit || !id.startsWith(prefix)) break
+        found.push(decodeRow<T>((table.rows.get(id) as Stored).bytes))
+      }
+      return found
+    },
+    async count(name, where = {}) {
+      open()
+      return candidates(tables[name], where)?.length ?? tables[name].rows.size
+    },
+    async commit(changes) {
+      open()
+      requireEntries(changes)
+      const undo: (() => void)[] = []
+      try {
+        for (const write of changes.writes) {
+          const table = tables[write.table]
+          const { id, next } = outcome(table, write)
+          const last = table.rows.get(id)
+          place(table, id, next)
+          undo.push(() => place(table, id, last))
+        }
+      } catch (error) {
+        for (const back of undo.toReversed()) back()
+        if (error instanceof WriteConflict) return { committed: false, conflict: error.conflict }
+        throw error
+      }
+      for (const entry of changes.entries) {
+        const extended = extend(head, entry)
+        head = extended.head
+        log.push(extended.sequenced)
+      }
+      return { committed: true, sequence: head.sequence }
+    },
+    async audit({ after, limit }) {
+      open()
+      return log.slice(after, after + limit).map((entry) => ({ ...entry, previous: entry.previous.slice(), chain: entry.chain.slice() }))
+    },
+    async checkpoint() {
+      open()
+      return { size: head.tree.size, root: rootOf(head.tree), chain: head.chain.slice() }
+    },
+    health: () => ({ writable: !closed, reason: closed ? 'the store is closed' : null }),
+    async close() {
+      closed = true
+    },
+  }
+}
