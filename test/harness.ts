@@ -6,8 +6,8 @@ import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
 import type { Caller, Role } from '@fleetkey/server/access/caller.ts'
 import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
 import type { Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
-import { openFileKms } from '@fleetkey/server/kms/backends/file.ts'
-import { openMemoryStore } from '@fleetkey/server/store/memory/store.ts'
+import { openFileKms } from '@fleetkey/server/kms/file.ts'
+import { openMemoryStore } from '@fleetkey/server/store/memory.ts'
 
 /** A bus without a broker: keeps what was sent, and lets a test be the devices. */
 export interface FakeBus extends Bus {
@@ -78,7 +78,7 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
   const folder = mkdtempSync(join(tmpdir(), 'fleetkey-'))
   const clock = { now: Date.UTC(2027, 0, 1) }
   const store = openMemoryStore()
-  const kms = await openFileKms({ folder })
+  const kms = await openFileKms(folder)
   const steps: string[] = []
   const lines: string[] = []
   return {
