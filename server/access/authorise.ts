@@ -15,6 +15,7 @@ export const actions = {
   'key.create': ['owner', 'operator'],
   'key.grant': ['owner', 'operator'],
   'key.rotate': ['owner', 'operator', 'system'],
+  'key.destroy': ['system'],
   'campaign.pause': ['owner', 'operator'],
   'campaign.resume': ['owner', 'operator'],
   'campaign.abort': ['owner', 'operator'],

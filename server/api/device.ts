@@ -6,7 +6,6 @@ import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protoc
 import { methodOf, type AttestationPolicy } from '../attestation/methods.ts'
 import type { EnrolledDevice } from '../fleet/device.ts'
 import { acknowledge } from '../flows/acknowledge.ts'
-import type { Authority } from '../flows/authority.ts'
 import type { Context, DeviceRef } from '../flows/context.ts'
 import { converge } from '../flows/converge.ts'
 import { callerOf, finishEnrolment, startEnrolment } from '../flows/enrol.ts'
@@ -15,7 +14,6 @@ import { refuse } from '../flows/perform.ts'
 import { renew } from '../flows/renew.ts'
 
 export interface DeviceServices {
-  readonly authority: Authority
   readonly policy: AttestationPolicy
   /** Seconds between reports of a device that stays connected. */
   readonly reportEvery: number
@@ -94,13 +92,13 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
     return session
   }
 
-  const signerFor = (from: DeviceRef) => (from.device === null ? services.authority.roles.challenge : services.authority.roles.delivery)
+  const signerFor = (from: DeviceRef) => (from.device === null ? ctx.authority.roles.challenge : ctx.authority.roles.delivery)
 
   const answer = async (from: DeviceRef, bytes: Uint8Array): Promise<void> => void (await ctx.bus.send(from.client, bytes))
 
   const welcome = async (session: Session): Promise<void> => {
     const body: Body = { type: 'welcome', session: session.nonce, time: ctx.now(), reportEvery: services.reportEvery }
-    await answer(session.from, await messageTo(ctx, services.authority.roles.delivery, session.from.client, body))
+    await answer(session.from, await messageTo(ctx, ctx.authority.roles.delivery, session.from.client, body))
   }
 
   /** Tells the peer the public code, audits the reason, and closes the connection of a peer that earns too many. */
@@ -188,7 +186,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
         return await acknowledge(ctx, needDevice(device), body)
       case 'renew':
         ofSession(session, body.session)
-        return await answer(from, await renew(ctx, services.authority, from, message))
+        return await answer(from, await renew(ctx, from, message))
       default:
         throw new Problem('unsupported', `${body.type} comes from servers`, { reason: 'message.direction' })
     }

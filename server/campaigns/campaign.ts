@@ -1,5 +1,7 @@
 import type { DeviceId, Epoch, KeyId } from '@fleetkey/protocol/ids.ts'
 
+type Running = 'installing' | 'activating' | 'retiring'
+
 /** One rotation of one key over a fleet: install everywhere, then activate, then retire. */
 export interface Campaign {
   readonly id: string
@@ -7,36 +9,37 @@ export interface Campaign {
   readonly key: KeyId
   readonly from: number
   readonly to: Epoch
-  readonly state: 'installing' | 'activating' | 'retiring' | 'done' | 'paused' | 'halted' | 'aborted'
+  readonly state: Running | 'done' | 'paused' | 'halted' | 'aborted'
   /** What `resume` goes back to. */
-  readonly resumeTo: 'installing' | 'activating' | 'retiring' | null
+  readonly resumeTo: Running | null
   readonly because: string
   readonly createdAt: number
   readonly createdBy: string
   readonly finishedAt: number | null
   readonly policy: CampaignPolicy
-  /** Waves opened so far, 0-based index of the newest open one. */
+  /** 0-based index of the newest open wave, and how many there are. */
   readonly wave: number
   readonly waves: number
-  /** Targets per stage; kept with every stage change so that a decision never counts rows. */
-  readonly counts: Readonly<Record<Stage, number>>
-  /** The same per wave, same order as the waves. */
-  readonly waveCounts: readonly Readonly<Record<Stage, number>>[]
+  /** When the newest wave opened; then when the epoch was activated; then when retiring began. Deadlines count from here. */
+  readonly since: number
 }
 
 export interface CampaignPolicy {
   /** Shares of the targets, ascending, the last is 1: [0.1, 0.5, 1]. */
   readonly waves: readonly number[]
-  /** Share of a wave's devices that must be installed (or proven away as `timed-out`) before the next wave opens. */
+  /** Share of a wave's devices that must be settled (installed, or away until the deadline) before the next wave opens. */
   readonly successThreshold: number
   /** Halts when the share of failed devices of a wave is strictly above it. */
   readonly errorThreshold: number
-  /** Milliseconds after delivery until a silent device becomes `timed-out`; it still converges when it returns. */
+  /** Milliseconds until a silent device becomes `timed-out`; it still converges when it returns. */
   readonly deadline: number
 }
 
-/** Stage of a device within a campaign; `current` of an outcome is `already-current`. */
-export type Stage = 'pending' | 'delivered' | 'installed' | 'active' | 'retired' | 'failed' | 'timed-out' | 'already-current' | 'left'
+export const defaultPolicy: CampaignPolicy = { waves: [1], successThreshold: 0.95, errorThreshold: 0.1, deadline: 3_600_000 }
+
+/** Stage of a device within a campaign; `already-current` is an outcome, as is `left`: it does not belong to the key any more. */
+export const stages = ['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left'] as const
+export type Stage = (typeof stages)[number]
 
 /** `id` is `<campaign>/<device>`. */
 export interface Target {
@@ -46,6 +49,31 @@ export interface Target {
   readonly device: DeviceId
   readonly wave: number
   readonly stage: Stage
+  /** `<campaign>/<wave>/<stage>`: what counting and picking go by. */
+  readonly place: string
   readonly changedAt: number
   readonly reason: string | null
+}
+
+export const placeOf = (campaign: string, wave: number, stage: Stage): string => `${campaign}/${wave}/${stage}`
+
+/** The target in another stage. */
+export const inStage = (target: Target, stage: Stage, now: number, reason: string | null = null): Target => ({
+  ...target,
+  stage,
+  place: placeOf(target.campaign, target.wave, stage),
+  changedAt: now,
+  reason,
+})
+
+const order: Readonly<Partial<Record<Stage, number>>> = { pending: 0, delivered: 1, installed: 2, active: 3, retired: 4 }
+
+/** Whether a device's statement moves its target on: forward only; a device that was given up and returns goes on from where it is. */
+export const isForward = (from: Stage, to: Stage): boolean =>
+  from === 'timed-out' || from === 'failed' ? to === 'installed' || to === 'active' || to === 'retired' : (order[to] ?? -1) > (order[from] ?? 99)
+
+/** 0-based wave of the target at this place among `total`, in waves that end at these shares. */
+export const waveOf = (at: number, total: number, waves: readonly number[]): number => {
+  const wave = waves.findIndex((share) => at < Math.ceil(share * total))
+  return wave < 0 ? waves.length - 1 : wave
 }

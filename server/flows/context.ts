@@ -6,6 +6,8 @@ import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
 import type { Campaign, Target } from '../campaigns/campaign.ts'
 import type { Certificate, Intent } from '../ca/certificate.ts'
 import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
+import type { Authority } from './authority.ts'
+import type { Vault } from './vault.ts'
 import type { DataKey, Grant, Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 
 /** A challenge waits for exactly one answer; spending it is a commit of its own. `id` is its 16 bytes in hex. */
@@ -89,10 +91,10 @@ export const indexes = {
   key: {},
   epoch: { key: 'plain', state: 'plain' },
   grant: { key: 'plain', group: 'plain' },
-  holding: { device: 'plain', key: 'plain' },
+  holding: { device: 'plain', key: 'plain', place: 'plain' },
   dataKey: {},
   campaign: { key: 'plain', state: 'plain' },
-  target: { campaign: 'plain', device: 'plain', stage: 'plain' },
+  target: { campaign: 'plain', device: 'plain', place: 'plain' },
   outbox: { device: 'plain' },
   request: {},
   token: { hash: 'unique' },
@@ -207,12 +209,11 @@ export interface Bus {
   stop(): Promise<void>
 }
 
-/** Everything a flow needs from outside. */
-export interface Context {
+/** What every change needs from outside. */
+export interface Base {
   readonly tenant: string
   readonly store: Store
   readonly kms: Kms
-  readonly bus: Bus
   readonly refusals: RefusalCounter
   readonly now: () => number
   readonly random: (length: number) => Uint8Array
@@ -220,4 +221,13 @@ export interface Context {
   readonly log: (line: string) => void
   /** Named durable steps; fault runs end the process there. */
   readonly step: (name: string) => void
+}
+
+/** Everything a flow needs once the server is set up. */
+export interface Context extends Base {
+  readonly bus: Bus
+  readonly authority: Authority
+  readonly vault: Vault
+  /** Has the clock look at this campaign soon: something happened that may change its next step. */
+  readonly wake: (campaign: string) => void
 }

@@ -10,7 +10,6 @@ import { appraise } from '../attestation/appraise.ts'
 import type { Claims } from '../attestation/claims.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import type { Device, EnrolledDevice, ManifestEntry } from '../fleet/device.ts'
-import type { Authority } from './authority.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
@@ -19,7 +18,6 @@ import { refuseKnown } from './refusal.ts'
 import { findAll, findOne } from './rows.ts'
 
 export interface EnrolServices {
-  readonly authority: Authority
   readonly policy: AttestationPolicy
 }
 
@@ -110,8 +108,8 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
       selection,
       expires,
     }
-    const challenge = await messageTo(ctx, services.authority.roles.challenge, from.client, body)
-    const [wrapped] = await ctx.kms.wrap([{ key: services.authority.kek, plaintext: secret, context: secretContext(ctx.tenant, hex(id)) }])
+    const challenge = await messageTo(ctx, ctx.authority.roles.challenge, from.client, body)
+    const [wrapped] = await ctx.kms.wrap([{ key: ctx.authority.kek, plaintext: secret, context: secretContext(ctx.tenant, hex(id)) }])
     secret.destroy()
     if (wrapped === undefined) throw new Problem('internal', 'the KMS wrapped nothing')
     await perform(ctx, { ...intent, subject: entry.device, detail: `purpose ${hello.purpose}, EK ${presented.ekHash}` }, async (tx) => {
@@ -159,7 +157,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     const entry = await manifestEntry(ctx, presented)
     known.device = entry.device
     const device = await admissible(ctx, from, hello, presented, entry)
-    const [secret] = await ctx.kms.unwrap([{ key: services.authority.kek, wrapped: pending.secret, context: secretContext(ctx.tenant, id) }])
+    const [secret] = await ctx.kms.unwrap([{ key: ctx.authority.kek, wrapped: pending.secret, context: secretContext(ctx.tenant, id) }])
     if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
     const claims = method.verify(
       { hello, helloBytes: pending.hello, challenge, challengeBytes: pending.challenge, answer },
@@ -236,13 +234,13 @@ interface Admission {
 const admit = async (ctx: Context, services: EnrolServices, of: Admission): Promise<Uint8Array> => {
   const { device, claims } = of
   const intent: Intent = { caller: of.caller, action: 'enrol.issue', subject: device.id }
-  const issued = await prepareCertificates(ctx, services.authority, intent, [
+  const issued = await prepareCertificates(ctx, ctx.authority, intent, [
     { profile: 'device-identity', device: device.id, subject: device.id, spki: claims.ldevidSpki },
     { profile: 'device-tls', device: device.id, subject: device.id, spki: claims.tlsSpki },
   ])
   const [ldevid, tls] = issued
   if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'two certificates were ordered')
-  const identity = await identityMessage(ctx, services.authority, of.from, of.message, { device: device.id, ldevid, tls })
+  const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls })
   await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
     if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
@@ -299,20 +297,19 @@ const enrolled = (now: number, row: Device, of: Admission, ldevid: Issued, tls: 
 /** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */
 export const identityMessage = async (
   ctx: Context,
-  authority: Authority,
   to: DeviceRef,
   request: SignedMessage,
   of: { readonly device: DeviceId; readonly ldevid: Issued | null; readonly tls: Issued },
 ): Promise<Uint8Array> =>
-  await messageTo(ctx, authority.roles.challenge, to.client, {
+  await messageTo(ctx, ctx.authority.roles.challenge, to.client, {
     type: 'identity',
     re: request.envelope.id,
     device: of.device,
     ldevid: of.ldevid?.der ?? null,
     tls: of.tls.der,
-    chain: [authority.issuing],
-    trust: [authority.root],
-    keys: Object.values(authority.roles).map(({ certificate }) => certificate),
+    chain: [ctx.authority.issuing],
+    trust: [ctx.authority.root],
+    keys: Object.values(ctx.authority.roles).map(({ certificate }) => certificate),
     time: ctx.now(),
   })
 

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { keyId, rawSignature, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import type { Body } from '@fleetkey/protocol/messages.ts'
 import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
-import type { Context, Kms, KmsKeyPurpose } from './context.ts'
+import type { Base, Kms, KmsKeyPurpose } from './context.ts'
 
 /** A signer of messages whose key stays in the KMS. `spki`: DER public key of the KMS key `name`. */
 export const kmsSigner = (kms: Kms, key: string, purpose: KmsKeyPurpose, spki: Uint8Array): Signer => ({
@@ -15,7 +15,7 @@ export const kmsSigner = (kms: Kms, key: string, purpose: KmsKeyPurpose, spki: U
 })
 
 /** One signed message of the server to a client (device id, or `e-…`), with a fresh id. */
-export const messageTo = async (ctx: Context, signer: Signer, client: string, body: Body): Promise<Uint8Array> =>
+export const messageTo = async (ctx: Base, signer: Signer, client: string, body: Body): Promise<Uint8Array> =>
   await signMessage(
     {
       v: 1,

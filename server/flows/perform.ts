@@ -1,7 +1,7 @@
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { authorise, type Action } from '../access/authorise.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Changes, Context, Table, Tables, Write } from './context.ts'
+import type { Base, Changes, Table, Tables, Write } from './context.ts'
 
 /** Caller + action + subject. */
 export interface Intent {
@@ -48,7 +48,7 @@ const collect = (): { tx: Transaction; writes: Write[]; notes: string[] } => {
  * `change` reads what it needs from the store and is run again when somebody else was faster, so it must be harmless to repeat
  * (slow or remote work belongs before `perform`). Throws Problem: what `change` threw, `forbidden`, or `conflict` after eight losses.
  */
-export const perform = async <R>(ctx: Context, intent: Intent, change: (tx: Transaction) => Promise<R> | R): Promise<R> => {
+export const perform = async <R>(ctx: Base, intent: Intent, change: (tx: Transaction) => Promise<R> | R): Promise<R> => {
   try {
     authorise(intent.caller, intent.action)
     for (let attempt = 1; ; attempt++) {
@@ -67,7 +67,7 @@ export const perform = async <R>(ctx: Context, intent: Intent, change: (tx: Tran
   }
 }
 
-const changesOf = (ctx: Context, intent: Intent, writes: readonly Write[], notes: readonly string[]): Changes => ({
+const changesOf = (ctx: Base, intent: Intent, writes: readonly Write[], notes: readonly string[]): Changes => ({
   writes,
   entries: [
     {
@@ -87,7 +87,7 @@ const changesOf = (ctx: Context, intent: Intent, writes: readonly Write[], notes
  * Audits a refusal. Peers without identity are counted and summarised (access/refusals.ts) so that a flood of them
  * cannot fill the disk; everybody else's refusal is an entry of its own.
  */
-export const refuse = async (ctx: Context, intent: Intent, problem: Problem): Promise<void> => {
+export const refuse = async (ctx: Base, intent: Intent, problem: Problem): Promise<void> => {
   if (isAudited(problem)) return
   markAudited(problem)
   if (intent.caller.kind === 'unidentified') {

@@ -1,6 +1,6 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Context } from './context.ts'
+import type { Base } from './context.ts'
 import { callerName, isAudited, markAudited, type Intent } from './perform.ts'
 
 /** A device's record takes a refusal at most this often: whoever knows its public EK could otherwise fill the disk with them. */
@@ -10,7 +10,7 @@ const every = 5_000
  * Audits a refusal of a peer that is known only by what it presents (an EK of the manifest), and keeps the reason on the device's
  * record for `device show`. Bounded: one entry per device in five seconds, what exceeds it is counted.
  */
-export const refuseKnown = async (ctx: Context, device: DeviceId, intent: Intent, problem: Problem): Promise<void> => {
+export const refuseKnown = async (ctx: Base, device: DeviceId, intent: Intent, problem: Problem): Promise<void> => {
   if (isAudited(problem) || problem.code === 'unavailable') return
   markAudited(problem)
   const row = await ctx.store.get('device', device)

@@ -2,7 +2,6 @@ import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
-import type { Authority } from './authority.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { callerOf, identityMessage } from './enrol.ts'
 import { claimSpki, prepareCertificates, recordIssued } from './issue.ts'
@@ -14,7 +13,7 @@ import { perform, type Intent } from './perform.ts'
  * LDevID key and its session nonce; here the key's own signature (CSR) and its binding by the LDevID key are checked.
  * Idempotent per request id. The signed `identity` without an LDevID certificate.
  */
-export const renew = async (ctx: Context, authority: Authority, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
+export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
   const { body } = message.envelope
   const { device: id } = from
   if (body.type !== 'renew' || id === null) throw new Problem('malformed', 'not a renewal')
@@ -27,9 +26,9 @@ export const renew = async (ctx: Context, authority: Authority, from: DeviceRef,
   const { spki } = parseCsr(body.csr)
   if (!verifySignature(device.keys.ldevidSpki, tlsBinding(ctx.tenant, body.session, spki), body.binding))
     throw new Problem('unauthenticated', 'the LDevID key did not bind this TLS key', { reason: 'csr.tls.binding' })
-  const [tls] = await prepareCertificates(ctx, authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])
+  const [tls] = await prepareCertificates(ctx, ctx.authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])
   if (tls === undefined) throw new Problem('internal', 'one certificate was ordered')
-  const identity = await identityMessage(ctx, authority, from, message, { device: id, ldevid: null, tls })
+  const identity = await identityMessage(ctx, from, message, { device: id, ldevid: null, tls })
   await perform(ctx, intent, async (tx) => {
     const row = await ctx.store.get('device', id)
     if (row?.state !== 'enrolled') throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })

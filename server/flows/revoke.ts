@@ -2,6 +2,8 @@ import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Device, RevokedDevice } from '../fleet/device.ts'
+import { isHeld } from '../keys/entitlement.ts'
+import { inHoldingStage } from '../keys/key.ts'
 import type { Context } from './context.ts'
 import { keysOf } from './group.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -29,10 +31,11 @@ export const revokeDevice = async (
     const device = await ctx.store.get('device', id)
     if (device === undefined) throw new Problem('not-found', `no device ${id}`)
     if (device.state === 'revoked') throw new Problem('conflict', `device ${id} is revoked already`)
-    const [certificates, outbox, members, keys] = await Promise.all([
+    const [certificates, outbox, members, holdings, keys] = await Promise.all([
       findAll(ctx.store, 'certificate', { where: { device: id } }),
       findAll(ctx.store, 'outbox', { where: { device: id } }),
       findAll(ctx.store, 'member', { where: { device: id } }),
+      findAll(ctx.store, 'holding', { where: { device: id } }),
       keysOf(ctx, id),
     ])
     const at = ctx.now()
@@ -41,6 +44,8 @@ export const revokeDevice = async (
       if (certificate.status === 'valid') tx.update('certificate', { ...certificate, status: 'revoked', revokedAt: at, reason: 'device revoked' })
     for (const message of outbox) tx.remove('outbox', message)
     for (const member of members) tx.remove('member', member)
+    // Its copies count as lost with it: they no longer keep an old epoch from being destroyed.
+    for (const holding of holdings) if (isHeld(holding)) tx.update('holding', inHoldingStage(holding, 'failed', at, 'device revoked'))
     owe(tx, `revoke/${id}`, { keys, because: `device ${id} revoked`, kick: id })
     tx.note(`${certificates.length} certificates, keys: ${keys.join(', ') || 'none'}`)
     return keys

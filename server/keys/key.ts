@@ -51,7 +51,9 @@ export interface Holding {
   readonly device: DeviceId
   readonly key: KeyId
   readonly epoch: Epoch
-  readonly stage: 'delivered' | 'installed' | 'active' | 'retired' | 'failed'
+  readonly stage: HoldingStage
+  /** `<key>/<epoch>/<stage>`: what counting goes by. */
+  readonly place: string
   /** The nonce that the proof of use must cover. */
   readonly nonce: Uint8Array
   readonly deliveredAt: number
@@ -60,6 +62,21 @@ export interface Holding {
   readonly retiredAt: number | null
   readonly reason: string | null
 }
+
+export type HoldingStage = 'delivered' | 'installed' | 'active' | 'retired' | 'failed'
+
+export const holdingPlace = (key: string, epoch: number, stage: HoldingStage): string => `${key}/${epoch}/${stage}`
+
+/** The holding in another stage, with the time it got there. */
+export const inHoldingStage = (holding: Holding, stage: HoldingStage, now: number, reason: string | null = null): Holding => ({
+  ...holding,
+  stage,
+  place: holdingPlace(holding.key, holding.epoch, stage),
+  installedAt: stage === 'installed' ? now : holding.installedAt,
+  activeAt: stage === 'active' ? now : holding.activeAt,
+  retiredAt: stage === 'retired' ? now : holding.retiredAt,
+  reason,
+})
 
 /** A data encryption key wrapped by the KEK that lives in the KMS. */
 export interface DataKey {

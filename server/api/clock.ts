@@ -1,0 +1,92 @@
+import { toProblem } from '@fleetkey/protocol/problem.ts'
+import type { Context } from '../flows/context.ts'
+import { sweepEnrolments } from '../flows/enrol.ts'
+import { perform } from '../flows/perform.ts'
+import { destroyEpochs, drive } from '../flows/rotate.ts'
+import { findAll } from '../flows/rows.ts'
+
+const every = { tick: 1000, minute: 60_000 } as const
+
+/**
+ * Wakes what is due: campaigns (on an event, and when their next deadline passes), sweeps, the summary of refusals. It decides nothing; every flow it calls
+ * is harmless to repeat. `wake` may be called before `start`.
+ */
+export const clock = (): { readonly wake: (campaign: string) => void; readonly start: (ctx: Context) => { stop(): Promise<void> } } => {
+  const due = new Map<string, number>()
+  const awake = new Set<string>()
+  let nudge: (() => void) | undefined
+  return {
+    wake(campaign) {
+      awake.add(campaign)
+      nudge?.()
+    },
+    start(ctx) {
+      let running: Promise<void> = Promise.resolve()
+      let stopped = false
+      let queued = false
+      let lastMinute = ctx.now()
+      const guarded = async (what: string, work: () => Promise<unknown>): Promise<void> => {
+        try {
+          await work()
+        } catch (thrown) {
+          ctx.log(`${what}: ${toProblem(thrown).message.slice(0, 1000)}`)
+        }
+      }
+      const driveOne = async (id: string): Promise<void> => {
+        awake.delete(id)
+        due.delete(id)
+        await guarded(`campaign ${id}`, async () => {
+          const until = await drive(ctx, id)
+          if (until !== null) due.set(id, until)
+        })
+      }
+      const round = async (): Promise<void> => {
+        queued = false
+        for (const id of awake) if (!stopped) await driveOne(id)
+        for (const [id, at] of due) if (!stopped && at <= ctx.now()) await driveOne(id)
+        if (stopped || ctx.now() - lastMinute < every.minute) return
+        lastMinute = ctx.now()
+        await guarded('sweep', async () => await sweepEnrolments(ctx))
+        await guarded('epochs', async () => {
+          for (const { id } of await findAll(ctx.store, 'key')) await destroyEpochs(ctx, id)
+        })
+        await guarded('refusals', async () => await summarise(ctx))
+      }
+      const soon = (): void => {
+        if (queued || stopped) return
+        queued = true
+        running = running.then(round)
+      }
+      // Events come in bursts: one round serves many.
+      let burst: NodeJS.Timeout | undefined
+      nudge = () => {
+        burst ??= setTimeout(() => {
+          burst = undefined
+          soon()
+        }, 25)
+      }
+      const timer = setInterval(soon, every.tick)
+      void guarded('campaigns', async () => {
+        for (const state of ['installing', 'activating', 'retiring']) for (const { id } of await findAll(ctx.store, 'campaign', { where: { state } })) awake.add(id)
+        soon()
+      })
+      return {
+        async stop() {
+          stopped = true
+          nudge = undefined
+          clearInterval(timer)
+          clearTimeout(burst)
+          await running
+          await guarded('refusals', async () => await summarise(ctx))
+        },
+      }
+    },
+  }
+}
+
+/** Refusals of peers without identity, as one bounded entry a minute. */
+const summarise = async (ctx: Context): Promise<void> => {
+  const summary = ctx.refusals.take()
+  if (summary === undefined) return
+  await perform(ctx, { caller: { kind: 'system', id: 'refusals', from: 'server' }, action: 'audit.summary', subject: 'unidentified', detail: summary }, () => undefined)
+}

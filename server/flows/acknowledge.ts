@@ -1,0 +1,115 @@
+import { timingSafeEqual } from 'node:crypto'
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { readMessage } from '@fleetkey/protocol/signed.ts'
+import { sealedProof, tpmProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
+import { inStage, isForward, type Stage } from '../campaigns/campaign.ts'
+import { isHeld } from '../keys/entitlement.ts'
+import { inHoldingStage, type Holding } from '../keys/key.ts'
+import type { Context } from './context.ts'
+import { runningCampaign } from './converge.ts'
+import { perform, type Transaction } from './perform.ts'
+import { findAll } from './rows.ts'
+import { inTurn } from './turn.ts'
+
+type Acknowledgement = BodyOf<'acknowledge'>
+
+const same = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && timingSafeEqual(a, b)
+
+/**
+ * Takes a device's signed statement of a stage (the caller has verified whose it is). `active` counts only with a proof of use: a MAC under the new key over
+ * the nonce that went out with it. Stages only go forward; a repetition changes nothing and writes nothing. Throws Problem: `not-found` for a delivery that
+ * was never made, `conflict` for another nonce, `unauthenticated` for a proof that does not verify.
+ */
+export const acknowledge = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<void> => {
+  const campaign = await inTurn(ctx.store, `device/${device}`, async () => {
+    if (said.stage === 'retired') return await retired(ctx, device, said)
+    return await advanced(ctx, device, said)
+  })
+  if (campaign !== undefined) ctx.wake(campaign)
+}
+
+const intentOf = (device: DeviceId, said: Acknowledgement) =>
+  ({
+    caller: { kind: 'device', id: device, from: 'acknowledge' },
+    action: 'device.acknowledge',
+    subject: device,
+    detail: `${said.key}/${said.epoch} ${said.stage}${said.reason === null ? '' : `: ${said.reason}`}`,
+  }) as const
+
+/** installed, active, failed: about one epoch. The campaign whose next step this may change. */
+const advanced = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<string | undefined> => {
+  const holding = await ctx.store.get('holding', `${device}/${said.key}/${said.epoch}`)
+  if (holding === undefined) throw new Problem('not-found', `${said.key}/${said.epoch} was never delivered to ${device}`, { reason: 'acknowledge.unknown' })
+  if (!same(holding.nonce, said.nonce)) throw new Problem('conflict', `another nonce for ${holding.id}`, { reason: 'acknowledge.nonce' })
+  if (said.stage === 'active') await provenUse(ctx, device, said)
+  const stage = said.stage === 'retired' ? 'failed' : said.stage
+  const waiting = (await findAll(ctx.store, 'outbox', { where: { device } })).filter(
+    ({ subject }) => subject === `delivery/${said.key}/${said.epoch}` || (stage === 'active' && subject === `activate/${said.key}/${said.epoch}`),
+  )
+  const answered = stage === 'failed' ? [] : waiting
+  if (!changes(holding, stage) && answered.length === 0) return undefined
+  const campaign = await perform(ctx, intentOf(device, said), async (tx) => {
+    const now = await ctx.store.get('holding', holding.id)
+    if (now !== undefined && changes(now, stage)) tx.update('holding', inHoldingStage(now, stage, ctx.now(), said.reason))
+    for (const message of answered) tx.remove('outbox', message)
+    return await moveTarget(ctx, tx, device, said, stage)
+  })
+  // A crash here: the statement counts; the device never saw the PUBACK, says it again, and nothing changes.
+  ctx.step(`acknowledge.${stage}`)
+  return campaign
+}
+
+const rank: Readonly<Record<Holding['stage'], number>> = { delivered: 0, failed: 0, installed: 1, active: 2, retired: 3 }
+
+const changes = (holding: Holding, stage: 'installed' | 'active' | 'failed'): boolean =>
+  stage === 'failed' ? holding.stage === 'delivered' : rank[stage] > rank[holding.stage]
+
+/** The proof of use, computed here from our own copy. */
+const provenUse = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<void> => {
+  const [key, epoch] = await Promise.all([ctx.store.get('key', said.key), ctx.store.get('epoch', `${said.key}/${said.epoch}`)])
+  if (key === undefined || epoch === undefined) throw new Problem('not-found', `no epoch ${said.key}/${said.epoch}`, { reason: 'acknowledge.unknown' })
+  const material = ctx.vault.open(epoch)
+  const transcript = useTranscript({ tenant: ctx.tenant, device, key: said.key, epoch: said.epoch, nonce: said.nonce })
+  const expected = key.protection === 'sealed' ? sealedProof(material, transcript) : tpmProof(material, transcript)
+  material.destroy()
+  if (said.proof === null || !same(expected, said.proof))
+    throw new Problem('unauthenticated', `the proof of use of ${said.key}/${said.epoch} does not verify`, { reason: 'acknowledge.proof' })
+}
+
+const moveTarget = async (ctx: Context, tx: Transaction, device: DeviceId, said: Acknowledgement, stage: Stage): Promise<string | undefined> => {
+  const campaign = await runningCampaign(ctx, said.key)
+  if (campaign === undefined || (stage !== 'retired' && campaign.to !== said.epoch)) return undefined
+  const target = await ctx.store.get('target', `${campaign.id}/${device}`)
+  if (target === undefined) return undefined
+  const moves = stage === 'failed' ? ['pending', 'delivered', 'installed'].includes(target.stage) : isForward(target.stage, stage)
+  if (!moves || (stage === 'retired' && campaign.state !== 'retiring')) return undefined
+  tx.update('target', inStage(target, stage, ctx.now(), said.reason))
+  return campaign.id
+}
+
+/** The device states that it has erased every epoch of a key below what it was told (all of them after its grant was withdrawn). */
+const retired = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<string | undefined> => {
+  const waiting = await ctx.store.get('outbox', `${device}/retire/${said.key}`)
+  const asked = waiting === undefined ? undefined : readMessage(waiting.bytes, { max: 64 << 10 }).envelope.body
+  if (waiting === undefined || asked?.type !== 'retire') {
+    const holding = await ctx.store.get('holding', `${device}/${said.key}/${said.epoch}`)
+    // Said before: its answer was lost.
+    if (holding?.stage === 'retired') return undefined
+    throw new Problem('not-found', `${device} was not asked to retire ${said.key}`, { reason: 'acknowledge.unknown' })
+  }
+  if (!same(asked.nonce, said.nonce)) throw new Problem('conflict', `another nonce for retiring ${said.key}`, { reason: 'acknowledge.nonce' })
+  const campaign = await perform(ctx, intentOf(device, said), async (tx) => {
+    tx.remove('outbox', waiting)
+    const erased = (await findAll(ctx.store, 'holding', { where: { device } })).filter(
+      (holding) => holding.key === said.key && isHeld(holding) && (asked.below === null || holding.epoch < asked.below),
+    )
+    for (const holding of erased) tx.update('holding', inHoldingStage(holding, 'retired', ctx.now()))
+    tx.note(`erased ${erased.map(({ epoch }) => epoch).join(', ') || 'nothing'}`)
+    return await moveTarget(ctx, tx, device, said, 'retired')
+  })
+  // A crash here: as after any acknowledgement, the device repeats it and hears nothing new.
+  ctx.step('acknowledge.retired')
+  return campaign
+}

@@ -1,0 +1,97 @@
+import { DeviceId, EnrolmentId } from '@fleetkey/protocol/ids.ts'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import { verifySignature } from '@fleetkey/protocol/signed.ts'
+import { connectProof } from '@fleetkey/protocol/transcript.ts'
+import type { Caller } from '../access/caller.ts'
+import type { EnrolledDevice } from '../fleet/device.ts'
+import type { Context } from './context.ts'
+import { policyOf } from './group.ts'
+import { sha256hex } from './message.ts'
+import { perform, refuse, type Intent } from './perform.ts'
+import { refuseKnown } from './refusal.ts'
+import { findOne } from './rows.ts'
+
+/** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
+export interface Connect {
+  readonly clientId: string
+  readonly username: string | undefined
+  readonly password: Uint8Array | undefined
+  readonly certificate: Uint8Array | null
+  /** 32 bytes of the TLS exporter. */
+  readonly exporter: Uint8Array
+  readonly from: string
+}
+
+const signature = (password: Uint8Array): Uint8Array => {
+  const text = new TextDecoder('latin1').decode(password)
+  if (!/^[A-Za-z0-9_-]{86}$/.test(text)) throw new Problem('unauthenticated', 'the password is no connection proof', { reason: 'connect.proof-form' })
+  return new Uint8Array(Buffer.from(text, 'base64url'))
+}
+
+/** Certificate, device and proof of a client that claims to be a device. Judged on every CONNECT, on our own rows, never by TLS alone. */
+const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId | null }): Promise<EnrolledDevice> => {
+  const claimed = DeviceId.safeParse(connect.clientId)
+  if (!claimed.success) throw new Problem('malformed', `client id ${JSON.stringify(connect.clientId.slice(0, 64))}`, { reason: 'connect.client-id' })
+  if (connect.username !== undefined && connect.username !== claimed.data)
+    throw new Problem('unauthenticated', 'the user name is not the client id', { reason: 'connect.username' })
+  if (connect.certificate === null) throw new Problem('unauthenticated', `no certificate for ${claimed.data}`, { reason: 'connect.no-certificate' })
+  const certificate = await findOne(ctx.store, 'certificate', { fingerprint: sha256hex(connect.certificate) })
+  if (certificate === undefined || certificate.profile !== 'device-tls' || certificate.device === null)
+    throw new Problem('unauthenticated', 'a certificate that was not issued here for a device', { reason: 'certificate.unknown' })
+  // From here on the peer is that device, by its TLS key: what it is refused for goes on its record.
+  known.device = certificate.device
+  if (certificate.device !== claimed.data)
+    throw new Problem('forbidden', `the certificate of ${certificate.device} for ${claimed.data}`, { reason: 'connect.other-device' })
+  if (certificate.status !== 'valid') throw new Problem('forbidden', `certificate ${certificate.id} is revoked`, { reason: 'certificate.revoked' })
+  const now = ctx.now()
+  if (certificate.notBefore > now || certificate.notAfter < now)
+    throw new Problem('expired', `certificate ${certificate.id} is not valid now`, { reason: 'certificate.expired' })
+  const device = await ctx.store.get('device', claimed.data)
+  if (device?.state !== 'enrolled') throw new Problem('forbidden', `device ${claimed.data} is ${device?.state ?? 'unknown'}`, { reason: 'device.not-enrolled' })
+  if (certificate.id !== device.tlsSerial && certificate.id !== device.previousTlsSerial)
+    throw new Problem('forbidden', `certificate ${certificate.id} was replaced`, { reason: 'certificate.replaced' })
+  const { connectionProof } = await policyOf(ctx, device.id)
+  if (connect.password === undefined && connectionProof)
+    throw new Problem('unauthenticated', 'no connection proof', { reason: 'connect.no-proof' })
+  if (connect.password !== undefined) {
+    const proof = connectProof(ctx.tenant, device.id, connect.certificate, connect.exporter)
+    if (!verifySignature(device.keys.ldevidSpki, proof, signature(connect.password)))
+      throw new Problem('unauthenticated', 'the connection proof does not verify', { reason: 'connect.proof' })
+  }
+  if (certificate.id === device.tlsSerial && device.previousTlsSerial !== null) await retirePrevious(ctx, device.id, connect)
+  return device
+}
+
+/** The new TLS certificate is in use: the one before it stops now. */
+const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Promise<void> => {
+  await perform(ctx, { caller: { kind: 'device', id, from: connect.from }, action: 'device.connect', subject: id, detail: 'new TLS certificate in use' }, async (tx) => {
+    const device = await ctx.store.get('device', id)
+    if (device?.state === 'enrolled' && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
+  })
+  // A crash here: both certificates were valid until now, only the new one is from now on.
+  ctx.step('connect.certificate')
+}
+
+/**
+ * Decides on one CONNECT: which device this connection is, `null` for a peer that wants to enrol. The refusal carries the public code; the reason is audited
+ * (bounded for strangers, on the device's record for a peer whose certificate is ours).
+ */
+export const admitConnection = async (ctx: Context, connect: Connect): Promise<{ readonly device: DeviceId | null } | { readonly refused: string }> => {
+  const caller: Caller = { kind: 'unidentified', id: connect.from, from: connect.from }
+  const intent: Intent = { caller, action: 'device.connect', subject: connect.clientId.slice(0, 64) }
+  const known: { device: DeviceId | null } = { device: null }
+  try {
+    if (EnrolmentId.safeParse(connect.clientId).success) {
+      if (connect.username !== undefined || connect.password !== undefined)
+        throw new Problem('unauthenticated', 'credentials without an identity', { reason: 'connect.credentials' })
+      return { device: null }
+    }
+    return { device: (await proven(ctx, connect, known)).id }
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    if (problem.code === 'internal') ctx.log(`connect of ${connect.clientId.slice(0, 64)}: ${problem.message.slice(0, 1000)}`)
+    if (known.device === null) await refuse(ctx, intent, problem)
+    else await refuseKnown(ctx, known.device, intent, problem).catch(() => ctx.refusals.count(intent, problem, ctx.now()))
+    return { refused: problem.code }
+  }
+}

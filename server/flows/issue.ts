@@ -1,0 +1,97 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Intent as CertificateIntent } from '../ca/certificate.ts'
+import { certificateOf, serialOf, tbsOf, validityOf, type CertificateOrder, type IssuerName } from '../ca/profiles.ts'
+import type { Base, KmsKeyPurpose } from './context.ts'
+import { sha256hex } from './message.ts'
+import { perform, type Intent, type Transaction } from './perform.ts'
+import { findAll, findOne } from './rows.ts'
+
+/** Whose key signs certificates, and under which name. */
+export interface Issuer extends IssuerName {
+  readonly key: string
+  readonly purpose: KmsKeyPurpose
+}
+
+export interface Order extends CertificateOrder {
+  readonly device: DeviceId | null
+}
+
+/** A signed certificate that is not recorded yet. */
+export interface Issued {
+  readonly intent: CertificateIntent
+  readonly device: DeviceId | null
+  readonly der: Uint8Array
+}
+
+/**
+ * Two of the commits of issuing: the intent rows become durable, then the certificates are signed (one KMS batch). Record them with `recordIssued` in the
+ * commit of whatever they were ordered for.
+ */
+export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
+  const now = ctx.now()
+  const intents = orders.map(({ profile, subject, spki }): CertificateIntent => ({
+    id: serialOf(ctx.random(16)),
+    version: 1,
+    profile,
+    subject,
+    spki,
+    ...validityOf(profile, now),
+    state: 'open',
+    createdAt: now,
+  }))
+  await perform(ctx, { ...intent, detail: `to be signed: ${intents.map(({ profile, id }) => `${profile} ${id}`).join(', ')}` }, (tx) => {
+    for (const row of intents) tx.insert('intent', row)
+  })
+  // A crash here: the start-up sweep marks the intents abandoned; nothing was signed.
+  ctx.step('issue.intended')
+  const tbs = intents.map((row, at) => tbsOf(orders[at] as Order, issuer, { serial: row.id, notBefore: row.notBefore, notAfter: row.notAfter }))
+  const signatures = await ctx.kms.sign(tbs.map((data) => ({ key: issuer.key, purpose: issuer.purpose, data })))
+  // A crash here: certificates exist that nobody has seen; their intents stay and are marked abandoned.
+  ctx.step('issue.signed')
+  return intents.map((row, at) => {
+    const [data, signature] = [tbs[at], signatures[at]]
+    if (data === undefined || signature === undefined) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
+    return { intent: row, device: orders[at]?.device ?? null, der: certificateOf(data, signature) }
+  })
+}
+
+/** Adds the certificate, and the end of its intent, to a commit. */
+export const recordIssued = (tx: Transaction, { intent, device, der }: Issued): void => {
+  tx.update('intent', { ...intent, state: 'issued' })
+  tx.insert('certificate', {
+    id: intent.id,
+    profile: intent.profile,
+    device,
+    der,
+    fingerprint: sha256hex(der),
+    spkiHash: sha256hex(intent.spki),
+    notBefore: intent.notBefore,
+    notAfter: intent.notAfter,
+    status: 'valid',
+    revokedAt: null,
+    reason: null,
+  })
+}
+
+/**
+ * One key, one device: refuses a public key that another device has ever had a certificate for. The newest certificate of a key holds its hash (a unique
+ * index, so that two devices cannot win at the same time); older ones of the same device keep it with their serial appended.
+ */
+export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: Issued): Promise<void> => {
+  const spkiHash = sha256hex(intent.spki)
+  const older = await findOne(ctx.store, 'certificate', { spkiHash })
+  if (older === undefined) return
+  if (older.device !== device) throw new Problem('forbidden', `the key of ${String(older.device)} presented by ${String(device)}`, { reason: 'key.reused' })
+  tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
+}
+
+/** Start-up sweep: intents that a crash left open will not be issued any more. */
+export const sweepIntents = async (ctx: Base): Promise<void> => {
+  const open = await findAll(ctx.store, 'intent', { where: { state: 'open' } })
+  if (open.length === 0) return
+  const subject = `${open.length} intents`
+  await perform(ctx, { caller: { kind: 'system', id: 'sweep', from: 'server' }, action: 'enrol.sweep', subject, detail: 'abandoned' }, (tx) => {
+    for (const row of open) tx.update('intent', { ...row, state: 'abandoned' })
+  })
+}

@@ -1,0 +1,46 @@
+import type { Epoch, KeyId } from '@fleetkey/protocol/ids.ts'
+import { encode } from '@fleetkey/protocol/cbor.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { openCell, sealCell, type Place } from '../keys/at-rest.ts'
+import type { KeyEpoch } from '../keys/key.ts'
+import type { Base } from './context.ts'
+import { perform } from './perform.ts'
+
+/** Seals and opens the key material of epochs under the data key, which the KEK in the KMS wraps. */
+export interface Vault {
+  seal(key: KeyId, epoch: Epoch, material: Secret): Uint8Array
+  /** Throws Problem('conflict') for a destroyed epoch, Problem('internal') when the cell does not open. Destroy the result after use. */
+  open(epoch: KeyEpoch): Secret
+}
+
+const dataKeyId = 'dek-1'
+
+/** Makes the data key at first start, unwraps it at every start: the database alone decrypts nothing. */
+export const openVault = async (ctx: Base, kek: string): Promise<Vault> => {
+  const context = encode(['fleetkey/1/data-key', ctx.tenant, dataKeyId])
+  let row = await ctx.store.get('dataKey', dataKeyId)
+  if (row === undefined) {
+    const fresh = new Secret(ctx.random(32))
+    const [wrapped] = await ctx.kms.wrap([{ key: kek, plaintext: fresh, context }])
+    fresh.destroy()
+    if (wrapped === undefined) throw new Problem('internal', 'the KMS wrapped nothing')
+    await perform(ctx, { caller: { kind: 'system', id: 'setup', from: 'server' }, action: 'server.setup', subject: dataKeyId, detail: 'data key' }, (tx) =>
+      tx.insert('dataKey', { id: dataKeyId, kek, wrapped, createdAt: ctx.now() }),
+    )
+    // A crash here: the data key is there and wraps nothing yet.
+    ctx.step('setup.data-key')
+    row = await ctx.store.get('dataKey', dataKeyId)
+  }
+  if (row === undefined) throw new Problem('internal', 'the data key was written and is not there')
+  const [key] = await ctx.kms.unwrap([{ key: row.kek, wrapped: row.wrapped, context }])
+  if (key === undefined) throw new Problem('internal', 'the KMS opened nothing')
+  const place = (id: string): Place => ({ tenant: ctx.tenant, table: 'epoch', row: id, column: 'material' })
+  return {
+    seal: (id, epoch, material) => sealCell(key, place(`${id}/${epoch}`), material, ctx.random(12)),
+    open(epoch) {
+      if (epoch.material === null) throw new Problem('conflict', `epoch ${epoch.id} is destroyed`)
+      return openCell(key, place(epoch.id), epoch.material)
+    },
+  }
+}
