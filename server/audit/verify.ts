@@ -1,4 +1,4 @@
-import { canonical, emptyLog, extend } from './chain.ts'
+import { emptyLog, extend } from './chain.ts'
 import { verifyCheckpoint, type TreeHead } from './checkpoint.ts'
 import type { SequencedEntry } from './entry.ts'
 import { rootOf } from './tree.ts'
@@ -68,6 +68,3 @@ export const verifyLog = (entries: Iterable<SequencedEntry>, evidence: Evidence)
   if (!equal(rootOf(log.tree), newest.root)) return bad('the entries are not those that the checkpoint covers')
   return { ok: true, entries: log.sequence, sequence: null, what: `${newest.origin}: ${log.sequence} entries` }
 }
-
-/** The canonical bytes of a sequenced entry, as its leaf hash covers them. */
-export const canonicalOf = (entry: SequencedEntry): Uint8Array => canonical(entry, entry)

@@ -1,0 +1,67 @@
+import Database from 'better-sqlite3'
+import { drizzle, type BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
+import { closeSync, fsyncSync, openSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { migrate, readMigrations, type MigrationTarget } from '../migrate.ts'
+
+export type Connection = InstanceType<typeof Database>
+
+const migrations = fileURLToPath(new URL('../migrations', import.meta.url))
+
+const syncFolder = (folder: string): void => {
+  const handle = openSync(folder, 'r')
+  try {
+    fsyncSync(handle)
+  } finally {
+    closeSync(handle)
+  }
+}
+
+const migrationTarget = (connection: Connection, now: () => number): MigrationTarget => ({
+  applied() {
+    connection.exec(
+      'CREATE TABLE IF NOT EXISTS "migration" ("number" INTEGER PRIMARY KEY, "name" TEXT NOT NULL, "hash" TEXT NOT NULL, "at" INTEGER NOT NULL) STRICT',
+    )
+    return connection.prepare('SELECT "name", "hash" FROM "migration" ORDER BY "number"').all() as { name: string; hash: string }[]
+  },
+  apply({ name, sql, hash }) {
+    connection
+      .transaction(() => {
+        connection.exec(sql)
+        connection.prepare('INSERT INTO "migration" ("name", "hash", "at") VALUES (?, ?, ?)').run(name, hash, now())
+      })
+      .immediate()
+  },
+})
+
+/**
+ * Opens the database of a folder durably and brings it to the shipped schema. WAL with synchronous=FULL: every commit is on the disk when
+ * it returns. Locking mode EXCLUSIVE: no shared-memory file, which could not grow on a full disk.
+ */
+export const openDatabase = (
+  folder: string,
+  { now, log, step }: { readonly now: () => number; readonly log: (line: string) => void; readonly step: (name: string) => void },
+): { readonly connection: Connection; readonly db: BetterSQLite3Database } => {
+  const connection = new Database(join(folder, 'fleetkey.db'), { timeout: 0 })
+  try {
+    connection.pragma('locking_mode = EXCLUSIVE')
+    const mode: unknown = connection.pragma('journal_mode = WAL', { simple: true })
+    if (mode !== 'wal') throw new Error(`the file system of ${folder} does not allow a write-ahead log`)
+    connection.pragma('synchronous = FULL')
+    connection.pragma('trusted_schema = OFF')
+    // What is deleted is overwritten: wrapped key material of a destroyed epoch does not stay in free pages.
+    connection.pragma('secure_delete = ON')
+    connection.pragma('journal_size_limit = 67108864')
+    connection.pragma('cache_size = -32768')
+    const done = migrate(migrationTarget(connection, now), readMigrations(migrations), step)
+    if (done.length > 0) log(`store: applied ${done.join(', ')}`)
+    // The names of new files are durable too before the first commit is acknowledged.
+    syncFolder(folder)
+    syncFolder(dirname(folder))
+    return { connection, db: drizzle(connection) }
+  } catch (error) {
+    connection.close()
+    throw error
+  }
+}

@@ -1,0 +1,81 @@
+import type { Changes, Verdict } from '../../flows/context.ts'
+import type { LogHead } from '../../audit/chain.ts'
+import { WriteConflict } from '../rows.ts'
+import type { Connection } from './database.ts'
+import { isDiskError } from './disk.ts'
+import type { LogStatements } from './log.ts'
+import type { PreparedWrite, RowStatements } from './statements.ts'
+
+/** One commit that waits for its group. */
+export interface Pending {
+  readonly writes: readonly PreparedWrite[]
+  readonly entries: Changes['entries']
+  readonly reserved: boolean
+  readonly settle: (result: Verdict | Error) => void
+}
+
+/** What became of each commit of a group, in its order, and the log's head after it. Nothing is told to anybody before this returns. */
+export interface GroupResult {
+  readonly results: readonly (Verdict | Error)[]
+  readonly head: LogHead
+}
+
+export interface GroupParts {
+  readonly connection: Connection
+  readonly rows: RowStatements
+  readonly log: LogStatements
+  readonly step: (name: string) => void
+}
+
+/**
+ * Runs a group of commits as one transaction, durable when it returns: one flush of the disk for all. Each commit has a savepoint of its
+ * own: a conflict takes back that commit alone, its entries included. Throws when the disk fails; the transaction is then undone as a whole.
+ */
+export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
+  const [begin, commit, rollback, savepoint, undo, release] = ['BEGIN IMMEDIATE', 'COMMIT', 'ROLLBACK', 'SAVEPOINT one', 'ROLLBACK TO one', 'RELEASE one'].map(
+    (text) => connection.prepare(text),
+  ) as [Statement, Statement, Statement, Statement, Statement, Statement]
+
+  const one = (pending: Pending, before: LogHead): { result: Verdict | Error; head: LogHead } => {
+    savepoint.run()
+    try {
+      for (const write of pending.writes) rows.write(write)
+      const head = pending.entries.reduce(log.append, before)
+      release.run()
+      return { result: { committed: true, sequence: head.sequence }, head }
+    } catch (error) {
+      if (isDiskError(error)) throw error
+      undo.run()
+      release.run()
+      if (error instanceof WriteConflict) return { result: { committed: false, conflict: error.conflict }, head: before }
+      return { result: error instanceof Error ? error : new Error(String(error)), head: before }
+    }
+  }
+
+  return (group: readonly Pending[], start: LogHead): GroupResult => {
+    begin.run()
+    try {
+      let head = start
+      const results = group.map((pending) => {
+        const done = one(pending, head)
+        head = done.head
+        return done.result
+      })
+      if (head === start) {
+        rollback.run()
+        return { results, head }
+      }
+      log.save(head)
+      // A crash here: nothing of the group is written, nobody was told.
+      step('store.commit')
+      commit.run()
+      return { results, head }
+    } catch (error) {
+      // SQLite has already rolled back by itself after some errors.
+      if (connection.inTransaction) rollback.run()
+      throw error
+    }
+  }
+}
+
+type Statement = { run(): unknown }

@@ -1,0 +1,162 @@
+import Database from 'better-sqlite3'
+import { and, asc, count, eq, gt, gte, lte, sql, type SQL } from 'drizzle-orm'
+import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
+import type { SQLiteColumn } from 'drizzle-orm/sqlite-core'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Table, Write } from '../../flows/context.ts'
+import { encodeRow, fieldsOf, indexedValue, lastOfPrefix, tableNames, WriteConflict } from '../rows.ts'
+import { rowTables } from './schema.ts'
+
+/** A write with its row already encoded: what cannot be encoded is refused before it joins a group of commits. */
+export interface PreparedWrite {
+  readonly table: Table
+  readonly do: 'insert' | 'update' | 'delete'
+  readonly id: string
+  /** The version that must be stored (update, delete). */
+  readonly expected: number
+  readonly bytes: Buffer
+  readonly values: Readonly<Record<string, string | null>>
+}
+
+/** Encodes a write. Throws Problem('internal') for a row that cannot be stored. */
+export const prepareWrite = (write: Write): PreparedWrite => {
+  const { table } = write
+  if (write.do === 'delete') return { table, do: 'delete', id: write.id, expected: write.version, bytes: Buffer.alloc(0), values: {} }
+  const { row } = write
+  const expected = write.do === 'insert' ? 0 : row.version
+  return {
+    table,
+    do: write.do,
+    id: row.id,
+    expected,
+    bytes: Buffer.from(encodeRow(table, row, expected + 1)),
+    values: Object.fromEntries(fieldsOf(table).map(({ name }) => [name, indexedValue(row, name)])),
+  }
+}
+
+export interface RowQuery {
+  readonly where: Readonly<Record<string, string | undefined>>
+  readonly prefix?: string | undefined
+  readonly after?: string | undefined
+  readonly limit: number
+}
+
+/** Rows of every table. Synchronous; inside a transaction when the caller has one open. */
+export interface RowStatements {
+  readonly get: (table: Table, id: string) => Buffer | undefined
+  readonly find: (table: Table, query: RowQuery) => readonly Buffer[]
+  readonly count: (table: Table, where: RowQuery['where']) => number
+  /** Throws WriteConflict. */
+  readonly write: (write: PreparedWrite) => void
+}
+
+const isConstraint = (error: unknown): boolean => error instanceof Database.SqliteError && error.code.startsWith('SQLITE_CONSTRAINT')
+
+const statementsOf = (db: BetterSQLite3Database, name: Table) => {
+  const table = rowTables[name]
+  const values = Object.fromEntries(['id', 'version', 'row', ...fieldsOf(name).map((field) => field.name)].map((column) => [column, sql.placeholder(column)]))
+  const { id: _id, ...changed } = values
+  const isExpected = and(eq(table.id, sql.placeholder('id')), eq(table.version, sql.placeholder('expected')))
+  return {
+    get: db
+      .select({ row: table.row })
+      .from(table)
+      .where(eq(table.id, sql.placeholder('id')))
+      .prepare(),
+    version: db
+      .select({ version: table.version })
+      .from(table)
+      .where(eq(table.id, sql.placeholder('id')))
+      .prepare(),
+    insert: db
+      .insert(table)
+      .values(values as never)
+      .prepare(),
+    update: db
+      .update(table)
+      .set(changed as never)
+      .where(isExpected)
+      .prepare(),
+    delete: db.delete(table).where(isExpected).prepare(),
+  }
+}
+
+/** Statements prepared once; searches once per shape (which fields, prefix, cursor). */
+export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
+  const prepared = Object.fromEntries(tableNames.map((name) => [name, statementsOf(db, name)])) as Readonly<Record<Table, ReturnType<typeof statementsOf>>>
+  const searches = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
+
+  const conditions = (name: Table, where: RowQuery['where']): { fields: readonly string[]; terms: SQL[] } => {
+    const known = fieldsOf(name)
+    const fields = Object.keys(where).filter((field) => where[field] !== undefined)
+    for (const field of fields)
+      if (!known.some((one) => one.name === field)) throw new Problem('internal', `${name} has no index on ${field}`, { reason: 'store.index' })
+    return { fields, terms: fields.map((field) => eq(rowTables[name][field] as SQLiteColumn, sql.placeholder(`where_${field}`))) }
+  }
+
+  const search = (key: string, make: () => { all(values: Record<string, unknown>): unknown[] }) => {
+    const found = searches.get(key) ?? make()
+    searches.set(key, found)
+    return found
+  }
+
+  const valuesOf = (fields: readonly string[], where: RowQuery['where']) => Object.fromEntries(fields.map((field) => [`where_${field}`, where[field]]))
+
+  /** Why an update or delete touched no row, or an insert hit a constraint. */
+  const conflictOf = (write: PreparedWrite, error?: unknown): WriteConflict => {
+    const { table, id } = write
+    const stored = prepared[table].version.get({ id }) as { version: number } | undefined
+    if (write.do !== 'insert' && stored === undefined) return new WriteConflict({ table, id, why: 'missing' })
+    if (write.do !== 'insert' && stored?.version !== write.expected) return new WriteConflict({ table, id, why: 'version' })
+    if (write.do === 'insert' && stored !== undefined) return new WriteConflict({ table, id, why: 'exists' })
+    // SQLite names the column: "UNIQUE constraint failed: device.serial".
+    const field = /constraint failed: \w+\.(\w+)/.exec(error instanceof Error ? error.message : '')?.[1]
+    return new WriteConflict({ table, id, why: 'unique', ...(field === undefined ? {} : { field }) })
+  }
+
+  return {
+    get: (table, id) => (prepared[table].get.get({ id }) as { row: Buffer } | undefined)?.row,
+    find(name, { where, prefix, after, limit }) {
+      const { fields, terms } = conditions(name, where)
+      const table = rowTables[name]
+      const statement = search(`${name} ${fields.join()} ${prefix === undefined} ${after === undefined}`, () => {
+        const all = [
+          ...terms,
+          ...(prefix === undefined ? [] : [gte(table.id, sql.placeholder('prefix')), lte(table.id, sql.placeholder('last'))]),
+          ...(after === undefined ? [] : [gt(table.id, sql.placeholder('after'))]),
+        ]
+        return db
+          .select({ row: table.row })
+          .from(table)
+          .where(and(...all))
+          .orderBy(asc(table.id))
+          .limit(sql.placeholder('limit'))
+          .prepare()
+      })
+      const rows = statement.all({ ...valuesOf(fields, where), prefix, last: `${prefix}${lastOfPrefix}`, after, limit }) as { row: Buffer }[]
+      return rows.map(({ row }) => row)
+    },
+    count(name, where) {
+      const { fields, terms } = conditions(name, where)
+      const statement = search(`count ${name} ${fields.join()}`, () =>
+        db
+          .select({ n: count() })
+          .from(rowTables[name])
+          .where(and(...terms))
+          .prepare(),
+      )
+      return (statement.all(valuesOf(fields, where)) as { n: number }[])[0]?.n ?? 0
+    },
+    write(write) {
+      const statements = prepared[write.table]
+      const values = { ...write.values, id: write.id, row: write.bytes, version: write.expected + 1, expected: write.expected }
+      try {
+        if (statements[write.do].run(values).changes === 1) return
+      } catch (error) {
+        if (isConstraint(error)) throw conflictOf(write, error)
+        throw error
+      }
+      throw conflictOf(write)
+    },
+  }
+}
