@@ -1,6 +1,6 @@
 import Database from 'better-sqlite3'
 import { drizzle, type BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
-import { closeSync, fsyncSync, openSync } from 'node:fs'
+import { chmodSync, closeSync, fsyncSync, openSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { migrate, readMigrations, type MigrationTarget } from '../migrate.ts'
@@ -43,8 +43,11 @@ export const openDatabase = (
   folder: string,
   { now, log, step }: { readonly now: () => number; readonly log: (line: string) => void; readonly step: (name: string) => void },
 ): { readonly connection: Connection; readonly db: BetterSQLite3Database } => {
-  const connection = new Database(join(folder, 'fleetkey.db'), { timeout: 0 })
+  const path = join(folder, 'fleetkey.db')
+  const connection = new Database(path, { timeout: 0 })
   try {
+    // The write-ahead log takes the mode of the database.
+    chmodSync(path, 0o600)
     connection.pragma('locking_mode = EXCLUSIVE')
     const mode: unknown = connection.pragma('journal_mode = WAL', { simple: true })
     if (mode !== 'wal') throw new Error(`the file system of ${folder} does not allow a write-ahead log`)

@@ -32,9 +32,8 @@ export interface GroupParts {
  * own: a conflict takes back that commit alone, its entries included. Throws when the disk fails; the transaction is then undone as a whole.
  */
 export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
-  const [begin, commit, rollback, savepoint, undo, release] = ['BEGIN IMMEDIATE', 'COMMIT', 'ROLLBACK', 'SAVEPOINT one', 'ROLLBACK TO one', 'RELEASE one'].map(
-    (text) => connection.prepare(text),
-  ) as [Statement, Statement, Statement, Statement, Statement, Statement]
+  const [begin, commit, rollback] = [connection.prepare('BEGIN IMMEDIATE'), connection.prepare('COMMIT'), connection.prepare('ROLLBACK')] as const
+  const [savepoint, undo, release] = [connection.prepare('SAVEPOINT one'), connection.prepare('ROLLBACK TO one'), connection.prepare('RELEASE one')] as const
 
   const one = (pending: Pending, before: LogHead): { result: Verdict | Error; head: LogHead } => {
     savepoint.run()
@@ -77,5 +76,3 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
     }
   }
 }
-
-type Statement = { run(): unknown }

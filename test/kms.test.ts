@@ -1,0 +1,20 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll } from 'vitest'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { openFileKms } from '@fleetkey/server/kms/file.ts'
+import { kmsConformance } from './conformance/kms.ts'
+
+const folder = mkdtempSync(join(tmpdir(), 'fleetkey-kms-'))
+afterAll(() => rmSync(folder, { recursive: true, force: true }))
+let count = 0
+
+const inFolder = (options: Parameters<typeof openFileKms>[1]) => async () => {
+  const own = join(folder, String(++count))
+  const again = async () => await openFileKms(own, options)
+  return { kms: await again(), again }
+}
+
+kmsConformance('file, key file', inFolder({}))
+kmsConformance('file, passphrase', inFolder({ passphrase: new Secret(Buffer.from('correct horse battery')) }))
