@@ -1,0 +1,195 @@
+import { createHash } from 'node:crypto'
+import { concat } from './bytes.ts'
+import { alg, ekCertificateIndex, handle as known } from './constants.ts'
+import { rc, TpmError } from './errors.ts'
+import { parseSignature, rawOf } from './attest.ts'
+import { Ledger } from './ledger.ts'
+import { parsePublic, type PcrBank } from './structures.ts'
+import { templates } from './templates.ts'
+import type { LoadedKey, Tpm } from './tpm.ts'
+
+/** A key outside the TPM: only its own TPM can load it. `public`: TPMT_PUBLIC; `private`: content of TPM2B_PRIVATE. */
+export interface KeyBlob {
+  readonly public: Uint8Array
+  readonly private: Uint8Array
+}
+
+/** What a device keeps on its disk; everything else is derived again. */
+export interface DeviceKeyBlobs {
+  readonly ldevid: KeyBlob
+  readonly recipient: KeyBlob
+  /** Sealed storage key, 32 bytes. */
+  readonly storage: KeyBlob
+}
+
+export interface Attestation {
+  readonly attest: Uint8Array
+  readonly signature: Uint8Array
+}
+
+/** The keys of one device. Calls may overlap; they take turns. Secrets come as plain bytes: wrap and wipe them. */
+export interface DeviceKeys {
+  /** TPMT_PUBLIC of each. */
+  readonly publics: { readonly ek: Uint8Array; readonly ak: Uint8Array; readonly srk: Uint8Array; readonly ldevid: Uint8Array; readonly recipient: Uint8Array }
+  readonly ekName: Uint8Array
+  /** EK certificate from NV, DER, padding cut; null when the TPM has none. */
+  ekCertificate(): Promise<Uint8Array | null>
+  /** The secret that the server put into a credential for this EK and AK. */
+  activate(credential: { readonly blob: Uint8Array; readonly secret: Uint8Array }): Promise<Uint8Array>
+  quote(selection: readonly { readonly hash: 'sha256' | 'sha384'; readonly pcrs: readonly number[] }[], qualifyingData: Uint8Array): Promise<Attestation>
+  certify(role: 'srk' | 'ldevid' | 'recipient', qualifyingData: Uint8Array): Promise<Attestation>
+  /** ECDSA P-256 with SHA-256 by the LDevID key over `data`: raw r‖s, 64 bytes. */
+  sign(data: Uint8Array): Promise<Uint8Array>
+  /** Recipient key times this point (65 bytes, uncompressed): x coordinate, 32 bytes. */
+  zgen(point: Uint8Array): Promise<Uint8Array>
+  storageKey(): Promise<Uint8Array>
+  importHmacKey(wrapped: { public: Uint8Array; duplicate: Uint8Array; seed: Uint8Array; innerKey: Uint8Array }): Promise<KeyBlob>
+  /** HMAC-SHA256 by an imported key. */
+  hmac(key: KeyBlob, data: Uint8Array): Promise<Uint8Array>
+  resetCount(): Promise<number>
+  /** Flushes what is loaded. The transport stays open: its owner closes it. */
+  close(): Promise<void>
+}
+
+const hashIds = { sha256: alg.sha256, sha384: alg.sha384 } as const
+
+/** The EK of this TPM: P-256 (L-2) unless only an RSA certificate is there (L-1). */
+const createEk = async (tpm: Tpm): Promise<LoadedKey> => {
+  const ecc = (await tpm.nvSize(ekCertificateIndex.ecc)) !== undefined
+  const rsa = !ecc && (await tpm.nvSize(ekCertificateIndex.rsa)) !== undefined
+  return await tpm.createPrimary(known.endorsement, rsa ? templates.ekRsa : templates.ekEcc)
+}
+
+/** Makes the keys of a device that has none: LDevID and recipient key below the SRK, and the sealed storage key. `random`: for the storage key. */
+export const provision = async (tpm: Tpm, random: (length: number) => Uint8Array): Promise<DeviceKeyBlobs> =>
+  await tpm.exclusive(async () => {
+    await prepare(tpm)
+    const ledger = new Ledger(tpm)
+    try {
+      await ensureProtected(tpm, ledger)
+      const srk = await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
+      const ldevid = await tpm.create(srk, templates.ldevid)
+      const recipient = await tpm.create(srk, templates.recipient)
+      // Random of the TPM and of the host together: neither alone decides.
+      const fresh = createHash('sha256')
+        .update(random(32))
+        .update(await tpm.getRandom(32))
+        .digest()
+      const storage = await tpm.create(srk, templates.sealed, fresh)
+      fresh.fill(0)
+      return { ldevid, recipient, storage }
+    } finally {
+      await ledger.clear()
+      await tpm.unprotect()
+    }
+  })
+
+/** Starts the TPM if nobody has, and frees what a crashed predecessor left loaded (a raw TPM has three slots and no resource manager). */
+const prepare = async (tpm: Tpm): Promise<void> => {
+  await tpm.startup()
+  for (const first of [0x8000_0000, 0x0200_0000, 0x0300_0000]) for (const handle of await tpm.handles(first)) await tpm.flush(handle).catch(() => undefined)
+  tpm.forgetSession()
+}
+
+const ensureProtected = async (tpm: Tpm, ledger: Ledger): Promise<void> => {
+  if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await createEk(tpm)))
+}
+
+/** Opens the keys of a device. Throws TpmError `INTEGRITY` when the blobs are another TPM's, or the owner hierarchy was cleared since. */
+export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<DeviceKeys> => {
+  const ledger = new Ledger(tpm)
+  const ek = async (): Promise<LoadedKey> => await ledger.use('ek', async () => await createEk(tpm))
+  const ak = async (): Promise<LoadedKey> => await ledger.use('ak', async () => await tpm.createPrimary(known.endorsement, templates.ak))
+  const srk = async (): Promise<LoadedKey> => await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
+  const child = async (name: string, blob: KeyBlob): Promise<LoadedKey> => await ledger.use(name, async () => await tpm.load(await srk(), blob))
+
+  /** Runs `work`; when the TPM has forgotten everything (it was reset), starts over once. */
+  const run = async <R>(work: () => Promise<R>): Promise<R> =>
+    await tpm.exclusive(async () => {
+      try {
+        await ensureProtected(tpm, ledger)
+        return await work()
+      } catch (error) {
+        if (!(error instanceof TpmError) || !wasReset(error)) throw error
+        ledger.forget()
+        await prepare(tpm)
+        await ensureProtected(tpm, ledger)
+        return await work()
+      }
+    })
+
+  const publics = await tpm.exclusive(async () => {
+    await prepare(tpm)
+    await ensureProtected(tpm, ledger)
+    const [endorsement, attestation, storage] = [await ek(), await ak(), await srk()]
+    await child('ldevid', blobs.ldevid)
+    return {
+      keys: { ek: endorsement.public, ak: attestation.public, srk: storage.public, ldevid: blobs.ldevid.public, recipient: blobs.recipient.public },
+      ekName: endorsement.name,
+    }
+  })
+
+  return {
+    publics: publics.keys,
+    ekName: publics.ekName,
+    ekCertificate: async () =>
+      await run(async () => {
+        const index = parsePublic(publics.keys.ek).type === alg.rsa ? ekCertificateIndex.rsa : ekCertificateIndex.ecc
+        const bytes = await tpm.nvRead(index)
+        return bytes === undefined ? null : derPrefix(bytes)
+      }),
+    activate: async (credential) =>
+      await run(async () => {
+        const endorsement = await ek()
+        return await tpm.activateCredential(await ak(), endorsement, credential)
+      }),
+    quote: async (selection, qualifyingData) =>
+      await run(async () => {
+        const banks = selection.map(({ hash, pcrs }): PcrBank => ({ hash: hashIds[hash], pcrs }))
+        return await tpm.quote(await ak(), banks, qualifyingData)
+      }),
+    certify: async (role, qualifyingData) =>
+      await run(async () => {
+        const object = role === 'srk' ? await srk() : await child(role, blobs[role])
+        return await tpm.certify(object, await ak(), qualifyingData)
+      }),
+    sign: async (data) =>
+      await run(async () => {
+        const digest = createHash('sha256').update(data).digest()
+        return rawOf(parseSignature(await tpm.sign(await child('ldevid', blobs.ldevid), digest)))
+      }),
+    zgen: async (point) => await run(async () => await tpm.ecdhZGen(await child('recipient', blobs.recipient), point.subarray(1, 33), point.subarray(33, 65))),
+    storageKey: async () => await run(async () => await tpm.unseal(await child('storage', blobs.storage))),
+    importHmacKey: async (wrapped) => await run(async () => ({ public: wrapped.public, private: await tpm.import(await srk(), wrapped) })),
+    hmac: async (key, data) =>
+      await run(async () => {
+        const name = `hmac/${createHash('sha256').update(key.private).digest('base64')}`
+        const loaded = await child(name, key)
+        // A sequence takes a slot of its own.
+        if (data.length > 1024) await ledger.makeRoom(name)
+        return await tpm.hmac(loaded, data)
+      }),
+    resetCount: async () => await run(async () => (await tpm.readClock()).resetCount),
+    close: async () =>
+      await tpm.exclusive(async () => {
+        await ledger.clear()
+        await tpm.unprotect()
+      }),
+  }
+}
+
+/** A handle or session that we hold is unknown to the TPM, or it wants to be started. */
+const wasReset = (error: TpmError): boolean =>
+  error.code === rc.initialize ||
+  (error.code & 0xff8) === rc.referenceH0 ||
+  (error.code & 0xff8) === rc.referenceS0 ||
+  ((error.code & 0x0c0) === 0x080 && (error.code & 0x3f) === (rc.handle & 0x3f)) ||
+  // The number of a session that another one has taken since: its HMAC fails.
+  ((error.code & 0x8c0) === 0x880 && (error.code & 0x3f) === 0x0e)
+
+/** NV areas are padded by some makers: the certificate ends where its DER says. */
+const derPrefix = (bytes: Uint8Array): Uint8Array => {
+  const [tag = 0, first = 0, high = 0, low = 0] = bytes
+  if (tag !== 0x30 || first !== 0x82) return bytes
+  return concat(bytes.subarray(0, Math.min(bytes.length, 4 + high * 256 + low)))
+}
