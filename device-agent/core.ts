@@ -1,0 +1,462 @@
+import type { BodyOf, KeyAlgorithm, Protection } from '@fleetkey/protocol/messages.ts'
+
+/**
+ * What the agent does next: pure. Events in, effects out; time and randomness come with the event. The agent carries the effects out and
+ * reports their outcome as events. Work on keys is done one piece at a time, in the order it came.
+ */
+
+/** One epoch of a key in this device. `active`: the consumers have taken it. */
+export interface HeldEpoch {
+  readonly epoch: number
+  readonly stage: 'installed' | 'active'
+  /** For reading old data only. */
+  readonly readOnly: boolean
+}
+
+/** What this device holds, or held, of one key. */
+export interface HeldKey {
+  readonly key: string
+  readonly algorithm: KeyAlgorithm
+  readonly protection: Protection
+  /** Ascending. */
+  readonly epochs: readonly HeldEpoch[]
+  /** The epoch in use. Only grows. */
+  readonly current: number | null
+  /** Highest epoch that was ever in use: nothing below it is ever taken into use again, not even after the key was withdrawn. */
+  readonly floor: number
+  /** Highest epoch that was erased. */
+  readonly erased: number
+  /** Nonces (hex) of withdrawals that were carried out, newest last: a replayed one erases nothing. */
+  readonly withdrawals: readonly string[]
+}
+
+type Delivery = BodyOf<'delivery'>
+type Activate = BodyOf<'activate'>
+type Retire = BodyOf<'retire'>
+type Acknowledge = BodyOf<'acknowledge'>
+
+/** `take`: give the epoch in use to the consumers again, after a hook failed or a crash. */
+export interface Take {
+  readonly type: 'take'
+  readonly key: string
+  readonly epoch: number
+  readonly nonce: Uint8Array
+  readonly campaign: string | null
+}
+export type Work = Delivery | Activate | Retire | Take
+
+export type Decision =
+  | { readonly do: 'install'; readonly take: boolean }
+  | { readonly do: 'take' }
+  | { readonly do: 'say'; readonly stage: 'installed' | 'active' | 'retired'; readonly epoch: number }
+  | { readonly do: 'erase'; readonly below: number | null }
+  | { readonly do: 'refuse'; readonly epoch: number; readonly reason: string }
+  | { readonly do: 'ignore'; readonly reason: string }
+
+const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
+const maxEpochs = 16
+const maxKeys = 256
+
+/** What a message about a key leads to, given what is held of it. Asking twice is harmless. */
+export const decide = (held: HeldKey | undefined, work: Work): Decision => {
+  switch (work.type) {
+    case 'delivery':
+      return decideDelivery(held, work)
+    case 'activate':
+      return decideUse(held, work.epoch)
+    case 'take':
+      return held?.current === work.epoch ? { do: 'take' } : { do: 'ignore', reason: 'another epoch is in use by now' }
+    case 'retire':
+      return decideRetire(held, work)
+  }
+}
+
+const decideDelivery = (held: HeldKey | undefined, delivery: Delivery): Decision => {
+  const { epoch } = delivery
+  const refuse = (reason: string): Decision => ({ do: 'refuse', epoch, reason })
+  if (held !== undefined && held.epochs.length > 0 && (held.algorithm !== delivery.algorithm || held.protection !== delivery.wrapped.protection))
+    return refuse('key.other-protection')
+  // HS256 keys live in the TPM and A256GCM keys in memory: neither can be put in the other's place.
+  if ((delivery.algorithm === 'HS256') !== (delivery.wrapped.protection === 'tpm')) return refuse('key.algorithm')
+  if (delivery.activate && delivery.readOnly) return refuse('delivery.contradiction')
+  const own = held?.epochs.find((one) => one.epoch === epoch)
+  if (own !== undefined) return delivery.activate ? decideUse(held, epoch) : { do: 'say', stage: 'installed', epoch }
+  if (!delivery.readOnly && epoch < (held?.floor ?? 0)) return refuse('epoch.lower')
+  if ((held?.epochs.length ?? 0) >= maxEpochs) return refuse('epoch.too-many')
+  return { do: 'install', take: delivery.activate }
+}
+
+/** Taking into use never goes back: an epoch below the one in use is refused, the one in use is stated again. */
+const decideUse = (held: HeldKey | undefined, epoch: number): Decision => {
+  const own = held?.epochs.find((one) => one.epoch === epoch)
+  if (held === undefined || own === undefined) return { do: 'refuse', epoch, reason: 'epoch.not-held' }
+  if (own.readOnly || epoch < held.floor) return { do: 'refuse', epoch, reason: 'epoch.lower' }
+  return own.stage === 'active' ? { do: 'say', stage: 'active', epoch } : { do: 'take' }
+}
+
+const decideRetire = (held: HeldKey | undefined, { below, nonce }: Retire): Decision => {
+  const repeated = held?.withdrawals.includes(hex(nonce)) === true
+  const erased = Math.max(held?.erased ?? 0, 1)
+  if (held === undefined || held.epochs.length === 0) return { do: 'say', stage: 'retired', epoch: erased }
+  if (below === null) return repeated ? { do: 'ignore', reason: 'a withdrawal that was carried out before' } : { do: 'erase', below: null }
+  // A device is never left without the epoch in use.
+  if (held.current !== null && below > held.current) return { do: 'refuse', epoch: held.current, reason: 'epoch.in-use' }
+  return held.epochs.some(({ epoch }) => epoch < below) ? { do: 'erase', below } : { do: 'say', stage: 'retired', epoch: erased }
+}
+
+/** What the core needs to know of the identity: the device id and the life of its TLS certificate (milliseconds since 1970). */
+export interface IdentityFacts {
+  readonly device: string
+  readonly tlsNotBefore: number
+  readonly tlsNotAfter: number
+}
+
+export type Phase = 'starting' | 'waiting' | 'connecting' | 'enrolling' | 'online' | 'stopped'
+export type TimerName = 'reconnect' | 'welcome' | 'report' | 'renew' | 'consume'
+
+export interface Core {
+  readonly phase: Phase
+  readonly identity: IdentityFacts | null
+  /** Whether the keys in the TPM are those of an earlier enrolment. */
+  readonly known: boolean
+  readonly held: ReadonlyMap<string, HeldKey>
+  readonly session: { readonly nonce: Uint8Array; readonly reportEvery: number; readonly sequence: number } | null
+  /** Attempts to connect since the last success. */
+  readonly attempt: number
+  /** Connections in a row that the server refused for this device's credentials. */
+  readonly refusals: number
+  /** No connection before this time: the server said so (milliseconds since 1970). */
+  readonly notBefore: number
+  readonly renewAt: number
+  readonly queue: readonly Work[]
+  readonly working: { readonly work: Work; readonly decision: Decision } | null
+  /** Epochs whose consumers have not taken them yet, by key, with the attempts so far. */
+  readonly owed: ReadonlyMap<string, Take & { readonly attempts: number }>
+}
+
+export type Event =
+  | {
+      readonly on: 'start'
+      readonly identity: IdentityFacts | null
+      readonly known: boolean
+      readonly held: readonly HeldKey[]
+      readonly owed: readonly Take[]
+    }
+  | { readonly on: 'timer'; readonly name: TimerName }
+  | { readonly on: 'online' }
+  | { readonly on: 'offline'; readonly why: 'lost' | 'refused' | 'unreachable' }
+  | { readonly on: 'welcome'; readonly session: Uint8Array; readonly reportEvery: number }
+  | { readonly on: 'work'; readonly work: Work }
+  | { readonly on: 'done'; readonly held: HeldKey | undefined }
+  | { readonly on: 'failed'; readonly reason: string; readonly transient: boolean; readonly held: HeldKey | undefined }
+  | { readonly on: 'enrolled'; readonly identity: IdentityFacts }
+  | { readonly on: 'enrol-failed'; readonly code: string | null; readonly retryAfter: number | null }
+  | { readonly on: 'renewed'; readonly identity: IdentityFacts }
+  | { readonly on: 'renew-failed' }
+  | { readonly on: 'refused'; readonly code: string; readonly retryAfter: number | null }
+  | { readonly on: 'stop' }
+
+export type Effect =
+  | { readonly do: 'connect'; readonly device: string }
+  | { readonly do: 'enrol'; readonly purpose: 'enrol' | 'return' }
+  | { readonly do: 'disconnect' }
+  /** Replaces a timer of that name that is running. */
+  | { readonly do: 'timer'; readonly name: TimerName; readonly after: number }
+  | { readonly do: 'cancel'; readonly name: TimerName }
+  | { readonly do: 'report'; readonly session: Uint8Array; readonly sequence: number }
+  | { readonly do: 'renew'; readonly session: Uint8Array }
+  | { readonly do: 'install'; readonly delivery: Delivery }
+  | { readonly do: 'take'; readonly take: Take }
+  | { readonly do: 'erase'; readonly key: string; readonly below: number | null; readonly nonce: Uint8Array }
+  | { readonly do: 'acknowledge'; readonly body: Omit<Acknowledge, 'proof' | 'type'> }
+  | { readonly do: 'log'; readonly line: string }
+
+/** `now`: milliseconds since 1970; `random`: uniform in [0, 1). */
+export interface Environment {
+  readonly now: number
+  random(): number
+}
+
+export const timing = {
+  /** Full jitter: uniform between 0 and base × 2^attempt, at most cap (milliseconds). */
+  backoffBase: 1_000,
+  backoffCap: 300_000,
+  /** Refused credentials are rarely a passing trouble. */
+  refusedCap: 3_600_000,
+  welcome: 20_000,
+  /** Refusals in a row after which the device proves itself anew. */
+  refusalsBeforeReturn: 3,
+  /** A renewal starts between these shares of the certificate's life. */
+  renewFrom: 0.45,
+  renewTo: 0.65,
+  renewRetry: 300_000,
+  consumeBase: 1_000,
+  consumeCap: 300_000,
+  /** Attempts to give an epoch to its consumers before the server hears of the trouble. */
+  consumeAttempts: 3,
+  transientRetry: 30_000,
+} as const
+
+const maxQueue = 1024
+
+export const initialCore: Core = {
+  phase: 'starting',
+  identity: null,
+  known: false,
+  held: new Map(),
+  session: null,
+  attempt: 0,
+  refusals: 0,
+  notBefore: 0,
+  renewAt: 0,
+  queue: [],
+  working: null,
+  owed: new Map(),
+}
+
+export type Next = readonly [Core, readonly Effect[]]
+
+const then = ([core, effects]: Next, more: (core: Core) => Next): Next => {
+  const [next, added] = more(core)
+  return [next, [...effects, ...added]]
+}
+
+/** The next state and what is to be done, in this order. */
+export const advance = (core: Core, event: Event, env: Environment): Next => {
+  if (core.phase === 'stopped') return [core, []]
+  switch (event.on) {
+    case 'start':
+      return started(core, event, env)
+    case 'timer':
+      return timed(core, event.name, env)
+    case 'online':
+      return [{ ...core, phase: 'online', attempt: 0, refusals: 0 }, [{ do: 'timer', name: 'welcome', after: timing.welcome }]]
+    case 'offline':
+      return offline(core, event.why, env)
+    case 'welcome':
+      return welcomed(core, event, env)
+    case 'work':
+      return queued(core, event.work)
+    case 'done':
+      return finished(withHeld(core, event.held), env)
+    case 'failed':
+      return workFailed(withHeld(core, event.held), event, env)
+    case 'enrolled':
+      return connectSoon({ ...core, identity: event.identity, known: true, attempt: 0, refusals: 0, renewAt: renewalOf(event.identity, env) }, 0)
+    case 'enrol-failed':
+      return again({ ...core, notBefore: core.notBefore }, { code: event.code, retryAfter: event.retryAfter }, env)
+    case 'renewed': {
+      const renewed = { ...core, identity: event.identity, renewAt: renewalOf(event.identity, env) }
+      // The new certificate counts from the next connection on.
+      return core.phase === 'online' ? then([renewed, [{ do: 'disconnect' }]], (next) => connectSoon(next, env.random() * 5_000)) : [renewed, []]
+    }
+    case 'renew-failed':
+      return [core, [{ do: 'timer', name: 'renew', after: timing.renewRetry * (1 + env.random()) }]]
+    case 'refused':
+      return refused(core, event, env)
+    case 'stop':
+      return [{ ...core, phase: 'stopped', session: null }, [{ do: 'disconnect' }]]
+  }
+}
+
+/** When to ask for the next TLS certificate: before two thirds of its life, spread over the fleet. */
+const renewalOf = (identity: IdentityFacts, env: Environment): number =>
+  identity.tlsNotBefore + (identity.tlsNotAfter - identity.tlsNotBefore) * (timing.renewFrom + (timing.renewTo - timing.renewFrom) * env.random())
+
+const started = (core: Core, event: Extract<Event, { on: 'start' }>, env: Environment): Next => {
+  const begun: Core = {
+    ...core,
+    identity: event.identity,
+    known: event.known,
+    held: new Map(event.held.map((one) => [one.key, one])),
+    renewAt: event.identity === null ? 0 : renewalOf(event.identity, env),
+  }
+  return then(
+    event.owed.reduce<Next>((next, take) => then(next, (before) => queued(before, take)), [begun, []]),
+    // No jitter at the first start after a power cut of the whole plant would be a storm.
+    (next) => connectSoon(next, env.random() * timing.backoffBase),
+  )
+}
+
+const connectSoon = (core: Core, after: number): Next => [
+  { ...core, phase: 'waiting', session: null },
+  [
+    { do: 'cancel', name: 'welcome' },
+    { do: 'cancel', name: 'report' },
+    { do: 'cancel', name: 'renew' },
+    { do: 'timer', name: 'reconnect', after: Math.round(after) },
+  ],
+]
+
+const backoff = (core: Core, cap: number, env: Environment): number => {
+  const ceiling = Math.min(cap, timing.backoffBase * 2 ** Math.min(core.attempt, 20))
+  return Math.max(env.random() * ceiling, core.notBefore - env.now)
+}
+
+const again = (core: Core, why: { readonly code: string | null; readonly retryAfter: number | null }, env: Environment): Next => {
+  const notBefore = why.retryAfter === null ? core.notBefore : env.now + why.retryAfter * 1_000 * (1 + env.random())
+  const passing = why.code === null || ['unavailable', 'rate-limited', 'internal', 'expired', 'conflict', 'not-found'].includes(why.code)
+  const next = { ...core, attempt: core.attempt + 1, notBefore }
+  // Refused for what the device is, not for the moment: patience, the reason has to change first.
+  const wait = passing ? backoff(next, timing.backoffCap, env) : Math.max(backoff({ ...next, attempt: next.attempt + 3 }, timing.refusedCap, env), 5_000)
+  return connectSoon(next, wait)
+}
+
+const offline = (core: Core, why: 'lost' | 'refused' | 'unreachable', env: Environment): Next => {
+  // We closed it ourselves and know what comes next.
+  if (core.phase === 'waiting') return [core, []]
+  if (why !== 'refused') return again(core, { code: null, retryAfter: null }, env)
+  return again({ ...core, refusals: core.refusals + 1 }, { code: core.refusals === 0 ? null : 'unauthenticated', retryAfter: null }, env)
+}
+
+const timed = (core: Core, name: TimerName, env: Environment): Next => {
+  switch (name) {
+    case 'reconnect':
+      return core.phase === 'waiting' ? connecting(core, env) : [core, []]
+    case 'welcome':
+      return core.phase === 'online' && core.session === null
+        ? then([core, [{ do: 'log', line: 'no welcome from the server' }, { do: 'disconnect' }]], (next) => again(next, { code: null, retryAfter: null }, env))
+        : [core, []]
+    case 'report':
+      return core.session === null ? [core, []] : reporting(core, env)
+    case 'renew':
+      return core.session === null ? [core, []] : [core, [{ do: 'renew', session: core.session.nonce }]]
+    case 'consume':
+      return consumeAgain(core)
+  }
+}
+
+/** Certificates that expired, or that the server keeps refusing, are replaced by proving the device anew. */
+const connecting = (core: Core, env: Environment): Next => {
+  if (core.notBefore > env.now) return connectSoon(core, core.notBefore - env.now)
+  const { identity } = core
+  if (identity === null) return [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: core.known ? 'return' : 'enrol' }]]
+  const anew = identity.tlsNotAfter <= env.now || core.refusals >= timing.refusalsBeforeReturn
+  return anew
+    ? [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: 'return' }]]
+    : [{ ...core, phase: 'connecting' }, [{ do: 'connect', device: identity.device }]]
+}
+
+const welcomed = (core: Core, event: Extract<Event, { on: 'welcome' }>, env: Environment): Next => {
+  // One welcome per connection: a second one is a replay or a fault of the broker.
+  if (core.phase !== 'online' || core.session !== null) return [core, []]
+  const session = { nonce: event.session, reportEvery: event.reportEvery, sequence: 0 }
+  const renewIn = Math.max(core.renewAt - env.now, 0)
+  return then(reporting({ ...core, session, notBefore: 0 }, env), (next) => [
+    next,
+    [
+      { do: 'cancel', name: 'welcome' },
+      { do: 'timer', name: 'renew', after: renewIn },
+    ],
+  ])
+}
+
+const reporting = (core: Core, env: Environment): Next => {
+  if (core.session === null) return [core, []]
+  const { nonce, sequence, reportEvery } = core.session
+  return [
+    { ...core, session: { ...core.session, sequence: sequence + 1 } },
+    [
+      { do: 'report', session: nonce, sequence },
+      { do: 'timer', name: 'report', after: Math.round(reportEvery * 1_000 * (0.8 + 0.4 * env.random())) },
+    ],
+  ]
+}
+
+const refused = (core: Core, event: Extract<Event, { on: 'refused' }>, env: Environment): Next => {
+  if (core.session === null || event.retryAfter === null) return [core, []]
+  return [core, [{ do: 'timer', name: 'report', after: Math.round(event.retryAfter * 1_000 * (1 + env.random())) }]]
+}
+
+const queued = (core: Core, work: Work): Next => {
+  // Beyond the bound nothing is lost: the server sends it again after the next report.
+  if (core.queue.length >= maxQueue) return [core, [{ do: 'log', line: `too much at once: ${work.type} of ${work.key} dropped` }]]
+  return startNext({ ...core, queue: [...core.queue, work] })
+}
+
+const startNext = (core: Core): Next => {
+  const [work, ...queue] = core.queue
+  if (core.working !== null || work === undefined) return [core, []]
+  const held = core.held.get(work.key)
+  const tooMany = work.type === 'delivery' && held === undefined && core.held.size >= maxKeys
+  const decision: Decision = tooMany ? { do: 'refuse', epoch: work.epoch, reason: 'key.too-many' } : decide(held, work)
+  const next: Core = { ...core, queue, working: { work, decision } }
+  switch (decision.do) {
+    case 'install':
+      return work.type === 'delivery' ? [next, [{ do: 'install', delivery: work }]] : [next, []]
+    case 'take':
+      return work.type === 'retire' ? [next, []] : [next, [{ do: 'take', take: takeOf(work) }]]
+    case 'erase':
+      return work.type === 'retire' ? [next, [{ do: 'erase', key: work.key, below: decision.below, nonce: work.nonce }]] : [next, []]
+    case 'say':
+      return then([{ ...next, working: null }, [say(work, decision.stage, decision.epoch)]], startNext)
+    case 'refuse':
+      return then([{ ...next, working: null }, [say(work, 'failed', decision.epoch, decision.reason)]], startNext)
+    case 'ignore':
+      return then([{ ...next, working: null }, [{ do: 'log', line: `${work.type} of ${work.key}: ${decision.reason}` }]], startNext)
+  }
+}
+
+const takeOf = ({ key, epoch, nonce, campaign }: Delivery | Activate | Take): Take => ({ type: 'take', key, epoch, nonce, campaign })
+
+const say = (work: Work, stage: Acknowledge['stage'], epoch: number, reason: string | null = null): Effect => ({
+  do: 'acknowledge',
+  body: {
+    key: work.key as Acknowledge['key'],
+    epoch: epoch as Acknowledge['epoch'],
+    stage,
+    campaign: work.campaign,
+    nonce: work.nonce,
+    reason: reason === null ? null : reason.slice(0, 200),
+  },
+})
+
+const withHeld = (core: Core, held: HeldKey | undefined): Core => (held === undefined ? core : { ...core, held: new Map(core.held).set(held.key, held) })
+
+const without = <V>(map: ReadonlyMap<string, V>, key: string): ReadonlyMap<string, V> => {
+  const copy = new Map(map)
+  copy.delete(key)
+  return copy
+}
+
+const finished = (core: Core, _env: Environment): Next => {
+  if (core.working === null) return [core, []]
+  const { work, decision } = core.working
+  const idle: Core = { ...core, working: null }
+  if (decision.do === 'install' && work.type === 'delivery')
+    // Installed and to be used at once: the same piece of work goes on, and only the use is stated.
+    return decision.take ? startNext({ ...idle, queue: [takeOf(work), ...idle.queue] }) : then([idle, [say(work, 'installed', work.epoch)]], startNext)
+  if (decision.do === 'take' && work.type !== 'retire')
+    return then([{ ...idle, owed: without(idle.owed, work.key) }, [say(work, 'active', work.epoch)]], startNext)
+  if (decision.do === 'erase')
+    return then([{ ...idle, owed: without(idle.owed, work.key) }, [say(work, 'retired', Math.max(core.held.get(work.key)?.erased ?? 0, 1))]], startNext)
+  return startNext(idle)
+}
+
+const workFailed = (core: Core, event: Extract<Event, { on: 'failed' }>, env: Environment): Next => {
+  if (core.working === null) return [core, []]
+  const { work, decision } = core.working
+  const idle: Core = { ...core, working: null }
+  const log: Effect = { do: 'log', line: `${work.type} of ${work.key} failed: ${event.reason}` }
+  if (decision.do === 'take' && work.type !== 'retire') return then(owe(idle, takeOf(work), event, env), (next) => then([next, [log]], startNext))
+  // Full disk, TPM away: nothing is stated, the report is repeated and the server sends it again.
+  if (event.transient) {
+    const retry: Effect[] = core.session === null ? [] : [{ do: 'timer', name: 'report', after: Math.round(timing.transientRetry * (1 + env.random())) }]
+    return then([idle, [log, ...retry]], startNext)
+  }
+  const epoch = work.type === 'retire' ? Math.max(core.held.get(work.key)?.current ?? 1, 1) : work.epoch
+  return then([idle, [log, say(work, 'failed', epoch, event.reason)]], startNext)
+}
+
+/** The consumers did not take it: tried again with growing pauses; the server hears of it once, after a few attempts. */
+const owe = (core: Core, take: Take, event: { readonly reason: string; readonly transient: boolean }, env: Environment): Next => {
+  const attempts = (core.owed.get(take.key)?.attempts ?? 0) + 1
+  const after = Math.round(Math.min(timing.consumeCap, timing.consumeBase * 2 ** Math.min(attempts, 20)) * (0.5 + env.random() / 2))
+  const told: Effect[] = attempts === timing.consumeAttempts && !event.transient ? [say(take, 'failed', take.epoch, event.reason)] : []
+  return [{ ...core, owed: new Map(core.owed).set(take.key, { ...take, attempts }) }, [...told, { do: 'timer', name: 'consume', after }]]
+}
+
+const consumeAgain = (core: Core): Next => {
+  const waiting = [...core.owed.values()].filter(({ key }) => core.working?.work.key !== key)
+  return waiting.reduce<Next>((next, { attempts: _, ...take }) => then(next, (before) => queued(before, take)), [core, []])
+}
