@@ -29,16 +29,9 @@ const maxGroup = 2000
 export const openSqliteStore = async (folder: string, options: SqliteStoreOptions = {}): Promise<Store> => {
   const { now = Date.now, log = () => undefined, step = () => undefined } = options
   mkdirSync(folder, { recursive: true, mode: 0o700 })
-  const unlock = lockFolder(folder)
+  const unlock = orUnavailable(() => lockFolder(folder))
   const reserve = reserveIn(folder)
-  const opened = (() => {
-    try {
-      return openParts(folder, { now, log, step })
-    } catch (error) {
-      unlock()
-      throw isDiskError(error) ? unavailable(error instanceof Error ? error.message : String(error), error) : error
-    }
-  })()
+  const opened = orUnavailable(() => openParts(folder, { now, log, step }), unlock)
   const { connection, rows, logs, run } = opened
   let { head } = opened
   let closed = false
@@ -47,11 +40,14 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
 
   const probe = connection.prepare('UPDATE "write_probe" SET "at" = ?')
   const disk = diskState(folder, { reserve, write: () => void probe.run(now()), log })
-  try {
-    if (!reserve.held()) reserve.take()
-  } catch (error) {
-    disk.failed(error)
+  const keepReserve = (failed: (error: unknown) => void): void => {
+    try {
+      if (!reserve.held()) reserve.take()
+    } catch (error) {
+      failed(error)
+    }
   }
+  keepReserve(disk.failed)
 
   const settle = (group: readonly Pending[]): void => {
     const done = run(group, head)
@@ -172,8 +168,20 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
       closed = true
       disk.stop()
       connection.close()
+      // Closing has emptied the write-ahead log: its space becomes the reserve of the next start, before anybody else takes it.
+      keepReserve(() => undefined)
       unlock()
     },
+  }
+}
+
+/** The result of opening; what the disk refuses becomes `unavailable`, after `undo`. */
+const orUnavailable = <R>(work: () => R, undo: () => void = () => undefined): R => {
+  try {
+    return work()
+  } catch (error) {
+    undo()
+    throw isDiskError(error) ? unavailable(error instanceof Error ? error.message : String(error), error) : error
   }
 }
 

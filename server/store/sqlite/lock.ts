@@ -12,6 +12,8 @@ export const lockFolder = (folder: string): (() => void) => {
   const lock = new Database(join(folder, 'lock'), { timeout: 0 })
   const pidFile = join(folder, 'lock.pid')
   try {
+    // Nothing is ever written, not even a journal: locking must work on a full disk.
+    lock.pragma('journal_mode = MEMORY')
     lock.exec('BEGIN EXCLUSIVE')
   } catch (cause) {
     lock.close()
