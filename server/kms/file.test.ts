@@ -62,13 +62,13 @@ test('a key file changed in any byte, cut, or copied over another is noticed', a
   const path = join(folder, 'a.key.cbor')
   const right = readFileSync(path)
   const refused = { code: 'internal', reason: 'kms.tampered' }
-  for (let at = 0; at < right.length; at += 3) {
+  // The number of uses is the one field that is not authenticated: it can be raised and lowered, nothing else.
+  const uses = right.indexOf('uses') + 4
+  for (const at of right.keys().filter((index) => index % 3 === 0 && (index < uses || index > uses + 4))) {
     const changed = Buffer.from(right)
     changed[at] = (changed[at] ?? 0) ^ 1
-    // The number of uses is the one field that is not authenticated: it can be raised and lowered, nothing else.
-    const inUses = at > right.indexOf('uses') + 3 && at < right.indexOf('uses') + 7
     writeFileSync(path, changed)
-    if (!inUses) await expect(openFileKms(folder), `byte ${at}`).rejects.toMatchObject(refused)
+    await expect(openFileKms(folder)).rejects.toMatchObject(refused)
   }
   writeFileSync(path, right.subarray(0, -1))
   await expect(openFileKms(folder)).rejects.toMatchObject(refused)

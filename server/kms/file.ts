@@ -211,7 +211,7 @@ export const openFileKms = async (folder: string, options: FileKmsOptions = {}):
       })
     },
     async destroy(name) {
-      const key = need(name)
+      need(name)
       removeFile(pathOf(name))
       keys.delete(name)
       // A crash in removeFile leaves the key, or a hidden file that the next start removes; after it the key is gone.

@@ -61,8 +61,8 @@ test('the migrations make exactly the tables, columns and indexes of the schema'
   for (const { sql } of readMigrations(fileURLToPath(new URL('./migrations', import.meta.url)))) db.exec(sql)
   const all = (sql: string): Record<string, unknown>[] => db.prepare(sql).all() as Record<string, unknown>[]
   const made = all("SELECT name FROM sqlite_schema WHERE type = 'table'").map(({ name }) => {
-    const columns = all(`SELECT name, type, "notnull", pk FROM pragma_table_info('${name}') ORDER BY name`)
-    const indexes = all(`SELECT name, "unique" FROM pragma_index_list('${name}') WHERE origin = 'c' ORDER BY name`)
+    const columns = all(`SELECT name, type, "notnull", pk FROM pragma_table_info('${String(name)}') ORDER BY name`)
+    const indexes = all(`SELECT name, "unique" FROM pragma_index_list('${String(name)}') WHERE origin = 'c' ORDER BY name`)
     const fields = (index: unknown): unknown[] => all(`SELECT name FROM pragma_index_info('${String(index)}')`).map((field) => field['name'])
     return {
       name,

@@ -106,7 +106,7 @@ test('kill -9 in the middle of commits loses nothing that was acknowledged', { t
     acknowledged.push(...lines())
   }
   const store = await openSqliteStore(folder)
-  for (const id of acknowledged) expect(await store.get('setting', id), id).toBeDefined()
+  for (const id of acknowledged) expect(await store.get('setting', id)).toMatchObject({ id })
   const size = await expectWholeLog(store)
   // Row and entry are one commit: as many rows as entries, whatever was on its way when the process died.
   expect(size).toBe(await store.count('setting'))
