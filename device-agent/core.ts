@@ -65,7 +65,7 @@ export const decide = (held: HeldKey | undefined, work: Work): Decision => {
     case 'activate':
       return decideUse(held, work.epoch)
     case 'take':
-      return held?.current === work.epoch ? { do: 'take' } : { do: 'ignore', reason: 'another epoch is in use by now' }
+      return work.epoch < (held?.floor ?? 0) ? { do: 'ignore', reason: 'a newer epoch is in use by now' } : decideUse(held, work.epoch)
     case 'retire':
       return decideRetire(held, work)
   }
@@ -458,5 +458,5 @@ const owe = (core: Core, take: Take, event: { readonly reason: string; readonly 
 
 const consumeAgain = (core: Core): Next => {
   const waiting = [...core.owed.values()].filter(({ key }) => core.working?.work.key !== key)
-  return waiting.reduce<Next>((next, { attempts: _, ...take }) => then(next, (before) => queued(before, take)), [core, []])
+  return waiting.reduce<Next>((next, take) => then(next, (before) => queued(before, takeOf(take))), [core, []])
 }

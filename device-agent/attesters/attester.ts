@@ -1,0 +1,28 @@
+import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { Signer } from '@fleetkey/protocol/signed.ts'
+
+/** What an attester says about the TLS key and the conversation so far when it answers a challenge. */
+export interface Challenged {
+  readonly tenant: string
+  readonly hello: BodyOf<'hello'>
+  /** Signed messages as they were on the wire. */
+  readonly helloBytes: Uint8Array
+  readonly challenge: BodyOf<'challenge'>
+  readonly challengeBytes: Uint8Array
+  /** 32 bytes of the TLS exporter of the agent's own connection. */
+  readonly exporter: Uint8Array
+  readonly eventLog: Uint8Array
+  readonly tls: { readonly spki: Uint8Array; readonly csr: Uint8Array }
+}
+
+/** One way to prove what this device is. One more is one file beside this one, and one line in agent.ts. */
+export interface Attester {
+  /** Signs the device's messages: the LDevID key. */
+  readonly signer: Signer
+  hello(of: { readonly serial: string; readonly purpose: 'enrol' | 'return'; readonly random: Uint8Array; readonly agent: string }): Promise<BodyOf<'hello'>>
+  answer(of: Challenged): Promise<BodyOf<'answer'>>
+  /** LDevID signature (raw r‖s) over data that the transcript functions made. */
+  sign(data: Uint8Array): Promise<Uint8Array>
+  /** How often the device was reset since its hardware was made new or cleared. */
+  resetCount(): Promise<number>
+}

@@ -1,0 +1,57 @@
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { keyId } from '@fleetkey/protocol/signed.ts'
+import { activationProof, enrolmentNonce, enrolmentTranscript, qualifyingData, tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
+import type { DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
+import { spkiOf } from '@fleetkey/tpm2/structures.ts'
+import type { Attester } from './attester.ts'
+
+/** Attests with a TPM 2.0: quote and certifications by its AK, the LDevID key inside it. */
+export const tpm2Attester = (keys: DeviceKeys): Attester => {
+  const spki = spkiOf(keys.publics.ldevid)
+  const sign = async (data: Uint8Array): Promise<Uint8Array> => await keys.sign(data)
+  return {
+    signer: { kid: keyId(spki), sign },
+    sign,
+    resetCount: async () => await keys.resetCount(),
+
+    async hello(of) {
+      return { type: 'hello', method: 'tpm2', ...of, ekCertificate: await keys.ekCertificate(), ...keys.publics }
+    },
+
+    async answer(of) {
+      const { tenant, hello, challenge } = of
+      const secret = new Secret(await keys.activate(challenge.credential))
+      // Computed here and never taken from the challenge: a relay cannot make this device quote a nonce of its choice.
+      const nonce = enrolmentNonce({
+        tenant,
+        ekName: keys.ekName,
+        purpose: hello.purpose,
+        exporter: of.exporter,
+        helloRandom: hello.random,
+        challengeRandom: challenge.random,
+      })
+      const ldevidCsr = await makeCsr({ subject: hello.serial, spki, sign })
+      const transcript = enrolmentTranscript({
+        hello: of.helloBytes,
+        challenge: of.challengeBytes,
+        ldevidCsr,
+        tlsCsr: of.tls.csr,
+        eventLog: of.eventLog,
+      })
+      const proof = activationProof(secret, nonce, transcript)
+      secret.destroy()
+      const certify = async (role: 'srk' | 'ldevid' | 'recipient') => await keys.certify(role, qualifyingData(role, nonce, transcript))
+      return {
+        type: 'answer',
+        challenge: challenge.challenge,
+        proof,
+        quote: await keys.quote(challenge.selection, qualifyingData('quote', nonce, transcript)),
+        eventLog: of.eventLog,
+        certify: { srk: await certify('srk'), ldevid: await certify('ldevid'), recipient: await certify('recipient') },
+        csr: { ldevid: ldevidCsr, tls: of.tls.csr },
+        binding: await sign(tlsBinding(tenant, challenge.challenge, of.tls.spki)),
+      }
+    },
+  }
+}

@@ -1,0 +1,214 @@
+import { connect, type TLSSocket } from 'node:tls'
+import { isIP } from 'node:net'
+import type { KeyObject } from 'node:crypto'
+import { connectProof, exporterLabel } from '@fleetkey/protocol/transcript.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { MqttClient } from 'mqtt'
+
+/** Proof of a device with an identity: its TLS key and certificate, and the LDevID key in the TPM. */
+export interface Credentials {
+  readonly key: KeyObject
+  /** DER, leaf first. */
+  readonly certificates: readonly Uint8Array[]
+  /** LDevID signature, raw r‖s. */
+  sign(data: Uint8Array): Promise<Uint8Array>
+}
+
+export interface ConnectionOptions {
+  readonly server: { readonly host: string; readonly port: number }
+  /** Root and issuing certificates, DER. */
+  readonly trust: readonly Uint8Array[]
+  readonly tenant: string
+  /** Client id. */
+  readonly client: string
+  readonly credentials: Credentials | null
+  readonly topics: { readonly up: string; readonly down: string }
+  readonly keepAliveSeconds?: number
+  onMessage(bytes: Uint8Array): void
+  /** Called once, after the connection was open. */
+  onClose(why: string): void
+}
+
+export interface Connection {
+  readonly client: string
+  /** 32 bytes of the TLS exporter of this very connection. */
+  readonly exporter: Uint8Array
+  /** QoS 1; resolves with the PUBACK. */
+  send(bytes: Uint8Array): Promise<void>
+  /** DISCONNECT, then close. */
+  close(): Promise<void>
+  /** Drops the connection, as a pulled cable. */
+  destroy(): void
+}
+
+/** The server, or TLS, refused this device's credentials. Anything else that goes wrong is an ordinary Error. */
+export class ConnectionRefused extends Error {
+  override readonly name = 'ConnectionRefused'
+}
+
+const handshakeDeadline = 20_000
+/** A TPM may be busy with other work when the proof is to be signed. */
+const connackDeadline = 30_000
+
+const credentialAlert = /ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|UNSUPPORTED_CERTIFICATE)/
+
+const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): Promise<TLSSocket> => {
+  const { credentials, server } = of
+  return await new Promise((resolve, reject) => {
+    const socket = connect({
+      host: server.host,
+      port: server.port,
+      ...(isIP(server.host) === 0 ? { servername: server.host } : {}),
+      ca: of.trust.map((der) => toPem('CERTIFICATE', der)),
+      minVersion: 'TLSv1.3',
+      ALPNProtocols: ['mqtt'],
+      ...(credentials === null
+        ? {}
+        : {
+            key: credentials.key.export({ format: 'pem', type: 'pkcs8' }) as string,
+            cert: credentials.certificates.map((der) => toPem('CERTIFICATE', der)).join(''),
+          }),
+    })
+    const timer = setTimeout(() => fail(new Error(`no TLS session with ${server.host}:${server.port} within ${handshakeDeadline / 1000} s`)), handshakeDeadline)
+    const settled = (): void => {
+      clearTimeout(timer)
+      abort?.removeEventListener('abort', aborted)
+      socket.off('error', fail)
+      socket.off('close', closed)
+    }
+    const fail = (error: Error): void => {
+      settled()
+      // Whatever it says afterwards is of no interest.
+      socket.on('error', () => undefined)
+      socket.destroy()
+      reject(error)
+    }
+    const closed = (): void => fail(new Error('the server closed the connection during the handshake'))
+    const aborted = (): void => fail(new Error('aborted'))
+    socket.once('error', fail)
+    socket.once('close', closed)
+    abort?.addEventListener('abort', aborted)
+    if (abort?.aborted === true) return aborted()
+    socket.once('secureConnect', () => {
+      settled()
+      // Nagle's algorithm and delayed acknowledgements together cost 40 ms a message.
+      socket.setNoDelay(true)
+      resolve(socket)
+    })
+  })
+}
+
+/** Password of CONNECT: the LDevID key's signature over this connection, so that a stolen TLS key is of no use. */
+const passwordOf = async (of: ConnectionOptions, credentials: Credentials, exporter: Uint8Array): Promise<string> => {
+  const proof = connectProof(of.tenant, of.client, credentials.certificates[0] ?? new Uint8Array(0), exporter)
+  return Buffer.from(await credentials.sign(proof)).toString('base64url')
+}
+
+/**
+ * Opens TLS 1.3, signs the connection proof over its exporter, connects MQTT 3.1.1 with a clean session, subscribes to the one topic.
+ * One client object per connection; it never reconnects by itself. Rejects with ConnectionRefused when the credentials were refused.
+ */
+export const openConnection = async (of: ConnectionOptions, abort?: AbortSignal): Promise<Connection> => {
+  const socket = await openTls(of, abort).catch((error: unknown) => {
+    const code = typeof error === 'object' && error !== null && 'code' in error ? String(error.code) : ''
+    throw credentialAlert.test(code) ? new ConnectionRefused(`TLS: ${code}`, { cause: error }) : error
+  })
+  // Until MQTT.js listens; an error without a listener would end the process.
+  socket.on('error', () => undefined)
+  try {
+    const exporter = new Uint8Array(socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0)))
+    const { credentials } = of
+    const login = credentials === null ? {} : { username: of.client, password: await passwordOf(of, credentials, exporter) }
+    if (socket.destroyed) throw new Error('the server closed the connection')
+    return await openMqtt(of, socket, { exporter, login, abort })
+  } catch (error) {
+    socket.destroy()
+    throw error
+  }
+}
+
+const openMqtt = async (
+  of: ConnectionOptions,
+  socket: TLSSocket,
+  with_: { readonly exporter: Uint8Array; readonly login: { username?: string; password?: string }; readonly abort: AbortSignal | undefined },
+): Promise<Connection> => {
+  const mqtt = new MqttClient(() => socket, {
+    protocolVersion: 4,
+    clientId: of.client,
+    ...with_.login,
+    clean: true,
+    keepalive: of.keepAliveSeconds ?? 60,
+    reconnectPeriod: 0,
+    connectTimeout: connackDeadline,
+    resubscribe: false,
+    queueQoSZero: false,
+  })
+  let open = false
+  let why = 'the connection was closed'
+  let ended = false
+  const opening = Promise.withResolvers<void>()
+  const end = (): void => {
+    if (ended) return
+    ended = true
+    with_.abort?.removeEventListener('abort', aborted)
+    socket.destroy()
+    mqtt.end(true)
+    if (open) of.onClose(why)
+    else opening.reject(new Error(why))
+  }
+  const aborted = (): void => {
+    why = 'aborted'
+    end()
+  }
+  with_.abort?.addEventListener('abort', aborted)
+  if (with_.abort?.aborted === true) aborted()
+  mqtt.on('error', (error) => {
+    const code = 'code' in error ? error.code : undefined
+    const text = typeof code === 'string' ? code : ''
+    why = error.message
+    // 2: identifier rejected, 4 and 5: not authorised (MQTT 3.1.1 §3.2.2.3). TLS 1.3 tells of a refused certificate only after the handshake.
+    if (code === 2 || code === 4 || code === 5 || credentialAlert.test(text)) opening.reject(new ConnectionRefused(why, { cause: error }))
+    end()
+  })
+  mqtt.on('close', end)
+  // A message may come before SUBACK: the embedded broker writes to the connection directly.
+  mqtt.on('message', (topic, payload) => {
+    if (topic === of.topics.down && !ended) of.onMessage(new Uint8Array(payload))
+  })
+  mqtt.on('connect', () => {
+    mqtt.subscribe(of.topics.down, { qos: 1 }, (error, granted) => {
+      if (error === null || error === undefined) {
+        if (granted?.every(({ qos }) => qos !== 128) !== false) return opening.resolve()
+        why = `the server refused the subscription to ${of.topics.down}`
+      } else why = error.message
+      end()
+    })
+  })
+  await opening.promise
+  open = true
+  return {
+    client: of.client,
+    exporter: with_.exporter,
+    send: async (bytes) =>
+      await new Promise((resolve, reject) => {
+        if (ended) return reject(new Error(why))
+        mqtt.publish(of.topics.up, Buffer.from(bytes), { qos: 1 }, (error) => (error === undefined || error === null ? resolve() : reject(error)))
+      }),
+    async close() {
+      if (ended) return
+      why = 'closed by the agent'
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, 2_000)
+        mqtt.end(false, {}, () => {
+          clearTimeout(timer)
+          resolve()
+        })
+      })
+      end()
+    },
+    destroy() {
+      why = 'dropped by the agent'
+      end()
+    },
+  }
+}

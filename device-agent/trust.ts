@@ -1,0 +1,112 @@
+import type { Body } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { keyId, readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
+import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { validateChain } from '@fleetkey/protocol/x509/path.ts'
+import { roleEku, type Role } from '@fleetkey/protocol/x509/roles.ts'
+
+/** Whom a device believes: its roots, and the certificates of the server's message keys, which must lead to one of them. All DER. */
+export interface TrustSource {
+  readonly trust: readonly Uint8Array[]
+  readonly chain: readonly Uint8Array[]
+  readonly keys: readonly Uint8Array[]
+}
+
+export interface Trust {
+  readonly roots: readonly Certificate[]
+  readonly chain: readonly Certificate[]
+  /** The same trust with newer chain and key certificates added; the roots stay those of the configuration. */
+  with(more: { readonly chain: readonly Uint8Array[]; readonly keys: readonly Uint8Array[] }): Trust
+  /** Public key (DER SubjectPublicKeyInfo) behind this kid, if a certificate says that it may sign for one of these roles at `now`. Throws Problem('unauthenticated'). */
+  signerOf(kid: Uint8Array, roles: readonly Role[], now: number): Uint8Array
+  /** Throws Problem('unauthenticated') unless this leaf (DER) leads to a root at `now`. */
+  check(leaf: Uint8Array, intermediates: readonly Uint8Array[], now: number): Certificate
+}
+
+/** Thousands of agents in one process share what they parsed. */
+const parsed = new Map<string, Certificate>()
+const parseOnce = (der: Uint8Array): Certificate => {
+  const name = Buffer.from(der).toString('base64')
+  const known = parsed.get(name)
+  if (known !== undefined) return known
+  const certificate = parseCertificate(Uint8Array.from(der))
+  if (parsed.size >= 256) parsed.clear()
+  parsed.set(name, certificate)
+  return certificate
+}
+
+const distinct = (certificates: readonly Certificate[]): readonly Certificate[] => [...new Map(certificates.map((one) => [one.fingerprint, one])).values()]
+
+/** Builds the trust of one agent. Throws Problem('malformed') for what is no certificate. */
+export const openTrust = (source: TrustSource): Trust => trustOf(source.trust.map(parseOnce), source.chain.map(parseOnce), source.keys.map(parseOnce))
+
+const trustOf = (roots: readonly Certificate[], chain: readonly Certificate[], keys: readonly Certificate[]): Trust => {
+  /** Validated before: until the first certificate of the chain ends. */
+  const valid = new Map<string, { readonly from: number; readonly until: number }>()
+
+  const believed = (leaf: Certificate, role: Role, now: number): boolean => {
+    const name = `${role}/${leaf.fingerprint}`
+    const known = valid.get(name)
+    if (known !== undefined && now >= known.from && now <= known.until) return true
+    const result = validateChain({ leaf, intermediates: chain, roots, at: now, eku: roleEku[role] })
+    if (!result.ok) return false
+    valid.set(name, { from: Math.max(...result.chain.map(({ notBefore }) => notBefore)), until: Math.min(...result.chain.map(({ notAfter }) => notAfter)) })
+    return true
+  }
+
+  return {
+    roots,
+    chain,
+    with: (more) => trustOf(roots, distinct([...more.chain.map(parseOnce), ...chain]), distinct([...more.keys.map(parseOnce), ...keys])),
+    signerOf(kid, roles, now) {
+      const candidates = keys.filter(({ spki }) => Buffer.compare(keyId(spki), kid) === 0)
+      const found = candidates.find((leaf) => roles.some((role) => believed(leaf, role, now)))
+      if (found === undefined)
+        throw new Problem(
+          'unauthenticated',
+          candidates.length === 0 ? 'signed by a key without a certificate' : `the signer may not sign ${roles.join(' or ')} messages now`,
+          {
+            reason: 'server.signer',
+          },
+        )
+      return found.spki
+    },
+    check(leaf, intermediates, now) {
+      const certificate = parseCertificate(Uint8Array.from(leaf))
+      const result = validateChain({ leaf: certificate, intermediates: [...intermediates.map(parseOnce), ...chain], roots, at: now })
+      if (!result.ok)
+        throw new Problem('unauthenticated', `a certificate that does not lead to our root: ${result.why} at ${result.at}`, { reason: 'certificate.chain' })
+      return certificate
+    },
+  }
+}
+
+/** Which server key signs which message. A refusal comes from the one or the other, as the connection has an identity or not. */
+const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
+  challenge: ['challenge'],
+  identity: ['challenge'],
+  welcome: ['delivery'],
+  delivery: ['delivery'],
+  activate: ['delivery'],
+  retire: ['delivery'],
+  refusal: ['challenge', 'delivery'],
+  manifest: ['challenge', 'delivery'],
+}
+
+/**
+ * Reads and verifies one message of the server: form, direction, tenant, addressee, signer's certificate and role, signature.
+ * `client`: the client id of the connection it came through. Throws Problem; nothing of the message counts then.
+ */
+export const readFromServer = (
+  bytes: Uint8Array,
+  of: { readonly trust: Trust; readonly tenant: string; readonly client: string; readonly now: number; readonly max: number },
+): SignedMessage => {
+  const message = readMessage(bytes, { max: of.max })
+  const { envelope } = message
+  const roles = envelope.from === 'server' ? rolesOf[envelope.body.type] : undefined
+  if (roles === undefined) throw new Problem('unsupported', `${envelope.body.type} does not come from a server`, { reason: 'message.direction' })
+  if (envelope.tenant !== of.tenant) throw new Problem('forbidden', `a message of tenant ${envelope.tenant}`, { reason: 'message.tenant' })
+  if (envelope.device !== of.client) throw new Problem('forbidden', `a message to ${envelope.device}`, { reason: 'message.device' })
+  verifyMessage(message, of.trust.signerOf(message.kid, roles, of.now))
+  return message
+}
