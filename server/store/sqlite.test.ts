@@ -1,14 +1,17 @@
 import Database from 'better-sqlite3'
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { generateKeyPairSync, sign } from 'node:crypto'
+import { cpSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterEach, beforeEach, expect, test } from 'vitest'
-import { emptyLog, extend } from '../audit/chain.ts'
+import { canonical, emptyLog, extend } from '../audit/chain.ts'
+import { checkpointText, signedCheckpoint } from '../audit/checkpoint.ts'
 import type { AuditEntry } from '../audit/entry.ts'
 import { rootOf } from '../audit/tree.ts'
+import { verifyLog } from '../audit/verify.ts'
 import type { Changes, Store } from '../flows/context.ts'
 import { openSqliteStore } from './sqlite.ts'
 import { reserveBytes } from './sqlite/reserve.ts'
@@ -164,6 +167,54 @@ test.each([
   await store.close()
   editDatabase(sql)
   await expect(openSqliteStore(folder)).rejects.toMatchObject({ code: 'internal', reason: 'store.audit' })
+})
+
+/** Five entries, tampered with behind the store's back in a way that opening does not notice; judged as an auditor does. */
+const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+const spki = new Uint8Array(publicKey.export({ type: 'spki', format: 'der' }))
+const noteOf = async (store: Store): Promise<string> => {
+  const head = { origin: 'fleetkey/plant', ...(await store.checkpoint()) }
+  return signedCheckpoint(head, { spki, signature: sign('sha256', Buffer.from(checkpointText(head)), privateKey) })
+}
+const unlocked = 'DROP TRIGGER audit_log_no_update; DROP TRIGGER audit_log_no_delete;'
+const forged = Buffer.from(canonical({ ...entry, caller: 'operator:mallory' }, { sequence: 2, previous: new Uint8Array(32) })).toString('hex')
+test.each([
+  ['untouched', '', null],
+  ['an entry replaced', `UPDATE audit_log SET bytes = x'${forged}' WHERE sequence = 2`, 2],
+  ['a chain replaced', 'UPDATE audit_log SET chain = zeroblob(32) WHERE sequence = 3', 3],
+  ['an entry dropped', 'DELETE FROM audit_log WHERE sequence = 3', 3],
+  ['the first entry dropped', 'DELETE FROM audit_log WHERE sequence = 1', 1],
+  [
+    'two entries swapped',
+    'UPDATE audit_log SET sequence = -2 WHERE sequence = 2; UPDATE audit_log SET sequence = 2 WHERE sequence = 3; UPDATE audit_log SET sequence = 3 WHERE sequence = -2',
+    2,
+  ],
+])('tampering in the database is found by verification: %s', async (_name, sql, at) => {
+  const store = await openSqliteStore(folder)
+  for (const id of ['a', 'b', 'c', 'd', 'e']) await store.commit(setting(id))
+  await store.close()
+  editDatabase(unlocked + sql)
+  const tampered = await openSqliteStore(folder)
+  const verdict = verifyLog(await tampered.audit({ after: 0, limit: 10 }), { spki, checkpoint: await noteOf(tampered), kept: [] })
+  expect(verdict).toMatchObject({ ok: at === null, sequence: at })
+  await tampered.close()
+})
+
+test('a log set back to an older state fits itself, and is found by a kept checkpoint', async () => {
+  const older = await openSqliteStore(folder)
+  for (const id of ['a', 'b', 'c']) await older.commit(setting(id))
+  await older.close()
+  cpSync(join(folder, 'fleetkey.db'), join(folder, 'backup'))
+  const store = await openSqliteStore(folder)
+  await store.commit(setting('d'))
+  const kept = [await noteOf(store)]
+  await store.close()
+  cpSync(join(folder, 'backup'), join(folder, 'fleetkey.db'))
+  const again = await openSqliteStore(folder)
+  const entries = await again.audit({ after: 0, limit: 10 })
+  expect(verifyLog(entries, { spki, checkpoint: await noteOf(again), kept: [] })).toMatchObject({ ok: true, entries: 3 })
+  expect(verifyLog(entries, { spki, checkpoint: await noteOf(again), kept })).toMatchObject({ ok: false, what: expect.stringContaining('truncated') as string })
+  await again.close()
 })
 
 test('the log is append only for SQL too', async () => {
