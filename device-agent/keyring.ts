@@ -1,0 +1,308 @@
+import { timingSafeEqual } from 'node:crypto'
+import { decode, encode } from '@fleetkey/protocol/cbor.ts'
+import { Epoch, KeyId } from '@fleetkey/protocol/ids.ts'
+import { KeyAlgorithm, Protection, type BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { applicationPrefix, proofPrefix, sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
+import { openSealed, type WrapContext } from '@fleetkey/protocol/wrap.ts'
+import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
+import { pointOf } from '@fleetkey/tpm2/structures.ts'
+import { z } from 'zod'
+import { openAtRest, sealAtRest, type RestContext } from './at-rest.ts'
+import type { HeldEpoch, HeldKey, Take } from './core.ts'
+import type { Document } from './files.ts'
+
+type Delivery = BodyOf<'delivery'>
+/** What the keyring needs of the TPM. */
+export type KeyringTpm = Pick<DeviceKeys, 'zgen' | 'importHmacKey' | 'hmac'> & { readonly publics: Pick<DeviceKeys['publics'], 'recipient'> }
+
+/** The keys of this device: in memory, and whole on the medium before anything is said about them. */
+export interface Keyring {
+  held(): readonly HeldKey[]
+  heldOf(key: string): HeldKey | undefined
+  /** Epochs in use that the consumers have not confirmed: a crash came between. */
+  owed(): readonly Take[]
+  /** Milliseconds since 1970 that the server has signed for: time never runs below it. */
+  readonly time: number
+  setTime(time: number): Promise<void>
+  /** Opens the delivered epoch with the TPM and stores it. Throws Problem when it is not for this device; nothing has changed then. */
+  install(delivery: Delivery): Promise<HeldKey>
+  /** Makes the epoch the one in use, durably; older ones serve for reading from now on. Never backwards: throws Problem('conflict'). */
+  use(of: Pick<Take, 'key' | 'epoch' | 'nonce' | 'campaign'>): Promise<HeldKey>
+  /** The consumers have taken it. */
+  settle(key: string, epoch: number): Promise<HeldKey>
+  /** Erases epochs below `below` (null: all of them), from both copies on the medium and from memory. */
+  erase(key: string, below: number | null, nonce: Uint8Array): Promise<HeldKey | undefined>
+  /** Proof of use for the server (transcript.ts). */
+  proof(key: string, epoch: number, nonce: Uint8Array): Promise<Uint8Array>
+  /** The live bytes of a `sealed` epoch (the one in use unless told). Throws Problem: `not-found`, `forbidden` for `tpm` keys. */
+  material(key: string, epoch?: number): { readonly epoch: number; readonly secret: Secret }
+  /** MAC of an application's data under a `tpm` key; never that of a proof, whatever the data. */
+  mac(key: string, data: Uint8Array, epoch?: number): Promise<{ readonly epoch: number; readonly mac: Uint8Array }>
+  verify(of: { readonly key: string; readonly epoch: number; readonly data: Uint8Array; readonly mac: Uint8Array }): Promise<boolean>
+  /** Wipes what is in memory. */
+  close(): void
+}
+
+const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
+const Stored = z.strictObject({
+  v: z.literal(1),
+  time: z.int().min(0),
+  keys: z.array(
+    z.strictObject({
+      key: KeyId,
+      algorithm: KeyAlgorithm,
+      protection: Protection,
+      current: Epoch.nullable(),
+      floor: z.int().min(0),
+      erased: z.int().min(0),
+      withdrawals: z.array(z.string()),
+      epochs: z.array(
+        z.strictObject({
+          epoch: Epoch,
+          stage: z.enum(['installed', 'active']),
+          readOnly: z.boolean(),
+          nonce: bytes,
+          campaign: z.string().nullable(),
+          material: bytes,
+        }),
+      ),
+    }),
+  ),
+})
+const Blob = z.strictObject({ public: bytes, private: bytes })
+
+interface Entry extends HeldEpoch {
+  readonly nonce: Uint8Array
+  readonly campaign: string | null
+  /** As on the medium. */
+  readonly atRest: Uint8Array
+  /** Key bytes, or the blob that only this TPM loads. */
+  readonly open: { readonly secret: Secret } | { readonly blob: KeyBlob }
+}
+interface Key extends Omit<HeldKey, 'epochs'> {
+  readonly epochs: readonly Entry[]
+}
+
+const keptWithdrawals = 8
+const keyLength = 32
+
+const heldOf = ({ epochs, ...key }: Key): HeldKey => ({ ...key, epochs: epochs.map(({ epoch, stage, readOnly }) => ({ epoch, stage, readOnly })) })
+const hex = (value: Uint8Array): string => Buffer.from(value).toString('hex')
+
+/**
+ * Opens the keyring of one device. A document that does not open under the storage key counts as none (`onLoss` is told): the server delivers anew.
+ */
+export const openKeyring = async (of: {
+  readonly document: Document
+  readonly storage: Secret
+  readonly tpm: KeyringTpm
+  readonly tenant: string
+  readonly device: string
+  readonly random: (length: number) => Uint8Array
+  readonly step: (name: string) => void
+  readonly onLoss: (why: string) => void
+}): Promise<Keyring> => {
+  const { document, storage, tpm, tenant, device, random, step } = of
+  const rest = (key: string, epoch: number, kind: RestContext['kind']): RestContext => ({ tenant, device, key, epoch, kind })
+  let keys: ReadonlyMap<string, Key> = new Map()
+  let time = 0
+  let turn: Promise<unknown> = Promise.resolve()
+
+  const read = (stored: Secret): void => {
+    const parsed = Stored.parse(decode(stored.bytes()))
+    time = parsed.time
+    keys = new Map(parsed.keys.map((one) => [one.key, { ...one, epochs: one.epochs.map((entry) => openEntry(one, entry)) }]))
+  }
+
+  const openEntry = (key: { key: string; protection: Protection }, entry: Omit<Entry, 'atRest' | 'open'> & { material: Uint8Array }): Entry => {
+    const { material, ...facts } = entry
+    const secret = openAtRest(storage, material, rest(key.key, entry.epoch, key.protection))
+    const open = key.protection === 'sealed' ? { secret } : { blob: Blob.parse(decode(secret.bytes())) }
+    return { ...facts, atRest: material, open }
+  }
+
+  const encoded = (next: ReadonlyMap<string, Key>, at: number): Uint8Array => {
+    const stored = {
+      v: 1,
+      time: at,
+      keys: [...next.values()].map(({ epochs, ...key }) => ({
+        ...key,
+        epochs: epochs.map(({ atRest, open: _open, ...entry }) => ({ ...entry, material: atRest })),
+      })),
+    }
+    return sealAtRest(storage, encode(stored), rest('', 0, 'keyring'), random)
+  }
+
+  /** One change after the other; memory follows the medium, never the other way round. */
+  const change = async <R>(work: () => Promise<R>): Promise<R> => {
+    const mine = turn.then(work, work)
+    turn = mine.catch(() => undefined)
+    return await mine
+  }
+  const commit = async (key: Key, how: 'save' | 'replace' = 'save'): Promise<HeldKey> => {
+    const next = new Map(keys).set(key.key, key)
+    await document[how](encoded(next, time))
+    keys = next
+    return heldOf(key)
+  }
+
+  const keyOf = (name: string): Key => {
+    const key = keys.get(name)
+    if (key === undefined || key.epochs.length === 0) throw new Problem('not-found', `no key ${name.slice(0, 64)} on this device`, { reason: 'key.not-held' })
+    return key
+  }
+  const entryOf = (key: Key, epoch: number | undefined): Entry => {
+    const wanted = epoch ?? key.current
+    if (wanted === null) throw new Problem('unavailable', `no epoch of ${key.key} is in use yet`, { reason: 'key.not-active' })
+    const entry = key.epochs.find((one) => one.epoch === wanted)
+    if (entry === undefined) throw new Problem('not-found', `no epoch ${wanted} of ${key.key} on this device`, { reason: 'epoch.not-held' })
+    return entry
+  }
+
+  const recipient = { point: pointOf(tpm.publics.recipient), dh: async (point: Uint8Array) => await tpm.zgen(point) }
+
+  const unwrap = async (delivery: Delivery): Promise<Pick<Entry, 'atRest' | 'open'>> => {
+    const { key, epoch, wrapped } = delivery
+    const context: WrapContext = { tenant, device, key, epoch, protection: wrapped.protection, purpose: wrapped.protection === 'tpm' ? 'inner' : 'key' }
+    const secret = await openSealed(wrapped.sealed, context, recipient)
+    try {
+      if (wrapped.protection === 'sealed') {
+        if (secret.length !== keyLength) throw new Problem('malformed', `a key of ${secret.length} bytes`, { reason: 'key.length' })
+        return { atRest: sealAtRest(storage, secret.bytes(), rest(key, epoch, 'sealed'), random), open: { secret: new Secret(secret.bytes()) } }
+      }
+      const blob = await tpm.importHmacKey({ public: wrapped.public, duplicate: wrapped.duplicate, seed: wrapped.seed, innerKey: secret.bytes() })
+      return { atRest: sealAtRest(storage, encode({ public: blob.public, private: blob.private }), rest(key, epoch, 'tpm'), random), open: { blob } }
+    } finally {
+      secret.destroy()
+    }
+  }
+
+  const macOf = async (key: Key, entry: Entry, data: Uint8Array): Promise<Uint8Array> => {
+    if (!('blob' in entry.open)) throw new Problem('unsupported', `${key.key} is an encryption key`, { reason: 'key.algorithm' })
+    return await tpm.hmac(entry.open.blob, Buffer.concat([applicationPrefix, data]))
+  }
+
+  const stored = await document.load()
+  if (stored !== undefined) {
+    try {
+      const plain = openAtRest(storage, stored, rest('', 0, 'keyring'))
+      read(plain)
+      plain.destroy()
+    } catch (thrown) {
+      keys = new Map()
+      of.onLoss(thrown instanceof Error ? thrown.message : String(thrown))
+    }
+  }
+
+  return {
+    held: () => [...keys.values()].map(heldOf),
+    heldOf: (name) => {
+      const key = keys.get(name)
+      return key === undefined ? undefined : heldOf(key)
+    },
+    owed: () =>
+      [...keys.values()].flatMap(({ key, current, epochs }): Take[] => {
+        const entry = epochs.find(({ epoch }) => epoch === current)
+        return entry === undefined || entry.stage === 'active' ? [] : [{ type: 'take', key, epoch: entry.epoch, nonce: entry.nonce, campaign: entry.campaign }]
+      }),
+    get time() {
+      return time
+    },
+    setTime: async (at) =>
+      await change(async () => {
+        if (at <= time) return
+        await document.save(encoded(keys, at))
+        time = at
+      }),
+
+    install: async (delivery) =>
+      await change(async () => {
+        const { key: name, epoch, algorithm, wrapped, nonce, campaign, readOnly } = delivery
+        const known = keys.get(name)
+        const before: Key = known ?? { key: name, algorithm, protection: wrapped.protection, epochs: [], current: null, floor: 0, erased: 0, withdrawals: [] }
+        if (before.epochs.some((one) => one.epoch === epoch)) return heldOf(before)
+        if (!readOnly && epoch < before.floor) throw new Problem('conflict', `epoch ${epoch} of ${name} after ${before.floor}`, { reason: 'epoch.lower' })
+        const entry: Entry = { epoch, stage: 'installed', readOnly, nonce, campaign, ...(await unwrap(delivery)) }
+        const epochs = [...before.epochs, entry].toSorted((one, other) => one.epoch - other.epoch)
+        const held = await commit({ ...before, algorithm, protection: wrapped.protection, epochs })
+        // A crash here: the epoch is stored and nobody was told; the next report shows it.
+        step('key.installed')
+        return held
+      }),
+
+    use: async ({ key: name, epoch, nonce, campaign }) =>
+      await change(async () => {
+        const key = keyOf(name)
+        const entry = entryOf(key, epoch)
+        if (entry.readOnly || epoch < key.floor) throw new Problem('conflict', `epoch ${epoch} of ${name} after ${key.floor}`, { reason: 'epoch.lower' })
+        const epochs = key.epochs.map((one): Entry => {
+          if (one.epoch === epoch) return { ...one, nonce, campaign }
+          return one.epoch < epoch ? { ...one, readOnly: true } : one
+        })
+        const held = await commit({ ...key, epochs, current: epoch, floor: epoch })
+        // A crash here: the epoch is in use, the consumers may still have the older one; the next start gives it to them.
+        step('key.used')
+        return held
+      }),
+
+    settle: async (name, epoch) =>
+      await change(async () => {
+        const key = keyOf(name)
+        if (entryOf(key, epoch).stage === 'active') return heldOf(key)
+        const held = await commit({ ...key, epochs: key.epochs.map((one): Entry => (one.epoch === epoch ? { ...one, stage: 'active' } : one)) })
+        // A crash here: the server has not heard it; it asks again and the device proves its use again.
+        step('key.settled')
+        return held
+      }),
+
+    erase: async (name, below, nonce) =>
+      await change(async () => {
+        const key = keys.get(name)
+        if (key === undefined) return undefined
+        const gone = key.epochs.filter(({ epoch }) => below === null || epoch < below)
+        const epochs = key.epochs.filter((one) => !gone.includes(one))
+        if (key.current !== null && below !== null && !epochs.some(({ epoch }) => epoch === key.current))
+          throw new Problem('conflict', `epoch ${key.current} of ${name} is in use`, { reason: 'epoch.in-use' })
+        const withdrawals = below === null ? [...key.withdrawals, hex(nonce)].slice(-keptWithdrawals) : key.withdrawals
+        const erased = Math.max(key.erased, ...gone.map(({ epoch }) => epoch))
+        const held = await commit({ ...key, epochs, current: below === null ? null : key.current, erased, withdrawals }, 'replace')
+        for (const { open } of gone) if ('secret' in open) open.secret.destroy()
+        // A crash here: erased and not stated; the server asks again and hears it then.
+        step('key.erased')
+        return held
+      }),
+
+    async proof(name, epoch, nonce) {
+      const key = keyOf(name)
+      const { open } = entryOf(key, epoch)
+      const transcript = useTranscript({ tenant, device, key: name, epoch, nonce })
+      return 'secret' in open ? sealedProof(open.secret, transcript) : await tpm.hmac(open.blob, Buffer.concat([proofPrefix, transcript]))
+    },
+
+    material(name, epoch) {
+      const key = keyOf(name)
+      const entry = entryOf(key, epoch)
+      if (!('secret' in entry.open)) throw new Problem('forbidden', `${name} never leaves the TPM`, { reason: 'key.in-tpm' })
+      return { epoch: entry.epoch, secret: entry.open.secret }
+    },
+
+    async mac(name, data, epoch) {
+      const key = keyOf(name)
+      const entry = entryOf(key, epoch)
+      return { epoch: entry.epoch, mac: await macOf(key, entry, data) }
+    },
+
+    async verify({ key: name, epoch, data, mac }) {
+      const key = keyOf(name)
+      const expected = await macOf(key, entryOf(key, epoch), data)
+      return expected.length === mac.length && timingSafeEqual(expected, mac)
+    },
+
+    close() {
+      for (const { epochs } of keys.values()) for (const { open } of epochs) if ('secret' in open) open.secret.destroy()
+      keys = new Map()
+    },
+  }
+}
