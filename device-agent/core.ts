@@ -378,7 +378,7 @@ const startNext = (core: Core): Next => {
   const [work, ...queue] = core.queue
   if (core.working !== null || work === undefined) return [core, []]
   const held = core.held.get(work.key)
-  const tooMany = work.type === 'delivery' && held === undefined && core.held.size >= maxKeys
+  const tooMany = work.type === 'delivery' && held === undefined && [...core.held.values()].filter(({ epochs }) => epochs.length > 0).length >= maxKeys
   const decision: Decision = tooMany ? { do: 'refuse', epoch: work.epoch, reason: 'key.too-many' } : decide(held, work)
   const next: Core = { ...core, queue, working: { work, decision } }
   switch (decision.do) {

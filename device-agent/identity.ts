@@ -1,6 +1,6 @@
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
-import { Secret } from '@fleetkey/protocol/secret.ts'
+import type { Secret } from '@fleetkey/protocol/secret.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { z } from 'zod'
 import { openAtRest, sealAtRest, type RestContext } from './at-rest.ts'

@@ -1,0 +1,53 @@
+import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import { checkTls } from './enrol.ts'
+import type { Identity, PendingRenewal, Store } from './identity.ts'
+import { newTlsKey, tlsCsr } from './tls-key.ts'
+import type { Trust } from './trust.ts'
+
+/** Milliseconds for which the server remembers what it answered: an older request starts anew. */
+const remembered = 50 * 60_000
+
+/**
+ * The request for the next TLS certificate, over this connection's session nonce. The new key and the request id are durable before it leaves: when
+ * the answer is lost, the same request is repeated and gets the same certificate.
+ */
+export const prepareRenewal = async (of: {
+  readonly store: Store<PendingRenewal | null>
+  readonly identity: Identity
+  readonly tenant: string
+  readonly session: Uint8Array
+  readonly sign: (data: Uint8Array) => Promise<Uint8Array>
+  readonly random: (length: number) => Uint8Array
+  readonly now: number
+  readonly step: (name: string) => void
+}): Promise<{ readonly pending: PendingRenewal; readonly body: BodyOf<'renew'> }> => {
+  const known = await of.store.load()
+  const usable = known !== undefined && known !== null && known.since + remembered > of.now
+  const pending: PendingRenewal = usable ? known : { id: of.random(16), tlsKey: newTlsKey(), since: of.now }
+  if (!usable) {
+    await of.store.save(pending)
+    // A crash here: a key that nobody knows; the next attempt asks for its certificate.
+    of.step('renew.prepared')
+  }
+  const body: BodyOf<'renew'> = {
+    type: 'renew',
+    session: of.session,
+    csr: await tlsCsr(pending.tlsKey, of.identity.device),
+    binding: await of.sign(tlsBinding(of.tenant, of.session, pending.tlsKey.spki)),
+  }
+  return { pending, body }
+}
+
+/** The identity with the new TLS certificate. Throws Problem when the message is not for this device, key and root. */
+export const renewedIdentity = (of: {
+  readonly identity: Identity
+  readonly pending: PendingRenewal
+  readonly message: BodyOf<'identity'>
+  readonly trust: Trust
+  readonly now: number
+}): Identity => {
+  const { identity, pending, message } = of
+  checkTls(of.trust, { ...message, device: identity.device as typeof message.device }, pending.tlsKey, Math.max(of.now, message.time))
+  return { ...identity, tls: message.tls, tlsKey: pending.tlsKey, chain: message.chain, keys: message.keys }
+}
