@@ -5,7 +5,9 @@ import { join } from 'node:path'
 import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
 import type { Caller, Role } from '@fleetkey/server/access/caller.ts'
 import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
-import type { Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
+import { openAuthority } from '@fleetkey/server/flows/authority.ts'
+import type { Base, Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
+import { openVault } from '@fleetkey/server/flows/vault.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
 import { openMemoryStore } from '@fleetkey/server/store/memory.ts'
 
@@ -69,6 +71,8 @@ export interface TestContext extends Context {
   readonly clock: { now: number }
   readonly steps: string[]
   readonly lines: string[]
+  /** Campaigns that the clock was asked to look at. */
+  readonly woken: string[]
   entries(): Promise<readonly SequencedEntry[]>
   close(): Promise<void>
 }
@@ -81,15 +85,11 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
   const kms = await openFileKms(folder)
   const steps: string[] = []
   const lines: string[] = []
-  return {
+  const base: Base = {
     tenant: of.tenant ?? 'plant',
     store,
     kms,
-    bus: fakeBus(),
     refusals: refusalCounter(),
-    clock,
-    steps,
-    lines,
     now: () => clock.now,
     random: (length) => new Uint8Array(randomBytes(length)),
     log: (line) => void lines.push(line),
@@ -97,6 +97,20 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
       steps.push(name)
       of.onStep?.(name)
     },
+  }
+  const authority = await openAuthority(base)
+  const vault = await openVault(base, authority.kek)
+  const woken: string[] = []
+  return {
+    ...base,
+    authority,
+    vault,
+    wake: (campaign) => void woken.push(campaign),
+    bus: fakeBus(),
+    clock,
+    steps,
+    lines,
+    woken,
     entries: async () => await store.audit({ after: 0, limit: 10_000 }),
     async close() {
       await kms.close()

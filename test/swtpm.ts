@@ -32,7 +32,18 @@ export const startSwtpm = async (): Promise<RunningSwtpm> => {
     rmSync(control, { force: true })
     child = spawn(
       'swtpm',
-      ['socket', '--tpm2', '--tpmstate', `dir=${state}`, '--server', `type=unixio,path=${path}`, '--ctrl', `type=unixio,path=${control}`, '--flags', 'not-need-init,startup-clear'],
+      [
+        'socket',
+        '--tpm2',
+        '--tpmstate',
+        `dir=${state}`,
+        '--server',
+        `type=unixio,path=${path}`,
+        '--ctrl',
+        `type=unixio,path=${control}`,
+        '--flags',
+        'not-need-init,startup-clear',
+      ],
       { stdio: 'ignore' },
     )
     await until(() => existsSync(path) && existsSync(control), 'swtpm did not listen')

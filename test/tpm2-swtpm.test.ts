@@ -150,7 +150,13 @@ describe.each([
     const blob = await keys.importHmacKey(wrapForImport({ parent: keys.publics.srk, key, random }))
     const data = random(64)
     const work = Array.from({ length: 8 }, async (_, at) =>
-      at % 4 === 0 ? await keys.quote([{ hash: 'sha256', pcrs: [0] }], data) : at % 4 === 1 ? await keys.hmac(blob, data) : at % 4 === 2 ? await keys.sign(data) : await keys.storageKey(),
+      at % 4 === 0
+        ? await keys.quote([{ hash: 'sha256', pcrs: [0] }], data)
+        : at % 4 === 1
+          ? await keys.hmac(blob, data)
+          : at % 4 === 2
+            ? await keys.sign(data)
+            : await keys.storageKey(),
     )
     expect((await Promise.all(work)).length).toBe(8)
   })

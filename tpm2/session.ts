@@ -29,8 +29,9 @@ export const decryptParameter = (key: Uint8Array, auth: Uint8Array, newer: Uint8
   return cfbDecrypt(material.subarray(0, keyBits / 8), data, material.subarray(keyBits / 8))
 }
 
-/** HMAC of a command or response (Part 1 §19.6.5); empty for a session that has neither key nor authorisation value. */
+/** HMAC of a command or response (Part 1 §19.6.5). With neither key nor authorisation value it may be left out (`omitted`), at both ends or at none. */
 export const authorisation = (of: {
+  omitted: boolean
   key: Uint8Array
   auth: Uint8Array
   /** cpHash or rpHash. */
@@ -41,7 +42,9 @@ export const authorisation = (of: {
   others?: readonly Uint8Array[]
   attributes: number
 }): Uint8Array =>
-  of.key.length + of.auth.length === 0 ? empty : hmac(alg.sha256, concat(of.key, of.auth), of.hash, of.newer, of.older, ...(of.others ?? []), u8(of.attributes))
+  of.omitted && of.key.length + of.auth.length === 0
+    ? empty
+    : hmac(alg.sha256, concat(of.key, of.auth), of.hash, of.newer, of.older, ...(of.others ?? []), u8(of.attributes))
 
 /** Whether two HMACs are the same, in constant time. */
 export const sameMac = (a: Uint8Array, b: Uint8Array): boolean => a.length === b.length && timingSafeEqual(a, b)

@@ -131,7 +131,7 @@ export class Tpm {
     const [nonce, attributes, mac] = [body.sized(64), body.u8(), body.sized(64)]
     if (use === 'password') return
     const { session, auth } = use
-    const expected = authorisation({ key: session.key, auth, hash: rpHash, newer: nonce, older: session.nonceCaller, attributes })
+    const expected = authorisation({ omitted: true, key: session.key, auth, hash: rpHash, newer: nonce, older: session.nonceCaller, attributes })
     if (!sameMac(expected, mac)) throw new TpmTransportError('TPM: a response whose HMAC does not verify: it was altered on its way')
     session.nonceTpm = nonce.slice()
   }
@@ -517,7 +517,16 @@ const passwordArea = concat(u32(known.password), sized(empty), u8(flag.continue)
 
 const area = (use: Use, cpHash: Uint8Array, others: readonly Uint8Array[]): Uint8Array => {
   const { session, auth, attributes } = use
-  const mac = authorisation({ key: session.key, auth, hash: cpHash, newer: session.nonceCaller, older: session.nonceTpm, others, attributes })
+  const mac = authorisation({
+    omitted: true,
+    key: session.key,
+    auth,
+    hash: cpHash,
+    newer: session.nonceCaller,
+    older: session.nonceTpm,
+    others,
+    attributes,
+  })
   return concat(u32(session.handle), sized(session.nonceCaller), u8(attributes), sized(mac))
 }
 

@@ -60,7 +60,7 @@ const socketTransport = async (to: NetConnectOpts, name: string): Promise<Transp
     waiting = undefined
     socket.destroy()
   }
-  socket.on('data', (chunk) => {
+  socket.on('data', (chunk: Buffer) => {
     received = Buffer.concat([received, chunk])
     if (received.length < 6) return
     const length = received.readUInt32BE(2)

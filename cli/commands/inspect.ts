@@ -26,7 +26,7 @@ const bytesOf = (content: Buffer): Uint8Array => {
 /** What a file holds: a signed message (not verified: that needs the sender's key), a frame of one, or plain CBOR. */
 export const inspect = (bytes: Uint8Array): unknown => {
   if (isFrame(bytes)) {
-    const [transfer, index, data] = decode(bytes, { max: limit }) as [Uint8Array, number, Uint8Array]
+    const [transfer, index, data] = decode(bytes) as [Uint8Array, number, Uint8Array]
     return { kind: 'frame', transfer: readable(transfer), index, length: data.length }
   }
   try {
@@ -36,7 +36,7 @@ export const inspect = (bytes: Uint8Array): unknown => {
     if (!(error instanceof Problem)) throw error
     const reason = error.message
     try {
-      return { kind: 'cbor', value: readable(decode(bytes, { max: limit })), notAMessage: reason }
+      return { kind: 'cbor', value: readable(decode(bytes)), notAMessage: reason }
     } catch {
       throw new UsageError(`neither a message nor CBOR: ${reason}`)
     }

@@ -67,7 +67,8 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
       }
       const timer = setInterval(soon, every.tick)
       void guarded('campaigns', async () => {
-        for (const state of ['installing', 'activating', 'retiring']) for (const { id } of await findAll(ctx.store, 'campaign', { where: { state } })) awake.add(id)
+        for (const state of ['installing', 'activating', 'retiring'])
+          for (const { id } of await findAll(ctx.store, 'campaign', { where: { state } })) awake.add(id)
         soon()
       })
       return {
@@ -88,5 +89,9 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
 const summarise = async (ctx: Context): Promise<void> => {
   const summary = ctx.refusals.take()
   if (summary === undefined) return
-  await perform(ctx, { caller: { kind: 'system', id: 'refusals', from: 'server' }, action: 'audit.summary', subject: 'unidentified', detail: summary }, () => undefined)
+  await perform(
+    ctx,
+    { caller: { kind: 'system', id: 'refusals', from: 'server' }, action: 'audit.summary', subject: 'unidentified', detail: summary },
+    () => undefined,
+  )
 }

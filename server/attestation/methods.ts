@@ -49,7 +49,9 @@ export interface Expected {
 /** One attestation method. All pure: time, randomness and endorsements come in. Refusals are Problem('attestation-failed') with a stable reason. */
 export interface Method {
   present(hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Presented
-  credential(hello: Hello, presented: Presented, secret: Secret): Challenge['credential']
+  /** DER SubjectPublicKeyInfo of the presented LDevID key, which signs hello and answer. */
+  ldevidSpki(hello: Hello): Uint8Array
+  credential(hello: Hello, presented: Presented, secret: Secret, random: (length: number) => Uint8Array): Challenge['credential']
   verify(evidence: Evidence, expected: Expected, endorsements: readonly EndorsementCa[], now: number): Claims
 }
 

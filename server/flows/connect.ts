@@ -51,8 +51,7 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
   if (certificate.id !== device.tlsSerial && certificate.id !== device.previousTlsSerial)
     throw new Problem('forbidden', `certificate ${certificate.id} was replaced`, { reason: 'certificate.replaced' })
   const { connectionProof } = await policyOf(ctx, device.id)
-  if (connect.password === undefined && connectionProof)
-    throw new Problem('unauthenticated', 'no connection proof', { reason: 'connect.no-proof' })
+  if (connect.password === undefined && connectionProof) throw new Problem('unauthenticated', 'no connection proof', { reason: 'connect.no-proof' })
   if (connect.password !== undefined) {
     const proof = connectProof(ctx.tenant, device.id, connect.certificate, connect.exporter)
     if (!verifySignature(device.keys.ldevidSpki, proof, signature(connect.password)))
@@ -64,10 +63,14 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
 
 /** The new TLS certificate is in use: the one before it stops now. */
 const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Promise<void> => {
-  await perform(ctx, { caller: { kind: 'device', id, from: connect.from }, action: 'device.connect', subject: id, detail: 'new TLS certificate in use' }, async (tx) => {
-    const device = await ctx.store.get('device', id)
-    if (device?.state === 'enrolled' && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
-  })
+  await perform(
+    ctx,
+    { caller: { kind: 'device', id, from: connect.from }, action: 'device.connect', subject: id, detail: 'new TLS certificate in use' },
+    async (tx) => {
+      const device = await ctx.store.get('device', id)
+      if (device?.state === 'enrolled' && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
+    },
+  )
   // A crash here: both certificates were valid until now, only the new one is from now on.
   ctx.step('connect.certificate')
 }

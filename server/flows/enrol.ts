@@ -104,7 +104,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
       challenge: id,
       hello: sha256(message.bytes),
       random: ctx.random(32),
-      credential: method.credential(hello, presented, secret),
+      credential: method.credential(hello, presented, secret, ctx.random),
       selection,
       expires,
     }

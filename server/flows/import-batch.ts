@@ -30,7 +30,7 @@ const Header = z.strictObject({
 export interface BatchInput extends Signed {
   readonly format: 'json' | 'csv'
   /** Name of the batch: needed with CSV, which carries none; with JSON it must agree. */
-  readonly batch?: string
+  readonly batch?: string | undefined
 }
 
 interface ManifestRow {

@@ -74,7 +74,16 @@ export const startRotation = async (
     })
     for (const [at, device] of devices.entries()) {
       const wave = waveOf(at, devices.length, policy.waves)
-      tx.insert('target', { id: `${id}/${device}`, campaign: id, device, wave, stage: 'pending', place: placeOf(id, wave, 'pending'), changedAt: ctx.now(), reason: null })
+      tx.insert('target', {
+        id: `${id}/${device}`,
+        campaign: id,
+        device,
+        wave,
+        stage: 'pending',
+        place: placeOf(id, wave, 'pending'),
+        changedAt: ctx.now(),
+        reason: null,
+      })
     }
     tx.note(`campaign ${id}: epoch ${to}, ${devices.length} devices, ${policy.waves.length} waves`)
     return to
@@ -228,12 +237,16 @@ const timeOut = async (ctx: Context, campaign: Campaign, waves: readonly number[
       const targets = await findAll(ctx.store, 'target', { where: { place: placeOf(campaign.id, wave, stage) } })
       for (let start = 0; start < targets.length; start += 500) {
         const some = targets.slice(start, start + 500)
-        await perform(ctx, { caller: system, action: 'campaign.step', subject: campaign.id, detail: `${some.length} devices timed out while ${stage}` }, async (tx) => {
-          for (const { id } of some) {
-            const now = await ctx.store.get('target', id)
-            if (now?.stage === stage) tx.update('target', inStage(now, 'timed-out', ctx.now(), `silent while ${stage}`))
-          }
-        })
+        await perform(
+          ctx,
+          { caller: system, action: 'campaign.step', subject: campaign.id, detail: `${some.length} devices timed out while ${stage}` },
+          async (tx) => {
+            for (const { id } of some) {
+              const now = await ctx.store.get('target', id)
+              if (now?.stage === stage) tx.update('target', inStage(now, 'timed-out', ctx.now(), `silent while ${stage}`))
+            }
+          },
+        )
         ctx.step('rotate.time-out')
       }
     }
@@ -248,7 +261,9 @@ export const destroyEpochs = async (ctx: Context, key: KeyId): Promise<void> => 
   if (row === undefined) return
   for (const epoch of await findAll(ctx.store, 'epoch', { where: { key } })) {
     if (epoch.state !== 'deactivated' || epoch.deactivatedAt === null || ctx.now() < epoch.deactivatedAt + row.recipientUsage) continue
-    const held = await Promise.all((['delivered', 'installed', 'active'] as const).map((stage) => ctx.store.count('holding', { place: `${epoch.id}/${stage}` })))
+    const held = await Promise.all(
+      (['delivered', 'installed', 'active'] as const).map((stage) => ctx.store.count('holding', { place: `${epoch.id}/${stage}` })),
+    )
     if (held.some((count) => count > 0)) continue
     await perform(ctx, { caller: system, action: 'key.destroy', subject: epoch.id, detail: 'recipient usage over, no device holds it' }, async (tx) => {
       const now = await ctx.store.get('epoch', epoch.id)

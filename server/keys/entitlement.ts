@@ -68,10 +68,7 @@ const ofKey = ({ key, epochs }: Desired, proven: readonly Holding[], reported: r
 /** Keys whose grant is gone: every epoch is erased. */
 const withdrawn = (desired: readonly Desired[], proven: readonly Holding[], reported: readonly Reported[] | null): readonly Difference[] => {
   const wanted = new Set<string>(desired.map(({ key }) => key.id))
-  const held = new Set<string>([
-    ...proven.filter((one) => isHeld(one)).map(({ key }) => key),
-    ...(reported ?? []).map(({ key }) => key),
-  ])
+  const held = new Set<string>([...proven.filter((one) => isHeld(one)).map(({ key }) => key), ...(reported ?? []).map(({ key }) => key)])
   return [...held].filter((key) => !wanted.has(key)).map((key): Difference => ({ do: 'retire', key: key as KeyId, below: null }))
 }
 

@@ -1,9 +1,10 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import type { GroupId } from '@fleetkey/protocol/ids.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
-import type { Campaign, Stage, Target } from '../../campaigns/campaign.ts'
+import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import type { Batch, Device, Endorsement, Group, Release, Station } from '../../fleet/device.ts'
+import { progressOf } from '../../flows/rotate.ts'
 import type { ManagedKey } from '../../keys/key.ts'
 
 /** Rows as operators see them: no key material, no ciphertext. */
@@ -124,23 +125,28 @@ export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf
 const present = (counts: Readonly<Record<Stage, number>>): ResponseOf<'campaign.show'>['counts'] =>
   Object.fromEntries(Object.entries(counts).filter(([, count]) => count > 0)) as ResponseOf<'campaign.show'>['counts']
 
-export const campaignView = (campaign: Campaign): ResponseOf<'campaign.show'> => ({
-  id: campaign.id,
-  key: campaign.key,
-  from: campaign.from,
-  to: campaign.to,
-  state: campaign.state,
-  because: campaign.because,
-  createdAt: campaign.createdAt,
-  createdBy: campaign.createdBy,
-  finishedAt: campaign.finishedAt,
-  policy: { ...campaign.policy, waves: [...campaign.policy.waves] },
-  wave: campaign.wave,
-  waves: campaign.waves,
-  targets: Object.values(campaign.counts).reduce((sum, count) => sum + count, 0),
-  counts: present(campaign.counts),
-  waveCounts: campaign.waveCounts.map(present),
-})
+export const campaignView = async (ctx: Context, campaign: Campaign): Promise<ResponseOf<'campaign.show'>> => {
+  const waves = await progressOf(ctx, campaign)
+  const counts = Object.fromEntries(stages.map((stage) => [stage, waves.reduce((sum, wave) => sum + wave[stage], 0)])) as Record<Stage, number>
+  const { id, key, from, to, state, because, createdAt, createdBy, finishedAt, policy, wave } = campaign
+  return {
+    id,
+    key,
+    from,
+    to,
+    state,
+    because,
+    createdAt,
+    createdBy,
+    finishedAt,
+    policy: { ...policy, waves: [...policy.waves] },
+    wave,
+    waves: campaign.waves,
+    targets: Object.values(counts).reduce((sum, count) => sum + count, 0),
+    counts: present(counts),
+    waveCounts: waves.map(present),
+  }
+}
 
 export const targetView = ({ device, wave, stage, changedAt, reason }: Target): Item<'campaign.targets'> => ({ device, wave, stage, changedAt, reason })
 

@@ -1,0 +1,271 @@
+import { once } from 'node:events'
+import { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Bundle } from '@fleetkey/protocol/admin.ts'
+import { authorise } from '../../access/authorise.ts'
+import type { Caller } from '../../access/caller.ts'
+import type { SequencedEntry } from '../../audit/entry.ts'
+import { exportFooter, exportHeader, exportLine } from '../../audit/export.ts'
+import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
+import type { Context, Table, Tables } from '../../flows/context.ts'
+import { createKey, grantKey } from '../../flows/create-key.ts'
+import { importEndorsement } from '../../flows/endorsement.ts'
+import { addMembers, createGroup, removeMember, setGroupPolicy } from '../../flows/group.ts'
+import { importBatch } from '../../flows/import-batch.ts'
+import { importRelease } from '../../flows/import-release.ts'
+import { revokeDevice } from '../../flows/revoke.ts'
+import { controlCampaign, startRotation } from '../../flows/rotate.ts'
+import { addStation, removeStation } from '../../flows/station.ts'
+import { placeOf } from '../../campaigns/campaign.ts'
+import type { Handlers, Streams } from './router.ts'
+import {
+  auditView,
+  batchRow,
+  campaignView,
+  deviceSummary,
+  deviceView,
+  endorsementView,
+  groupView,
+  keyView,
+  pageOf,
+  releaseView,
+  stationView,
+  targetView,
+} from './views.ts'
+
+export interface ServerFacts {
+  readonly version: string
+  readonly store: string
+  readonly kms: string
+  readonly bundle: Bundle
+  readonly certificates: () => { name: string; notAfter: number }[]
+  /** Key that signs checkpoints, and the log's name. */
+  readonly log: { readonly origin: string; readonly key: string; readonly spki: Uint8Array }
+}
+
+const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'base64'))
+const done = { ok: true } as const
+
+const parsed = <T>(schema: { safeParse(value: unknown): { success: true; data: T } | { success: false } }, value: string, what: string): T => {
+  const result = schema.safeParse(value)
+  if (!result.success) throw new Problem('malformed', `${what} ${JSON.stringify(value.slice(0, 80))}`)
+  return result.data
+}
+const deviceId = (value: string): DeviceId => parsed(DeviceId, value, 'device')
+const groupId = (value: string): GroupId => parsed(GroupId, value, 'group')
+const keyId = (value: string): KeyId => parsed(KeyId, value, 'key')
+
+const need = async <T extends Table>(ctx: Context, table: T, id: string): Promise<Tables[T]> => {
+  const row = await ctx.store.get(table, id)
+  if (row === undefined) throw new Problem('not-found', `no ${table} ${id}`)
+  return row
+}
+
+/** What each operation of protocol/admin.ts does: reads here, writes through flows. */
+export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
+  const read = (caller: Caller): void => authorise(caller, 'fleet.read')
+  const page = (query: { after?: string | undefined; limit: number }): { limit: number; after?: string } => ({
+    limit: query.limit,
+    ...(query.after === undefined ? {} : { after: query.after }),
+  })
+  const signed = (body: { content: string; signature: string; station: string }) => ({
+    content: bytes(body.content),
+    signature: bytes(body.signature),
+    station: body.station,
+  })
+  const states = async (batch?: string): Promise<{ registered: number; enrolled: number; revoked: number }> => {
+    const count = async (state: string): Promise<number> => await ctx.store.count('device', { state, ...(batch === undefined ? {} : { batch }) })
+    const [registered, enrolled, revoked] = await Promise.all([count('registered'), count('enrolled'), count('revoked')])
+    return { registered, enrolled, revoked }
+  }
+  return {
+    async status({ caller }) {
+      read(caller)
+      const [devices, head, endorsements] = await Promise.all([states(), ctx.store.checkpoint(), ctx.store.find('endorsement', { limit: 1000 })])
+      return {
+        tenant: ctx.tenant,
+        version: facts.version,
+        now: ctx.now(),
+        ...ctx.store.health(),
+        connections: ctx.bus.health().connections,
+        testEndorsements: endorsements.filter(({ test }) => test).map(({ subject }) => subject),
+        devices,
+        audit: { size: head.size, root: Buffer.from(head.root).toString('hex') },
+        certificates: facts.certificates(),
+        store: facts.store,
+        kms: facts.kms,
+      }
+    },
+    async bundle({ caller }) {
+      read(caller)
+      return facts.bundle
+    },
+
+    async 'station.list'({ caller }) {
+      read(caller)
+      return { items: (await ctx.store.find('station', { limit: 1000 })).map(stationView), next: null }
+    },
+    async 'station.add'({ caller, body }) {
+      await addStation(ctx, caller, body)
+      return done
+    },
+    async 'station.remove'({ caller, params }) {
+      await removeStation(ctx, caller, params.id)
+      return done
+    },
+
+    'batch.import': async ({ caller, body }) => await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch }),
+    async 'batch.list'({ caller, query }) {
+      read(caller)
+      return await pageOf(ctx, 'batch', page(query), batchRow)
+    },
+    async 'batch.show'({ caller, params }) {
+      read(caller)
+      return { ...batchRow(await need(ctx, 'batch', params.id)), states: await states(params.id) }
+    },
+
+    'release.import': async ({ caller, body }) => await importRelease(ctx, caller, signed(body)),
+    async 'release.list'({ caller, query }) {
+      read(caller)
+      return await pageOf(ctx, 'release', page(query), releaseView)
+    },
+    'endorsement.import': async ({ caller, body }) => await importEndorsement(ctx, caller, body),
+    async 'endorsement.list'({ caller, query }) {
+      read(caller)
+      return await pageOf(ctx, 'endorsement', page(query), endorsementView)
+    },
+
+    async 'group.create'({ caller, body }) {
+      await createGroup(ctx, caller, body.id)
+      return done
+    },
+    async 'group.list'({ caller, query }) {
+      read(caller)
+      return await pageOf(ctx, 'group', page(query), async (row) => await groupView(ctx, row))
+    },
+    async 'group.show'({ caller, params }) {
+      read(caller)
+      return await groupView(ctx, await need(ctx, 'group', params.id))
+    },
+    async 'group.members'({ caller, params, query }) {
+      read(caller)
+      await need(ctx, 'group', params.id)
+      return await pageOf(ctx, 'member', { ...page(query), where: { group: params.id } }, ({ device, joinedAt }) => ({ device, joinedAt }))
+    },
+    'group.add': async ({ caller, params, body }) => await addMembers(ctx, caller, groupId(params.id), body),
+    async 'group.remove'({ caller, params }) {
+      await removeMember(ctx, caller, groupId(params.id), deviceId(params.device))
+      return done
+    },
+    async 'group.policy.get'({ caller, params }) {
+      read(caller)
+      return (await need(ctx, 'group', params.id)).policy
+    },
+    async 'group.policy.set'({ caller, params, body }) {
+      const change = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined))
+      return await setGroupPolicy(ctx, caller, groupId(params.id), change)
+    },
+
+    async 'device.list'({ caller, query }) {
+      read(caller)
+      const where = { ...(query.state === undefined ? {} : { state: query.state }), ...(query.batch === undefined ? {} : { batch: query.batch }) }
+      return await pageOf(ctx, 'device', { ...page(query), where }, (row) => deviceSummary(ctx, row))
+    },
+    async 'device.show'({ caller, params }) {
+      read(caller)
+      return await deviceView(ctx, await need(ctx, 'device', params.id))
+    },
+    async 'device.revoke'({ caller, params, body }) {
+      const { keys, campaigns } = await revokeDevice(ctx, caller, deviceId(params.id), body.reason)
+      return { keys: [...keys], campaigns: [...campaigns] }
+    },
+
+    'key.create': async ({ caller, body }) => await createKey(ctx, caller, body),
+    async 'key.list'({ caller, query }) {
+      read(caller)
+      return await pageOf(ctx, 'key', page(query), async (row) => await keyView(ctx, row))
+    },
+    async 'key.show'({ caller, params }) {
+      read(caller)
+      return await keyView(ctx, await need(ctx, 'key', params.id))
+    },
+    'key.grant': async ({ caller, params, body }) => await grantKey(ctx, caller, keyId(params.id), body.group),
+    'key.rotate': async ({ caller, params, body }) => await startRotation(ctx, caller, keyId(params.id), { policy: body, because: 'ordered by an operator' }),
+
+    async 'campaign.list'({ caller, query }) {
+      read(caller)
+      const where = query.key === undefined ? {} : { where: { key: query.key } }
+      return await pageOf(ctx, 'campaign', { ...page(query), ...where }, async (row) => await campaignView(ctx, row))
+    },
+    async 'campaign.show'({ caller, params }) {
+      read(caller)
+      return await campaignView(ctx, await need(ctx, 'campaign', params.id))
+    },
+    async 'campaign.targets'({ caller, params, query }) {
+      read(caller)
+      const { waves } = await need(ctx, 'campaign', params.id)
+      const { stage } = query
+      if (stage === undefined) return await pageOf(ctx, 'target', { ...page(query), where: { campaign: params.id } }, targetView)
+      // Of one stage: wave by wave, each page in id order.
+      const pages = await Promise.all(
+        Array.from({ length: waves }, (_, wave) => ctx.store.find('target', { ...page(query), where: { place: placeOf(params.id, wave, stage) } })),
+      )
+      const rows = pages.flat().toSorted((one, other) => (one.id < other.id ? -1 : 1))
+      const shown = rows.slice(0, query.limit)
+      return { items: shown.map(targetView), next: rows.length > query.limit ? (shown.at(-1)?.id ?? null) : null }
+    },
+    'campaign.pause': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'pause')),
+    'campaign.resume': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'resume')),
+    'campaign.abort': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'abort')),
+
+    async 'audit.list'({ caller, query }) {
+      authorise(caller, 'audit.read')
+      const { device } = query
+      const items: SequencedEntry[] = []
+      let after = query.after
+      for (;;) {
+        const found = await ctx.store.audit({ after, limit: 1000 })
+        for (const entry of found) {
+          if (items.length === query.limit) return { items: items.map(auditView), next: String(items.at(-1)?.sequence ?? after) }
+          if (device === undefined || entry.subject === device || entry.caller === `device:${device}`) items.push(entry)
+        }
+        if (found.length < 1000) return { items: items.map(auditView), next: null }
+        after = found.at(-1)?.sequence ?? after
+      }
+    },
+    async 'audit.key'({ caller }) {
+      authorise(caller, 'audit.read')
+      return { origin: facts.log.origin, spki: Buffer.from(facts.log.spki).toString('base64') }
+    },
+  }
+}
+
+/** The signed checkpoint of the log as it stands: C2SP tlog-checkpoint, signed in the KMS. */
+export const currentCheckpoint = async (ctx: Context, log: ServerFacts['log']): Promise<{ note: string; size: number }> => {
+  const { size, root } = await ctx.store.checkpoint()
+  const head = { origin: log.origin, size, root }
+  const [signature] = await ctx.kms.sign([{ key: log.key, purpose: 'audit-signing', data: new TextEncoder().encode(checkpointText(head)) }])
+  if (signature === undefined) throw new Problem('internal', 'the KMS gave no signature')
+  return { note: signedCheckpoint(head, { spki: log.spki, signature }), size }
+}
+
+/** The whole log up to one checkpoint, as JSON lines; a slow reader slows this down, nothing piles up. */
+export const adminStreams = (ctx: Context, facts: ServerFacts): Streams => ({
+  async auditExport(caller, response) {
+    authorise(caller, 'audit.read')
+    const { note, size } = await currentCheckpoint(ctx, facts.log)
+    response.writeHead(200, { 'content-type': 'application/jsonl', 'cache-control': 'no-store' })
+    const write = async (text: string): Promise<void> => {
+      if (!response.write(text)) await once(response, 'drain')
+    }
+    await write(exportHeader)
+    for (let after = 0; after < size;) {
+      const entries = (await ctx.store.audit({ after, limit: 1000 })).filter(({ sequence }) => sequence <= size)
+      const last = entries.at(-1)
+      if (last === undefined) throw new Problem('internal', `the log ends at ${after}, the checkpoint says ${size}`)
+      await write(entries.map(exportLine).join(''))
+      after = last.sequence
+    }
+    response.end(exportFooter(note))
+  },
+})
