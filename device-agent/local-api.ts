@@ -219,16 +219,17 @@ export const openLocalApi = async (of: {
 
 const listen = async (path: string, serve: (socket: Socket) => void): Promise<Server> => {
   const server = createServer(serve)
-  // Closed to everybody until its mode is set.
+  const listening = Promise.withResolvers<void>()
+  server.once('error', listening.reject)
+  server.once('listening', listening.resolve)
+  // Closed to everybody until its mode is set. The file is made within the call: no other file gets this mask.
   const before = process.umask(0o177)
   try {
-    await new Promise<void>((resolve, reject) => {
-      server.once('error', reject)
-      server.listen(path, () => resolve())
-    })
+    server.listen(path)
   } finally {
     process.umask(before)
   }
+  await listening.promise
   server.on('error', () => undefined)
   return server
 }

@@ -1,0 +1,680 @@
+import { dirname } from 'node:path'
+import { decode, encode } from '@fleetkey/protocol/cbor.ts'
+import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { deviceTopic } from '@fleetkey/protocol/topics.ts'
+import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
+import { rc, TpmError } from '@fleetkey/tpm2/errors.ts'
+import { Tpm } from '@fleetkey/tpm2/tpm.ts'
+import type { Transport } from '@fleetkey/tpm2/transport.ts'
+import { z } from 'zod'
+import type { Attester } from './attesters/attester.ts'
+import { tpm2Attester } from './attesters/tpm2.ts'
+import { openChannel, type Channel } from './channel.ts'
+import type { Settings } from './config.ts'
+import { ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
+import { advance, initialCore, type Core, type Effect, type Event, type HeldKey, type Phase, type Take, type TimerName } from './core.ts'
+import { enrol, Refused } from './enrol.ts'
+import { openDocument, type Document } from './files.ts'
+import { isMediumError, type FileSystem } from './filesystem.ts'
+import { factsOf, identityStore, renewalStore, type Identity, type PendingRenewal, type Store } from './identity.ts'
+import { openKeyring, type Keyring } from './keyring.ts'
+import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
+import { localKeys, type LocalKeys } from './local-keys.ts'
+import { openOutputs } from './outputs.ts'
+import { prepareRenewal, renewedIdentity } from './renew.ts'
+import { openTrust } from './trust.ts'
+
+/** Name and version that devices report. */
+export const agentVersion = 'fleetkey-agent/0.1.0'
+
+export interface AgentOptions {
+  readonly settings: Settings
+  readonly openTpm: () => Promise<Transport>
+  readonly files: FileSystem
+  /** Milliseconds since 1970. */
+  readonly now: () => number
+  readonly random: (length: number) => Uint8Array
+  readonly log: (line: string) => void
+  /** Called after every durable step; fault tests end the agent there. */
+  readonly step: (name: string) => void
+  /** The firmware's event log when it is in no file. */
+  readonly readEventLog?: () => Promise<Uint8Array>
+}
+
+/** `opening`: TPM or stored keys are not open yet; `failed`: it cannot run (see `problem`). */
+export type AgentState = 'opening' | Exclude<Phase, 'starting'> | 'failed'
+
+export interface AgentStatus {
+  /** Null until it has an identity. */
+  readonly device: string | null
+  readonly state: AgentState
+  readonly connected: boolean
+  readonly holdings: readonly { readonly key: string; readonly epoch: number; readonly stage: 'installed' | 'active' }[]
+  /** Epoch in use per key. */
+  readonly current: Readonly<Record<string, number>>
+  /** Last refusal by the server: its public code. */
+  readonly lastRefusal: string | null
+  /** What stands in the way right now, for a person; null when nothing does. */
+  readonly problem: string | null
+  /** End of the TLS certificate, milliseconds since 1970. */
+  readonly tlsNotAfter: number | null
+}
+
+export interface Agent extends LocalKeys {
+  status(): AgentStatus
+  /** Called after every change of the status; the function returned ends that. */
+  onChange(listener: (status: AgentStatus) => void): () => void
+  /** Called when the epoch in use of a key changed, after files and hooks. */
+  onKey(listener: (change: KeyChange) => void): () => void
+  /** Finishes what is being written, says goodbye to the server, wipes keys from memory. */
+  stop(): Promise<void>
+  /** Drops everything at once, as power loss: nothing is written, sent or answered any more. */
+  kill(): void
+}
+
+class Killed extends Error {
+  override readonly name = 'Killed'
+}
+
+const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
+const blob = z.strictObject({ public: bytes, private: bytes })
+const StoredBlobs = z.strictObject({ v: z.literal(1), ldevid: blob, recipient: blob, storage: blob })
+
+/** Time floors reach the medium at most this often when nothing else is written. */
+const timeEvery = 3_600_000
+/** Clocks of several servers differ by less; an older welcome is a replay. */
+const welcomeSlack = 300_000
+const maxInbox = 1_024
+const tpmRetry = 5_000
+
+/** Parts that exist once TPM and stored state are open. */
+interface Parts {
+  readonly tpm: Tpm
+  readonly keys: DeviceKeys
+  readonly attester: Attester
+  readonly storage: Secret
+  readonly identities: Store<Identity>
+  readonly renewals: Store<PendingRenewal | null>
+  readonly resetCount: number
+  /** The keys in the TPM were here before this start. */
+  readonly known: boolean
+}
+
+const messageOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown))
+
+/** The moment, not the content, is at fault (full disk, TPM away or busy): nothing is stated to the server, it may work later. */
+const isTransient = (thrown: unknown): boolean => {
+  if (thrown instanceof TpmError) return (thrown.code & 0xf80) === 0x900
+  return !(thrown instanceof Problem)
+}
+
+/**
+ * Starts an agent: opens the TPM and what is stored, serves the keys at once, and keeps identity and keys current in the background. Never
+ * throws; trouble shows in `status()` and in the log.
+ */
+export const startAgent = (options: AgentOptions): Agent => {
+  const { settings, log } = options
+  let dead = false
+  let core: Core = initialCore
+  let parts: Parts | undefined
+  let identity: Identity | undefined
+  let keyring: Keyring | undefined
+  let api: LocalApi | undefined
+  let link: { readonly connection: Connection; readonly channel: Channel } | undefined
+  /** Messages that came before the connection counts as open. */
+  let inbox: Uint8Array[] | null = null
+  let fatal: string | null = null
+  let problem: string | null = null
+  let lastRefusal: string | null = null
+  let transport: Transport | undefined
+  let renewalId: Uint8Array | null = null
+  const abort = new AbortController()
+  const timers = new Map<TimerName | 'tpm', NodeJS.Timeout>()
+  const statusListeners = new Set<(status: AgentStatus) => void>()
+  const keyListeners = new Set<(change: KeyChange) => void>()
+  const trustOfSettings = openTrust(settings.trust)
+  /** Time before which the server's own certificates did not exist: a clock that starts in 1970 is known to be wrong. */
+  const born = Math.max(...trustOfSettings.roots.map(({ notBefore }) => notBefore))
+  let trust = trustOfSettings
+
+  const now = (): number => Math.max(options.now(), born, keyring?.time ?? 0)
+  const random = options.random
+  const chance = (): number => Buffer.from(random(6)).readUIntBE(0, 6) / 2 ** 48
+  const alive = (): void => {
+    if (dead) throw new Killed('the agent was killed')
+  }
+  const step = (name: string): void => {
+    alive()
+    options.step(name)
+    alive()
+  }
+
+  /** Nothing reaches the medium any more once the agent is dead. */
+  const files: FileSystem = {
+    read: async (...args) => (alive(), await options.files.read(...args)),
+    write: async (...args) => (alive(), await options.files.write(...args)),
+    rename: async (...args) => (alive(), await options.files.rename(...args)),
+    remove: async (...args) => (alive(), await options.files.remove(...args)),
+    syncFolder: async (...args) => (alive(), await options.files.syncFolder(...args)),
+    makeFolder: async (...args) => (alive(), await options.files.makeFolder(...args)),
+  }
+  const document = (name: string): Document => openDocument({ files, folder: settings.data, name, step })
+
+  // --- status ---
+
+  const status = (): AgentStatus => {
+    const held = keyring?.held() ?? []
+    const current = held.flatMap(({ key, current: epoch }) => (epoch === null ? [] : [[key, epoch] as const]))
+    return {
+      device: identity?.device ?? null,
+      state: fatal !== null ? 'failed' : core.phase === 'starting' ? 'opening' : core.phase,
+      connected: link !== undefined && core.session !== null,
+      holdings: held.flatMap(({ key, epochs }) => epochs.map(({ epoch, stage }) => ({ key, epoch, stage }))),
+      current: Object.fromEntries(current),
+      lastRefusal,
+      problem: fatal ?? problem,
+      tlsNotAfter: core.identity?.tlsNotAfter ?? null,
+    }
+  }
+  const changed = (): void => {
+    if (dead || statusListeners.size === 0) return
+    const snapshot = status()
+    for (const listener of statusListeners) listener(snapshot)
+  }
+  const tellKey = (change: KeyChange): void => {
+    api?.notify(change)
+    for (const listener of keyListeners) listener(change)
+  }
+
+  // --- events and effects ---
+
+  const dispatch = (event: Event): void => {
+    if (dead) return
+    const [next, effects] = advance(core, event, { now: now(), random: chance })
+    core = next
+    for (const effect of effects) perform(effect)
+    changed()
+  }
+
+  const perform = (effect: Effect): void => {
+    switch (effect.do) {
+      case 'log':
+        return log(effect.line)
+      case 'timer':
+        return startTimer(effect.name, effect.after)
+      case 'cancel':
+        return cancelTimer(effect.name)
+      case 'disconnect':
+        return disconnect()
+      case 'connect':
+        return background('connect', connectDevice())
+      case 'enrol':
+        return background('enrol', enrolDevice(effect.purpose))
+      case 'report':
+        return background('report', report(effect.session, effect.sequence))
+      case 'renew':
+        return background('renew', renewIdentity(effect.session))
+      case 'acknowledge':
+        return background('acknowledge', acknowledge(effect.body))
+      case 'install':
+        return work(effect.delivery.key, async (ring) => await ring.install(effect.delivery))
+      case 'take':
+        return work(effect.take.key, async (ring) => await take(ring, effect.take))
+      case 'erase':
+        return work(effect.key, async (ring) => await erase(ring, effect))
+    }
+  }
+
+  /** What is done beside everything else; its failures are logged and show as a lost connection where they matter. */
+  const background = (what: string, running: Promise<unknown>): void => {
+    running.catch((thrown: unknown) => {
+      if (!dead && !(thrown instanceof Killed)) log(`${what}: ${messageOf(thrown)}`)
+    })
+  }
+
+  const startTimer = (name: TimerName | 'tpm', after: number, run: () => void = () => dispatch({ on: 'timer', name: name as TimerName })): void => {
+    cancelTimer(name)
+    timers.set(
+      name,
+      setTimeout(
+        () => {
+          timers.delete(name)
+          run()
+        },
+        Math.min(Math.max(after, 0), 2 ** 31 - 1),
+      ),
+    )
+  }
+  const cancelTimer = (name: TimerName | 'tpm'): void => {
+    clearTimeout(timers.get(name))
+    timers.delete(name)
+  }
+
+  // --- keys: one piece of work at a time, as the core hands them out ---
+
+  const work = (key: string, run: (ring: Keyring) => Promise<HeldKey | undefined>): void => {
+    const ring = keyring
+    // Not within the event that asked for it: the core is between two states there.
+    const running = ring === undefined ? Promise.reject(new Error('no keyring')) : Promise.resolve().then(async () => await run(ring))
+    const failed = (thrown: unknown): void => {
+      if (dead || thrown instanceof Killed) return
+      const reason = thrown instanceof Problem ? (thrown.reason ?? thrown.code) : thrown instanceof TpmError ? 'tpm' : 'internal'
+      log(`${key}: ${messageOf(thrown)}`)
+      if (isMediumError(thrown)) problem = `storage: ${messageOf(thrown)}`
+      dispatch({ on: 'failed', reason, transient: isTransient(thrown), held: ring?.heldOf(key) })
+    }
+    void running.then((held) => dispatch({ on: 'done', held }), failed)
+  }
+
+  const outputs = openOutputs({ outputs: settings.outputs, files, step })
+
+  /** Files, hooks and watchers first; `active` may be said only after that. */
+  const take = async (ring: Keyring, of: Take): Promise<HeldKey> => {
+    await ring.use(of)
+    await giveOut(ring, of.key)
+    tellKey({ key: of.key, epoch: of.epoch })
+    // A crash here: the consumers have it, and the next start gives it to them again.
+    step('key.given')
+    const held = await ring.settle(of.key, of.epoch)
+    if (problem?.startsWith('storage:') === true) problem = null
+    return held
+  }
+
+  const giveOut = async (ring: Keyring, key: string): Promise<void> => {
+    const held = ring.heldOf(key)
+    if (held === undefined || held.current === null) return
+    const epochs = held.epochs
+      .filter(({ epoch }) => epoch <= (held.current ?? 0))
+      .map(({ epoch }) => ({ epoch, secret: held.protection === 'sealed' ? ring.material(key, epoch).secret : null }))
+    await outputs.give({ key, algorithm: held.algorithm, current: held.current, epochs }, abort.signal)
+  }
+
+  /** Erased from the medium first; then no file of a consumer shows it any more; then it may be said. */
+  const erase = async (ring: Keyring, of: { key: string; below: number | null; nonce: Uint8Array }): Promise<HeldKey | undefined> => {
+    const held = await ring.erase(of.key, of.below, of.nonce)
+    if (of.below === null) {
+      await outputs.remove(of.key, abort.signal)
+      tellKey({ key: of.key, epoch: null })
+    } else await giveOut(ring, of.key)
+    return held
+  }
+
+  // --- connection ---
+
+  const common = { server: settings.server, trust: [...settings.trust.trust, ...settings.trust.chain], tenant: settings.tenant }
+
+  const disconnect = (): void => {
+    const old = link
+    link = undefined
+    inbox = null
+    if (old !== undefined) background('close', old.connection.close())
+  }
+
+  const open = async (of: Pick<ConnectionOptions, 'client' | 'credentials' | 'topics' | 'onMessage' | 'onClose'>): Promise<Connection> =>
+    await openConnection({ ...common, ...of }, abort.signal)
+
+  const connectDevice = async (): Promise<void> => {
+    if (parts === undefined || identity === undefined) return
+    const { attester } = parts
+    const { device, tls, tlsKey, chain } = identity
+    const id = DeviceId.parse(device)
+    inbox = []
+    const early = inbox
+    try {
+      const connection: Connection = await open({
+        client: device,
+        credentials: { key: tlsKey.private, certificates: [tls, ...chain], sign: attester.sign },
+        topics: { up: deviceTopic(id, 'up'), down: deviceTopic(id, 'down') },
+        onMessage: (payload) => {
+          if (inbox === early && early.length < maxInbox) early.push(payload)
+          else if (link?.connection === connection) receive(payload)
+        },
+        onClose: (why) => {
+          if (link?.connection !== connection) return
+          link = undefined
+          log(`connection lost: ${why}`)
+          dispatch({ on: 'offline', why: 'lost' })
+        },
+      })
+      if (dead || core.phase !== 'connecting') return connection.destroy()
+      const channel = openChannel({
+        client: device,
+        tenant: settings.tenant,
+        signer: attester.signer,
+        trust: () => trust,
+        random,
+        now,
+        transmit: connection.send,
+      })
+      link = { connection, channel }
+      problem = null
+      inbox = null
+      dispatch({ on: 'online' })
+      for (const payload of early) receive(payload)
+    } catch (thrown) {
+      inbox = null
+      if (dead) return
+      const refused = thrown instanceof ConnectionRefused
+      problem = `${refused ? 'refused by the server' : 'no connection'}: ${messageOf(thrown)}`
+      if (refused) lastRefusal = 'unauthenticated'
+      log(problem)
+      dispatch({ on: 'offline', why: refused ? 'refused' : 'unreachable' })
+    }
+  }
+
+  const receive = (payload: Uint8Array): void => {
+    const current = link
+    if (dead || current === undefined) return
+    try {
+      const message = current.channel.receive(payload)
+      if (message !== undefined) handle(message.envelope.body)
+    } catch (thrown) {
+      // Not a message of our server, whoever sent it: it changes nothing.
+      log(`message not accepted: ${thrown instanceof Problem ? `${thrown.code} ${thrown.message}` : messageOf(thrown)}`)
+    }
+  }
+
+  const handle = (body: Body): void => {
+    switch (body.type) {
+      case 'welcome':
+        return welcome(body)
+      case 'delivery':
+      case 'activate':
+      case 'retire':
+        return dispatch({ on: 'work', work: body })
+      case 'identity':
+        return background('renew', acceptRenewal(body))
+      case 'refusal':
+        return refusal(body)
+      default:
+        log(`an unexpected ${body.type}`)
+    }
+  }
+
+  const welcome = (body: BodyOf<'welcome'>): void => {
+    const floor = keyring?.time ?? 0
+    if (body.time + welcomeSlack < floor) return log('an old welcome was replayed')
+    if (body.time - floor > timeEvery && keyring !== undefined) background('time', keyring.setTime(body.time))
+    dispatch({ on: 'welcome', session: body.session, reportEvery: body.reportEvery })
+  }
+
+  const refusal = (body: BodyOf<'refusal'>): void => {
+    lastRefusal = body.code
+    log(`refused by the server: ${body.code}`)
+    const renewing = renewalId !== null && Buffer.compare(renewalId, body.re) === 0
+    if (renewing) {
+      renewalId = null
+      // It may be the request itself that is not acceptable: the next one is new.
+      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', parts?.renewals.save(null) ?? Promise.resolve())
+      dispatch({ on: 'renew-failed' })
+    } else dispatch({ on: 'refused', code: body.code, retryAfter: body.retryAfter })
+  }
+
+  const report = async (session: Uint8Array, sequence: number): Promise<void> => {
+    const current = link
+    if (current === undefined || keyring === undefined || parts === undefined) return
+    const holdings = keyring
+      .held()
+      .filter(({ epochs }) => epochs.length > 0)
+      .map(({ key, epochs }) => ({ key, epochs: epochs.map(({ epoch, stage }) => ({ epoch, stage })) }))
+    const body = {
+      type: 'report',
+      session,
+      sequence,
+      holdings,
+      resetCount: parts.resetCount,
+      tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
+      agent: agentVersion,
+    }
+    await current.channel.send(body as BodyOf<'report'>)
+  }
+
+  /** Signed statement of a stage; `active` carries the proof of use, made with the key itself. */
+  const acknowledge = async (said: Omit<BodyOf<'acknowledge'>, 'proof' | 'type'>): Promise<void> => {
+    const current = link
+    // Nobody listens: the next report shows it and the server asks again.
+    if (current === undefined || keyring === undefined) return
+    const proof = said.stage === 'active' ? await keyring.proof(said.key, said.epoch, said.nonce) : null
+    await current.channel.send({ type: 'acknowledge', ...said, proof })
+    step(`acknowledged.${said.stage}`)
+  }
+
+  // --- identity ---
+
+  const enrolDevice = async (purpose: 'enrol' | 'return'): Promise<void> => {
+    if (parts === undefined) return
+    try {
+      const result = await enrol({
+        connect: open,
+        attester: parts.attester,
+        trust,
+        tenant: settings.tenant,
+        serial: settings.serial,
+        purpose,
+        known: identity?.device ?? null,
+        agent: agentVersion,
+        eventLog: readEventLog,
+        random,
+        now,
+        step,
+      })
+      if (identity === undefined) await openRing(parts, result.identity)
+      await adopt(parts, result.identity)
+      await keyring?.setTime(result.time)
+      // A crash here: enrolled and stored; the next start connects with the new certificate.
+      step('enrol.stored')
+      lastRefusal = null
+      problem = null
+      dispatch({ on: 'enrolled', identity: factsOf(result.identity) })
+    } catch (thrown) {
+      if (dead || thrown instanceof Killed) return
+      const refused = thrown instanceof Refused ? thrown : undefined
+      if (refused !== undefined) lastRefusal = refused.code
+      problem = `enrolment: ${messageOf(thrown)}`
+      log(problem)
+      dispatch({ on: 'enrol-failed', code: refused?.code ?? null, retryAfter: refused?.retryAfter ?? null })
+    }
+  }
+
+  const readEventLog = async (): Promise<Uint8Array> => {
+    if (options.readEventLog !== undefined) return await options.readEventLog()
+    if (settings.eventLog === null) return new Uint8Array(0)
+    const found = await files.read(settings.eventLog)
+    if (found === undefined) log(`no event log at ${settings.eventLog}; set "eventLog": null if this machine has none`)
+    return found ?? new Uint8Array(0)
+  }
+
+  /** Durable first, then in force. */
+  const adopt = async (of: Parts, next: Identity): Promise<void> => {
+    await of.identities.save(next)
+    step('identity.stored')
+    identity = next
+    trust = trustOfSettings.with(next)
+  }
+
+  const renewIdentity = async (session: Uint8Array): Promise<void> => {
+    if (parts === undefined || identity === undefined || link === undefined) return
+    const { renewals, attester } = parts
+    try {
+      const { pending, body } = await prepareRenewal({
+        store: renewals,
+        identity,
+        tenant: settings.tenant,
+        session,
+        sign: attester.sign,
+        random,
+        now: now(),
+        step,
+      })
+      renewalId = pending.id
+      await link.channel.send(body, pending.id)
+    } catch (thrown) {
+      if (!dead) dispatch({ on: 'renew-failed' })
+      throw thrown
+    }
+  }
+
+  const acceptRenewal = async (message: BodyOf<'identity'>): Promise<void> => {
+    if (parts === undefined || identity === undefined) return
+    const pending = await parts.renewals.load()
+    if (pending === undefined || pending === null || Buffer.compare(pending.id, message.re) !== 0) return log('an identity that was not asked for')
+    const next = renewedIdentity({ identity, pending, message, trust, now: now() })
+    await adopt(parts, next)
+    // A crash here: both certificates are there and valid; the new one is stored and used.
+    await parts.renewals.save(null)
+    renewalId = null
+    step('renew.stored')
+    dispatch({ on: 'renewed', identity: factsOf(next) })
+  }
+
+  // --- start ---
+
+  const openRing = async (of: Parts, who: Identity): Promise<void> => {
+    keyring = await openKeyring({
+      document: document('keyring'),
+      storage: of.storage,
+      tpm: of.keys,
+      tenant: settings.tenant,
+      device: who.device,
+      random,
+      step,
+      onLoss: (why) => log(`stored keys are lost, the server delivers them anew: ${why}`),
+    })
+  }
+
+  const openKeysOf = async (tpm: Tpm): Promise<{ keys: DeviceKeys; known: boolean }> => {
+    const stored = document('tpm-keys')
+    const known = await stored.load()
+    if (known !== undefined) {
+      try {
+        const { v: _v, ...blobs } = StoredBlobs.parse(decode(known))
+        return { keys: await openDeviceKeys(tpm, blobs), known: true }
+      } catch (thrown) {
+        if (!(thrown instanceof TpmError) || !thrown.is(rc.integrity)) throw thrown
+        log('the stored keys are not of this TPM, or it was cleared: this device enrols anew')
+      }
+    }
+    const blobs: DeviceKeyBlobs = await provision(tpm, random)
+    await stored.replace(encode({ v: 1, ...blobs }))
+    // A crash here: keys that nobody knows yet; they are used by the next hello.
+    step('tpm-keys.stored')
+    return { keys: await openDeviceKeys(tpm, blobs), known: false }
+  }
+
+  const openParts = async (): Promise<Parts> => {
+    await files.makeFolder(settings.data, 0o700)
+    const raw = await options.openTpm()
+    transport = raw
+    const gated: Transport = { send: async (command) => (alive(), await raw.send(command)), close: async () => await raw.close() }
+    const tpm = new Tpm(gated, { random })
+    const { keys, known } = await openKeysOf(tpm)
+    const storage = new Secret(await keys.storageKey())
+    const sealed = { storage, tenant: settings.tenant, random, onLoss: (why: string) => log(`not readable: ${why}`) }
+    return {
+      tpm,
+      keys,
+      known,
+      storage,
+      attester: tpm2Attester(keys),
+      identities: identityStore({ ...sealed, document: document('identity') }),
+      renewals: renewalStore({ ...sealed, document: document('renewal') }),
+      resetCount: await keys.resetCount(),
+    }
+  }
+
+  const start = async (): Promise<void> => {
+    try {
+      if (api === undefined && settings.socket !== null) {
+        await files.makeFolder(dirname(settings.socket.path), 0o755)
+        const opened = await openLocalApi({ ...settings.socket, keys: served, status })
+        if (dead) return opened.destroy()
+        api = opened
+      }
+    } catch (thrown) {
+      if (dead) return
+      fatal = messageOf(thrown)
+      log(`cannot start: ${fatal}`)
+      return changed()
+    }
+    try {
+      parts = await openParts()
+      identity = await parts.identities.load()
+      if (identity !== undefined) {
+        trust = trustOfSettings.with(identity)
+        await openRing(parts, identity)
+      }
+      problem = null
+      dispatch({
+        on: 'start',
+        identity: identity === undefined ? null : factsOf(identity),
+        known: parts.known,
+        held: keyring?.held() ?? [],
+        owed: keyring?.owed() ?? [],
+      })
+    } catch (thrown) {
+      if (dead || thrown instanceof Killed) return
+      problem = messageOf(thrown)
+      log(`not ready, trying again in ${tpmRetry / 1000} s: ${problem}`)
+      await transport?.close().catch(() => undefined)
+      transport = undefined
+      startTimer('tpm', tpmRetry, () => void start())
+      changed()
+    }
+  }
+
+  const served = localKeys(() => {
+    alive()
+    if (keyring === undefined) throw new Problem('unavailable', fatal ?? problem ?? 'this device has no identity yet', { reason: 'agent.not-ready' })
+    return keyring
+  }, random)
+
+  const kill = (): void => {
+    if (dead) return
+    dead = true
+    abort.abort()
+    for (const timer of timers.values()) clearTimeout(timer)
+    timers.clear()
+    link?.connection.destroy()
+    link = undefined
+    api?.destroy()
+    keyring?.close()
+    parts?.storage.destroy()
+    void transport?.close().catch(() => undefined)
+  }
+
+  const stop = async (): Promise<void> => {
+    if (dead) return
+    const connection = link?.connection
+    link = undefined
+    dispatch({ on: 'stop' })
+    for (const timer of timers.values()) clearTimeout(timer)
+    timers.clear()
+    await connection?.close()
+    abort.abort()
+    await api?.close()
+    // Waits for what is being written, then frees the TPM for the next process.
+    await keyring?.setTime(0)
+    await parts?.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    kill()
+  }
+
+  void start()
+
+  return {
+    ...served,
+    status,
+    onChange(listener) {
+      statusListeners.add(listener)
+      return () => void statusListeners.delete(listener)
+    },
+    onKey(listener) {
+      keyListeners.add(listener)
+      return () => void keyListeners.delete(listener)
+    },
+    stop,
+    kill,
+  }
+}

@@ -1,0 +1,164 @@
+import { readFileSync } from 'node:fs'
+import { dirname, isAbsolute, join, resolve } from 'node:path'
+import { Bundle } from '@fleetkey/protocol/admin.ts'
+import { KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { fromPem } from '@fleetkey/protocol/x509/pem.ts'
+import { z } from 'zod'
+import type { FileOwner } from './filesystem.ts'
+import { maxSocketPath } from './local-api.ts'
+import type { Output } from './outputs.ts'
+import type { TrustSource } from './trust.ts'
+
+/** Everything the agent is told from outside; read once. */
+export interface Settings {
+  readonly server: { readonly host: string; readonly port: number }
+  readonly tenant: string
+  /** Roots, issuing certificates and the certificates of the server's message keys, DER. */
+  readonly trust: TrustSource
+  /** Folder of the agent's own files. */
+  readonly data: string
+  /** As tpm2's openTransport takes it. */
+  readonly tpm: string
+  readonly serial: string
+  /** File with the firmware's event log; null: this machine has none. */
+  readonly eventLog: string | null
+  /** Socket for local applications; null: none. */
+  readonly socket: { readonly path: string; readonly owner: FileOwner } | null
+  readonly outputs: readonly Output[]
+}
+
+/** The configuration is not usable: text for the person who wrote it. */
+export class SettingsError extends Error {
+  override readonly name = 'SettingsError'
+}
+
+const mode = z
+  .string()
+  .regex(/^0?[0-7]{3}$/, { message: 'expected an octal mode such as "0640"' })
+  .transform((text) => Number.parseInt(text, 8))
+const account = z.union([z.int().min(0), z.string().min(1).max(64)])
+const path = z.string().min(1).max(4096)
+
+const defaultEventLog = '/sys/kernel/security/tpm0/binary_bios_measurements'
+
+/** The file `agent.json`. Relative paths are taken from its folder. */
+export const AgentFile = z.strictObject({
+  bundle: path,
+  data: path,
+  tpm: z.string().regex(/^(device|unix|tcp):.+$/, { message: 'expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT' }),
+  /** Left out: the serial number of the board (device tree). */
+  serial: z.string().min(1).max(64).optional(),
+  eventLog: path.nullable().optional(),
+  socket: z
+    .union([path, z.strictObject({ path, mode: mode.optional(), owner: account.optional(), group: account.optional() })])
+    .nullable()
+    .optional(),
+  outputs: z
+    .array(
+      z.strictObject({
+        key: KeyId,
+        path,
+        format: z.enum(['raw', 'base64', 'json']).optional(),
+        mode: mode.optional(),
+        owner: account.optional(),
+        group: account.optional(),
+        hook: z.array(z.string().max(4096)).min(1).max(64).optional(),
+      }),
+    )
+    .max(256)
+    .optional(),
+})
+export type AgentFile = z.infer<typeof AgentFile>
+
+const readText = (file: string, what: string): string => {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch (error) {
+    throw new SettingsError(`${what} ${file}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+const readJson = <T>(file: string, what: string, schema: z.ZodType<T>): T => {
+  let value: unknown
+  try {
+    value = JSON.parse(readText(file, what))
+  } catch (error) {
+    if (error instanceof SettingsError) throw error
+    throw new SettingsError(`${what} ${file} is not JSON: ${error instanceof Error ? error.message : String(error)}`)
+  }
+  const parsed = schema.safeParse(value)
+  if (parsed.success) return parsed.data
+  throw new SettingsError(`${what} ${file}: ${parsed.error.issues.map((issue) => `${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; ')}`)
+}
+
+/** User or group id from its number or its name in passwd(5) or group(5). */
+const idOf = (wanted: string | number, table: '/etc/passwd' | '/etc/group'): number => {
+  if (typeof wanted === 'number') return wanted
+  const row = readText(table, 'accounts')
+    .split('\n')
+    .map((line) => line.split(':'))
+    .find(([name]) => name === wanted)
+  const id = Number(row?.[2])
+  if (row === undefined || !Number.isInteger(id)) throw new SettingsError(`${table} has no ${wanted}`)
+  return id
+}
+
+const ownerOf = (of: { mode?: number | undefined; owner?: string | number | undefined; group?: string | number | undefined }, usual: number): FileOwner => ({
+  mode: of.mode ?? usual,
+  ...(of.owner === undefined ? {} : { uid: idOf(of.owner, '/etc/passwd') }),
+  ...(of.group === undefined ? {} : { gid: idOf(of.group, '/etc/group') }),
+})
+
+/** Server, tenant and trust of a bundle (`fleetkey server bundle`). Throws SettingsError. */
+export const trustOfBundle = (bundle: Bundle): Pick<Settings, 'server' | 'tenant' | 'trust'> => {
+  const url = URL.canParse(bundle.server) ? new URL(bundle.server) : undefined
+  if (url?.protocol !== 'mqtts:' || url.hostname === '') throw new SettingsError(`bundle: server "${bundle.server}" is not mqtts://HOST:PORT`)
+  const tenant = TenantId.safeParse(bundle.tenant)
+  if (!tenant.success) throw new SettingsError(`bundle: tenant "${bundle.tenant}"`)
+  const certificates = (pems: readonly string[], field: string): readonly Uint8Array[] => {
+    try {
+      return pems.flatMap((pem) => fromPem('CERTIFICATE', pem))
+    } catch (error) {
+      throw new SettingsError(`bundle: ${field}: ${error instanceof Error ? error.message : String(error)}`)
+    }
+  }
+  return {
+    server: { host: url.hostname.replace(/^\[|\]$/g, ''), port: url.port === '' ? 8883 : Number(url.port) },
+    tenant: tenant.data,
+    trust: { trust: certificates(bundle.trust, 'trust'), chain: certificates(bundle.chain, 'chain'), keys: certificates(bundle.keys, 'keys') },
+  }
+}
+
+const boardSerial = (): string => {
+  const file = '/proc/device-tree/serial-number'
+  const serial = readText(file, 'no "serial" in the configuration, and the board tells none:').replace(/\0/g, '').trim()
+  if (serial === '' || serial.length > 64) throw new SettingsError(`no "serial" in the configuration, and ${file} holds none`)
+  return serial
+}
+
+/** Settings from `agent.json` and the bundle that it names. Throws SettingsError with what to correct. */
+export const readSettings = (file: string): Settings => {
+  const config = readJson(file, 'configuration', AgentFile)
+  const folder = dirname(resolve(file))
+  const at = (name: string): string => (isAbsolute(name) ? name : join(folder, name))
+  const bundle = readJson(at(config.bundle), 'bundle', Bundle)
+  const socket = typeof config.socket === 'string' ? { path: config.socket } : config.socket
+  if (socket !== null && socket !== undefined && Buffer.byteLength(at(socket.path)) > maxSocketPath)
+    throw new SettingsError(`socket: ${at(socket.path)} has more than ${maxSocketPath} bytes; choose a short path such as /run/fleetkey/agent.sock`)
+  const [kind, tpm] = [config.tpm.slice(0, config.tpm.indexOf(':')), config.tpm.slice(config.tpm.indexOf(':') + 1)]
+  return {
+    ...trustOfBundle(bundle),
+    data: at(config.data),
+    tpm: kind === 'tcp' ? config.tpm : `${kind}:${at(tpm)}`,
+    serial: config.serial ?? boardSerial(),
+    eventLog: config.eventLog === undefined ? defaultEventLog : config.eventLog === null ? null : at(config.eventLog),
+    socket: socket === null || socket === undefined ? null : { path: at(socket.path), owner: ownerOf(socket, 0o660) },
+    outputs: (config.outputs ?? []).map((output) => ({
+      key: output.key,
+      path: at(output.path),
+      format: output.format ?? 'raw',
+      owner: ownerOf(output, 0o600),
+      hook: output.hook ?? null,
+    })),
+  }
+}
