@@ -1,0 +1,234 @@
+#!/usr/bin/env node
+import { randomBytes } from 'node:crypto'
+import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { toProblem } from '@fleetkey/protocol/problem.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { refusalCounter } from './access/refusals.ts'
+import { adminHandlers, adminStreams, currentCheckpoint, type ServerFacts } from './api/admin/handlers.ts'
+import { adminServer } from './api/admin/router.ts'
+import { embeddedBus } from './api/broker/embedded.ts'
+import { clock } from './api/clock.ts'
+import { deviceHandler } from './api/device.ts'
+import { checkProfiles } from './ca/profiles.ts'
+import { readSettings, SettingsError, type Settings } from './config.ts'
+import { openAuthority, serverTls } from './flows/authority.ts'
+import { admitConnection } from './flows/connect.ts'
+import type { Base, Context } from './flows/context.ts'
+import { sweepEnrolments } from './flows/enrol.ts'
+import { firstToken } from './flows/first-token.ts'
+import { sweepIntents } from './flows/issue.ts'
+import { settleOwedRotations } from './flows/owed-rotation.ts'
+import { perform } from './flows/perform.ts'
+import { openVault } from './flows/vault.ts'
+import { replaceFile } from './kms/durable.ts'
+import { openFileKms } from './kms/file.ts'
+import { openSqliteStore } from './store/sqlite.ts'
+
+const version = '0.1.0'
+/** Seconds between the reports of a device that stays connected. */
+const reportEvery = 300
+const minute = 60_000
+const day = 86_400_000
+
+export interface RunningServer {
+  readonly mqttPort: number
+  readonly httpsPort: number
+  /** Where the first operator's token is. */
+  readonly cliFile: string
+  stop(): Promise<void>
+}
+
+/** What a test or a fault run puts in the place of the real thing. */
+export interface Surroundings {
+  /** Called at every named durable step. */
+  readonly step?: (name: string) => void
+  readonly log?: (line: string) => void
+}
+
+const tokenIn = (path: string): string | undefined => {
+  if (!existsSync(path)) return undefined
+  try {
+    const { token } = JSON.parse(readFileSync(path, 'utf8')) as { token?: unknown }
+    return typeof token === 'string' ? token : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** Builds every part and joins them by hand. A first start makes the CA, the KEK and the first token; every start finishes what a crash has left. */
+export const startServer = async (settings: Settings, around: Surroundings = {}): Promise<RunningServer> => {
+  const step = around.step ?? (() => undefined)
+  const log = around.log ?? ((line: string) => void process.stderr.write(`${new Date().toISOString()} ${line}\n`))
+  const now = (): number => Date.now()
+  const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+  checkProfiles(now())
+  mkdirSync(settings.data, { recursive: true, mode: 0o700 })
+  chmodSync(settings.data, 0o700)
+  // The store's lock is what keeps a second process out: it comes first.
+  const store = await openSqliteStore(join(settings.data, 'store'), { now, log, step })
+  const kms = await openFileKms(join(settings.data, 'kms'), { passphrase: settings.passphrase, now, random, step })
+  const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
+  await tenantIs(base)
+  await sweepIntents(base)
+  const authority = await openAuthority(base)
+  const vault = await openVault(base, authority.kek)
+  const auditKey = await kms.create('audit-signing', 'audit-signing')
+  const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
+  let tls = await serverTls(base, authority, names)
+  const bell = clock()
+  const bus = await embeddedBus({
+    host: settings.host,
+    port: settings.mqttPort,
+    tls,
+    admit: async (connect) => await admitConnection(ctx, connect),
+    now,
+    log,
+  })
+  const ctx: Context = { ...base, authority, vault, bus, wake: bell.wake }
+  await sweepEnrolments(ctx)
+  await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
+  await settleOwedRotations(ctx)
+  const ticking = bell.start(ctx)
+
+  const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
+  const facts: ServerFacts = {
+    version,
+    store: 'sqlite',
+    kms: settings.passphrase === undefined ? 'file, key file' : 'file, passphrase',
+    bundle: {
+      server: `mqtts://${name}:${bus.port}`,
+      tenant: settings.tenant,
+      trust: [toPem('CERTIFICATE', authority.root)],
+      chain: [toPem('CERTIFICATE', authority.issuing)],
+      keys: Object.values(authority.roles).map(({ certificate }) => toPem('CERTIFICATE', certificate)),
+    },
+    certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
+    log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
+  }
+  const admin = adminServer(ctx, {
+    tls,
+    handlers: adminHandlers(ctx, facts),
+    streams: adminStreams(ctx, facts),
+    ready: () => ({ ready: store.health().writable && bus.health().listening, reason: store.health().reason }),
+  })
+  await new Promise<void>((resolve, reject) => {
+    admin.once('error', reject)
+    admin.listen(settings.httpsPort, settings.host, () => resolve())
+  })
+  const httpsPort = (admin.address() as AddressInfo).port
+
+  const cliFile = join(settings.data, 'cli.json')
+  const writeCli = (token: string): void =>
+    replaceFile(cliFile, Buffer.from(`${JSON.stringify({ server: `https://${name}:${httpsPort}`, token, ca: facts.bundle.trust[0] }, null, 2)}\n`))
+  const known = tokenIn(cliFile)
+  await firstToken(base, known, writeCli)
+  // The ports may have changed since.
+  if (known !== undefined) writeCli(known)
+
+  const keepCheckpoint = async (): Promise<void> => {
+    try {
+      replaceFile(join(settings.data, 'checkpoint.txt'), Buffer.from((await currentCheckpoint(ctx, facts.log)).note))
+    } catch (thrown) {
+      log(`checkpoint: ${toProblem(thrown).message.slice(0, 200)}`)
+    }
+  }
+  const checkpoints = setInterval(() => void keepCheckpoint(), minute)
+  const renewal = setInterval(() => {
+    if (tls.notAfter - now() > 15 * day) return
+    serverTls(base, authority, names).then(
+      (fresh) => {
+        tls = fresh
+        bus.renew(fresh)
+        admin.setSecureContext({ key: fresh.key, cert: fresh.cert, minVersion: 'TLSv1.3' })
+      },
+      (thrown: unknown) => log(`TLS certificate: ${toProblem(thrown).message.slice(0, 500)}`),
+    )
+  }, 3_600_000)
+  let writable = true
+  const alarm = setInterval(() => {
+    const health = store.health()
+    if (health.writable !== writable) log(health.writable ? 'the store can be written again' : `ALARM: the store is read-only: ${health.reason ?? 'unknown'}`)
+    writable = health.writable
+  }, 1000)
+
+  return {
+    mqttPort: bus.port,
+    httpsPort,
+    cliFile,
+    async stop() {
+      for (const timer of [checkpoints, renewal, alarm]) clearInterval(timer)
+      await ticking.stop()
+      await bus.stop()
+      await new Promise<void>((resolve) => {
+        admin.close(() => resolve())
+        admin.closeAllConnections()
+      })
+      await keepCheckpoint()
+      await kms.close()
+      await store.close()
+    },
+  }
+}
+
+/** A data folder belongs to one tenant for good: its name is in every certificate and ciphertext. */
+const tenantIs = async (ctx: Base): Promise<void> => {
+  const known = await ctx.store.get('setting', 'tenant')
+  const name = known === undefined ? undefined : new TextDecoder().decode(known.value)
+  if (name !== undefined && name !== ctx.tenant) throw new SettingsError(`this data folder belongs to tenant ${name}, not ${ctx.tenant}`)
+  if (name !== undefined) return
+  await perform(ctx, { caller: { kind: 'system', id: 'setup', from: 'server' }, action: 'server.setup', subject: `tenant ${ctx.tenant}` }, (tx) =>
+    tx.insert('setting', { id: 'tenant', value: new TextEncoder().encode(ctx.tenant) }),
+  )
+  ctx.step('setup.tenant')
+}
+
+/** The process: one line when ready (JSON with --json), orderly stop on SIGINT and SIGTERM. Exit code 1 for a wrong setting, 5 when it cannot start. */
+export const runServer = async (argv: readonly string[], around: Surroundings = {}): Promise<void> => {
+  let settings: Settings
+  let running: RunningServer
+  try {
+    settings = readSettings(argv, process.env)
+    running = await startServer(settings, around)
+  } catch (thrown) {
+    const usage = thrown instanceof SettingsError
+    process.stderr.write(`fleetkey server: ${usage ? thrown.message : readable(thrown)}\n`)
+    process.exit(usage ? 1 : 5)
+  }
+  const { mqttPort, httpsPort, cliFile } = running
+  if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, data: settings.data, cli: cliFile })}\n`)
+  else
+    process.stdout.write(
+      [
+        `fleetkey ${version}: ready`,
+        `  devices    mqtts://${settings.host}:${mqttPort}`,
+        `  operators  https://${settings.host}:${httpsPort}`,
+        `  data       ${settings.data} (store/, kms/)`,
+        `  KEK        ${settings.passphrase === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
+        `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,
+        '',
+      ].join('\n'),
+    )
+  let stopping = false
+  const stop = (): void => {
+    if (stopping) return
+    stopping = true
+    running.stop().then(
+      () => process.exit(0),
+      (thrown: unknown) => {
+        process.stderr.write(`fleetkey server: ${readable(thrown)}\n`)
+        process.exit(5)
+      },
+    )
+  }
+  process.on('SIGINT', stop)
+  process.on('SIGTERM', stop)
+}
+
+const readable = (thrown: unknown): string => {
+  const problem = toProblem(thrown)
+  return problem.code === 'internal' && problem.reason === undefined ? problem.message : `${problem.message}${problem.reason === undefined ? '' : ` (${problem.reason})`}`
+}
+
+if (import.meta.main) await runServer(process.argv.slice(2))
