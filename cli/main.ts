@@ -45,8 +45,20 @@ const failed = (error: unknown, warn: (line: string) => void, command?: Command)
   return exit.remote
 }
 
+/** Common options may stand before the command: they are moved behind it. */
+const commandFirst = (argv: readonly string[]): readonly string[] => {
+  let at = 0
+  for (let word = argv[0]; word?.startsWith('--') === true; word = argv[at]) {
+    const name = word.slice(2).split('=', 1)[0] ?? ''
+    if (!Object.hasOwn(commonOptions, name) || name === 'help') break
+    at += commonOptions[name as keyof typeof commonOptions].type === 'string' && !word.includes('=') ? 2 : 1
+  }
+  return [...argv.slice(at), ...argv.slice(0, at)]
+}
+
 /** Runs one command line; the exit code comes back. */
-export const main = async (argv: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> => {
+export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> => {
+  const argv = commandFirst(line)
   const warn = (line: string): void => void process.stderr.write(`${line}\n`)
   const words = argv.filter((word, at) => !word.startsWith('-') && argv.slice(0, at).every((before) => !before.startsWith('-')))
   const found = find(words)

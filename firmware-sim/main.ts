@@ -1,1 +1,181 @@
 #!/usr/bin/env node
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { parseArgs, type ParseArgsConfig } from 'node:util'
+import { SettingsError, trustOfBundle } from '@fleetkey/device-agent/config.ts'
+import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
+import { Bundle } from '@fleetkey/protocol/admin.ts'
+import { z } from 'zod'
+import { stateFile } from './board/state-file.ts'
+import { makeBatch, openFactory, writeBatch } from './factory/factory.ts'
+import { serveControl } from './fleet/control.ts'
+import { openFleet } from './fleet/fleet.ts'
+import { stages, type StageName } from './release/release.ts'
+import { serveSoftwareTpm } from './tpm/serve.ts'
+
+const usage = `usage: fleetkey-sim factory --out DIR [--devices N] [--model NAME] [--batch NAME] [--station NAME]
+       fleetkey-sim run --factory DIR --bundle FILE --data DIR [--tamper SERIAL[:STAGE]]… [--claim SERIAL=OTHER]… [--starting N] [--control]
+       fleetkey-sim board --factory DIR --serial SERIAL --data DIR (--unix PATH | --port N)
+
+factory  makes boards with EK certificates of its own EK CA, the firmware they leave with, and writes what a
+         server imports: station.pem, ek-ca.pem, batch.json, batch.csv and release.json, each with its .sig
+run      runs the real agent on every board of a batch, in this process; JSON lines on standard output.
+         --tamper changes a byte of a boot stage (kernel unless named); --claim makes a board claim another's serial;
+         --control takes orders as JSON lines on standard input (on, off, status, stop, encrypt, decrypt, mac, verify)
+board    boots one board of a batch and serves its TPM on swtpm's protocol, for an agent of its own ("tpm": "unix:PATH",
+         "eventLog": "DIR/event.log") and for tpm2-tools
+
+Everything here is a simulation in software: no secret in it is protected from whoever runs it.`
+
+class UsageError extends Error {}
+
+const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+const now = (): number => Date.now()
+const say = (line: string): void => void process.stderr.write(`fleetkey-sim: ${line}\n`)
+const print = (value: object): void => void process.stdout.write(`${JSON.stringify(value)}\n`)
+
+const Name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/)
+const required = (value: string | undefined, option: string): string => {
+  if (value === undefined) throw new UsageError(`${option} is missing`)
+  return value
+}
+const parsed = <T>(schema: z.ZodType<T>, value: unknown, option: string): T => {
+  const result = schema.safeParse(value)
+  if (!result.success) throw new UsageError(`${option}: ${result.error.issues[0]?.message ?? 'not acceptable'}`)
+  return result.data
+}
+const optionsOf = <T extends NonNullable<ParseArgsConfig['options']>>(argv: readonly string[], options: T) => {
+  try {
+    return parseArgs({ args: [...argv], options }).values
+  } catch (error) {
+    throw new UsageError(error instanceof Error ? error.message : String(error))
+  }
+}
+
+const factory = async (argv: readonly string[]): Promise<void> => {
+  const text = { type: 'string' } as const
+  const values = optionsOf(argv, { out: text, devices: text, model: text, batch: text, station: text })
+  const out = resolve(required(values.out, '--out DIR'))
+  if (existsSync(join(out, 'batch.json'))) throw new UsageError(`${out} holds a batch already`)
+  const devices = parsed(z.coerce.number().int().min(1).max(100_000), values.devices ?? '25', '--devices')
+  const order = {
+    batch: parsed(Name, values.batch ?? 'batch-1', '--batch'),
+    model: parsed(Name, values.model ?? 'gateway', '--model'),
+    station: parsed(Name, values.station ?? 'line-1', '--station'),
+    devices,
+    release: { name: '1.0.0', number: 1 },
+  }
+  const live = process.stderr.isTTY
+  const batch = await makeBatch(order, {
+    random,
+    now,
+    ...(live ? { progress: (done: number) => void process.stderr.write(`\r${done}/${devices} boards${done === devices ? '\n' : ''}`) } : {}),
+  })
+  await writeBatch(out, batch)
+  print({ out, batch: order.batch, model: order.model, station: order.station, devices, serials: batch.boards.slice(0, 3).map(({ serial }) => serial) })
+}
+
+const tamperedOf = (texts: readonly string[]): ReadonlyMap<string, StageName> =>
+  new Map(
+    texts.map((text) => {
+      const [serial = '', name = 'kernel'] = text.split(':')
+      const found = stages.find(({ stage }) => stage === name)
+      if (found === undefined) throw new UsageError(`--tamper: no boot stage ${name}`)
+      return [serial, found.stage]
+    }),
+  )
+
+const claimsOf = (texts: readonly string[]): ReadonlyMap<string, string> =>
+  new Map(
+    texts.map((text) => {
+      const [serial, other, ...more] = text.split('=')
+      if (serial === undefined || other === undefined || more.length > 0) throw new UsageError('--claim SERIAL=OTHER')
+      return [serial, other]
+    }),
+  )
+
+const bundleOf = (path: string): z.infer<typeof Bundle> => {
+  try {
+    return Bundle.parse(JSON.parse(readFileSync(path, 'utf8')))
+  } catch (error) {
+    throw new UsageError(`--bundle ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+const run = async (argv: readonly string[]): Promise<void> => {
+  const text = { type: 'string' } as const
+  const many = { type: 'string', multiple: true } as const
+  const values = optionsOf(argv, { factory: text, bundle: text, data: text, tamper: many, claim: many, starting: text, control: { type: 'boolean' } })
+  const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
+  const said = new Map<string, string>()
+  const fleet = openFleet(
+    {
+      factory: open,
+      trust: trustOfBundle(bundleOf(required(values.bundle, '--bundle FILE'))),
+      data: resolve(required(values.data, '--data DIR')),
+      files: nodeFileSystem,
+      random,
+      now,
+      log: say,
+      tampered: tamperedOf(values.tamper ?? []),
+      claims: claimsOf(values.claim ?? []),
+      starting: parsed(z.coerce.number().int().min(1).max(1_000), values.starting ?? '16', '--starting'),
+    },
+    (serial, status) => {
+      const line = JSON.stringify({ event: 'status', serial, ...status })
+      if (said.get(serial) === line) return
+      said.set(serial, line)
+      process.stdout.write(`${line}\n`)
+    },
+  )
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void fleet.stop().then(() => process.exit(0)))
+  if (values.control === true) {
+    print({ event: 'ready', boards: open.serials.length })
+    return await serveControl(fleet, process.stdin, print)
+  }
+  await fleet.on(open.serials)
+  print({ event: 'started', boards: open.serials.length })
+}
+
+const board = async (argv: readonly string[]): Promise<void> => {
+  const text = { type: 'string' } as const
+  const values = optionsOf(argv, { factory: text, serial: text, data: text, unix: text, port: text })
+  if ((values.unix === undefined) === (values.port === undefined)) throw new UsageError('one of --unix PATH and --port N')
+  const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
+  const serial = required(values.serial, '--serial SERIAL')
+  if (!open.serials.includes(serial)) throw new UsageError(`no board ${serial} in this batch`)
+  const folder = resolve(required(values.data, '--data DIR'))
+  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  const state = stateFile(join(folder, 'tpm.state'))
+  const made = await open.board(serial, { random, now, state: state.read(), save: state.write })
+  const boot = (): void => {
+    made.boot()
+    writeFileSync(join(folder, 'event.log'), made.eventLog())
+  }
+  boot()
+  const where =
+    values.unix === undefined
+      ? { host: '127.0.0.1', port: parsed(z.coerce.number().int().min(1).max(65_534), values.port, '--port') }
+      : { path: resolve(values.unix) }
+  // INIT on the control channel is a reset of the whole board: its ROM measures again.
+  const served = await serveSoftwareTpm({ ...made.tpm, powerCycle: boot }, where)
+  print({ event: 'ready', serial, tpm: 'path' in where ? `unix:${where.path}` : `tcp:${where.host}:${where.port}`, eventLog: join(folder, 'event.log') })
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void served.stop().then(() => process.exit(0)))
+}
+
+const commands: Readonly<Record<string, (argv: readonly string[]) => Promise<void>>> = { factory, run, board }
+
+const [name = '', ...argv] = process.argv.slice(2)
+const command = Object.hasOwn(commands, name) ? commands[name] : undefined
+if (name === '--help' || name === '-h') process.stdout.write(`${usage}\n`)
+else
+  try {
+    if (command === undefined) throw new UsageError(name === '' ? 'a command is missing' : `unknown command ${name}`)
+    await command(argv)
+  } catch (error) {
+    const wrong = error instanceof UsageError || error instanceof SettingsError
+    say(error instanceof Error ? error.message : String(error))
+    if (wrong) process.stderr.write(`${usage}\n`)
+    process.exitCode = wrong ? 1 : 2
+  }

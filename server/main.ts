@@ -228,7 +228,9 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
 
 const readable = (thrown: unknown): string => {
   const problem = toProblem(thrown)
-  return problem.code === 'internal' && problem.reason === undefined ? problem.message : `${problem.message}${problem.reason === undefined ? '' : ` (${problem.reason})`}`
+  return problem.code === 'internal' && problem.reason === undefined
+    ? problem.message
+    : `${problem.message}${problem.reason === undefined ? '' : ` (${problem.reason})`}`
 }
 
 if (import.meta.main) await runServer(process.argv.slice(2))

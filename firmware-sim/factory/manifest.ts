@@ -10,7 +10,7 @@ const ekHash = (ek: Uint8Array): string => createHash('sha256').update(ek).diges
 
 /** Batch manifest as JSON text (`fleetkey/batch/1`). */
 export const manifestJson = (of: { batch: string; model: string; station: string }, boards: readonly BoardRecord[]): string =>
-  `${JSON.stringify({ format: 'fleetkey/batch/1', ...of, rows: boards.map(({ serial, ek }) => ({ serial, ek: ekHash(ek) })) }, null, 1)}\n`
+  `${JSON.stringify({ format: 'fleetkey/batch/1', batch: of.batch, model: of.model, station: of.station, rows: boards.map(({ serial, ek }) => ({ serial, ek: ekHash(ek) })) }, null, 1)}\n`
 
 /** The same as CSV (RFC 4180), columns serial, ek, model, device. */
 export const manifestCsv = (of: { model: string }, boards: readonly BoardRecord[]): string =>

@@ -19,9 +19,7 @@ export interface EmbeddedBusOptions {
   /** PEM. */
   readonly tls: { readonly key: string; readonly cert: string }
   /** Decides on one CONNECT from what the peer said and proved. Group topics that it may subscribe to beside its own come with the answer. */
-  readonly admit: (
-    connect: Connect,
-  ) => Promise<{ readonly device: DeviceId | null; readonly topics?: readonly string[] } | { readonly refused: string }>
+  readonly admit: (connect: Connect) => Promise<{ readonly device: DeviceId | null; readonly topics?: readonly string[] } | { readonly refused: string }>
   readonly now: () => number
   readonly log: (line: string) => void
   readonly limits?: Partial<BrokerLimits>
@@ -293,7 +291,9 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     clients.set(peer, client)
     limitPackets(client, () => (peer.ref === undefined ? limits.packet.before : limits.packet.after))
   })
-  tlsServer.on('tlsClientError', (error, socket) => line(addressPrefix(socket.remoteAddress ?? ''), `TLS: ${('code' in error && String(error.code)) || error.message}`.slice(0, 100)))
+  tlsServer.on('tlsClientError', (error, socket) =>
+    line(addressPrefix(socket.remoteAddress ?? ''), `TLS: ${('code' in error && String(error.code)) || error.message}`.slice(0, 100)),
+  )
 
   const sockets = new Set<Socket>()
   const listener = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => {

@@ -1,0 +1,158 @@
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { startAgent, type Agent, type AgentStatus } from '@fleetkey/device-agent/agent.ts'
+import type { Settings } from '@fleetkey/device-agent/config.ts'
+import type { FileSystem } from '@fleetkey/device-agent/filesystem.ts'
+import type { Board } from '../board/board.ts'
+import { stateFile } from '../board/state-file.ts'
+import type { FactoryFolder } from '../factory/factory.ts'
+import type { StageName } from '../release/release.ts'
+
+export interface FleetOptions {
+  readonly factory: FactoryFolder
+  /** Server, tenant and trust, as every device of the fleet is configured. */
+  readonly trust: Pick<Settings, 'server' | 'tenant' | 'trust'>
+  /** One folder per device below this one: its TPM's state and its agent's files. */
+  readonly data: string
+  readonly files: FileSystem
+  readonly random: (length: number) => Uint8Array
+  readonly now: () => number
+  readonly log: (line: string) => void
+  /** Boards whose flash is changed behind the manifest's back, and where. */
+  readonly tampered: ReadonlyMap<string, StageName>
+  /** Boards whose agent claims the serial of another. */
+  readonly claims: ReadonlyMap<string, string>
+  /** Agents that may be on their way to a connection at the same time. */
+  readonly starting: number
+}
+
+export interface Fleet {
+  readonly serials: readonly string[]
+  /** Boots these boards and starts their agents; resolves when all have started, connected or not. */
+  on(serials: readonly string[]): Promise<void>
+  /** Pulls their power: nothing is finished, nothing is said. */
+  off(serials: readonly string[]): void
+  /** The running agent; throws when the board is off or unknown. */
+  agent(serial: string): Agent
+  status(): ReadonlyMap<string, AgentStatus | null>
+  /** Agents stop in order. */
+  stop(): Promise<void>
+}
+
+/** A start that got nowhere gives its place to the next after this. */
+const patience = 15_000
+
+/** Many boards in one process, each with its own TPM, flash and files, each running the real agent. `tell` hears every change of a status. */
+export const openFleet = (options: FleetOptions, tell: (serial: string, status: AgentStatus) => void): Fleet => {
+  const { factory, random, now } = options
+  const known = new Set(factory.serials)
+  const boards = new Map<string, Board>()
+  const agents = new Map<string, Agent>()
+  /** Starts in progress, by serial; a board that is switched off meanwhile is no longer among them. */
+  const queue: { readonly serial: string; readonly done: () => void }[] = []
+  let starting = 0
+
+  const boardOf = async (serial: string): Promise<Board> => {
+    const present = boards.get(serial)
+    if (present !== undefined) return present
+    const folder = join(options.data, serial)
+    mkdirSync(folder, { recursive: true, mode: 0o700 })
+    const state = stateFile(join(folder, 'tpm.state'))
+    const board = await factory.board(serial, { random, now, state: state.read(), save: state.write })
+    const stage = options.tampered.get(serial)
+    if (stage !== undefined) board.flash.tamper(stage, (bytes) => bytes.map((byte, at) => (at === 100 ? byte ^ 1 : byte)))
+    boards.set(serial, board)
+    return board
+  }
+
+  const startOne = async (serial: string): Promise<void> => {
+    const board = await boardOf(serial)
+    board.boot()
+    const folder = join(options.data, serial)
+    const settings: Settings = {
+      ...options.trust,
+      data: join(folder, 'agent'),
+      tpm: 'in-process',
+      serial: options.claims.get(serial) ?? serial,
+      eventLog: null,
+      socket: null,
+      outputs: [],
+    }
+    const agent = startAgent({
+      settings,
+      openTpm: async () => board.transport(),
+      files: options.files,
+      now,
+      random,
+      log: (line) => options.log(`${serial}: ${line}`),
+      step: () => undefined,
+      readEventLog: async () => board.eventLog(),
+    })
+    agents.set(serial, agent)
+    const settled = Promise.withResolvers<void>()
+    const timer = setTimeout(settled.resolve, patience)
+    agent.onChange((status) => {
+      tell(serial, status)
+      if (status.connected || status.lastRefusal !== null || status.state === 'failed' || status.state === 'waiting') settled.resolve()
+    })
+    await settled.promise
+    clearTimeout(timer)
+  }
+
+  const pump = (): void => {
+    while (starting < options.starting) {
+      const next = queue.shift()
+      if (next === undefined) return
+      starting++
+      void startOne(next.serial)
+        .catch((thrown: unknown) => options.log(`${next.serial}: ${thrown instanceof Error ? thrown.message : String(thrown)}`))
+        .finally(() => {
+          starting--
+          next.done()
+          pump()
+        })
+    }
+  }
+
+  const mustKnow = (serials: readonly string[]): void => {
+    for (const serial of serials) if (!known.has(serial)) throw new Error(`no board ${serial} in this batch`)
+  }
+
+  return {
+    serials: factory.serials,
+    async on(serials) {
+      mustKnow(serials)
+      const waiting = serials
+        .filter((serial) => !agents.has(serial) && !queue.some((one) => one.serial === serial))
+        .map(
+          async (serial) =>
+            await new Promise<void>((done) => {
+              queue.push({ serial, done })
+            }),
+        )
+      pump()
+      await Promise.all(waiting)
+    },
+    off(serials) {
+      mustKnow(serials)
+      for (const serial of serials) {
+        const at = queue.findIndex((one) => one.serial === serial)
+        if (at !== -1) for (const { done } of queue.splice(at, 1)) done()
+        agents.get(serial)?.kill()
+        agents.delete(serial)
+      }
+    },
+    agent(serial) {
+      mustKnow([serial])
+      const agent = agents.get(serial)
+      if (agent === undefined) throw new Error(`board ${serial} is off`)
+      return agent
+    },
+    status: () => new Map(factory.serials.map((serial) => [serial, agents.get(serial)?.status() ?? null])),
+    async stop() {
+      for (const { done } of queue.splice(0)) done()
+      await Promise.all([...agents.values()].map(async (agent) => await agent.stop()))
+      agents.clear()
+    },
+  }
+}
