@@ -21,13 +21,30 @@ const bar = (campaign: Campaign): string => {
   return `${campaign.state.padEnd(10)} wave ${campaign.wave + 1}/${campaign.waves} [${'#'.repeat(filled)}${'-'.repeat(width - filled)}] ${stagesOf(campaign.counts)}`
 }
 
+const countOf = (campaign: Campaign, ...stages: readonly (keyof Campaign['counts'])[]): number =>
+  stages.reduce((sum, stage) => sum + (campaign.counts[stage] ?? 0), 0)
+
+/** Every device has proven the new epoch or was given up. What is left is to retire the old one, when its time for reading is over: days, by default. */
+const isProven = (campaign: Campaign): boolean =>
+  (campaign.state === 'activating' || campaign.state === 'retiring') && countOf(campaign, 'pending', 'delivered', 'installed') === 0
+
 const verdict = (campaign: Campaign): number => {
-  if (campaign.state !== 'done') return exit.partial
-  return (campaign.counts['failed'] ?? 0) + (campaign.counts['timed-out'] ?? 0) > 0 ? exit.partial : exit.ok
+  if (campaign.state !== 'done' && !isProven(campaign)) return exit.partial
+  return countOf(campaign, 'failed', 'timed-out') > 0 ? exit.partial : exit.ok
 }
 
-/** Follows a campaign to its end. `--json`: a line for every change. Exit 0 only if every device has proven the new epoch. */
-export const watchCampaign = async (call: Invocation, id: string, until?: number): Promise<number> => {
+const outcome = (campaign: Campaign): string => {
+  const why = campaign.because === '' ? '' : `, ${campaign.because}`
+  const what = campaign.state === 'activating' ? `epoch ${campaign.to} in use, epoch ${campaign.from} can still be read` : campaign.state
+  return `campaign ${campaign.id}: ${what}${why}: ${stagesOf(campaign.counts)}`
+}
+
+/**
+ * Follows a campaign until every device has proven the new epoch or was given up; with `retired` until the old one is retired as well. `--json`: a line for
+ * every change. Exit 0 only if every device has proven it.
+ */
+export const watchCampaign = async (call: Invocation, id: string, of: { readonly until?: number | undefined; readonly retired?: boolean } = {}): Promise<number> => {
+  const { until } = of
   let last = ''
   for (;;) {
     const campaign = await call.client().call('campaign.show', { params: { id } })
@@ -37,10 +54,9 @@ export const watchCampaign = async (call: Invocation, id: string, until?: number
       else call.out.progress(line)
     }
     last = line
-    if (ended.includes(campaign.state)) {
+    if (ended.includes(campaign.state) || (of.retired !== true && isProven(campaign))) {
       call.out.done()
-      if (!call.out.json)
-        call.out.line(campaign, `campaign ${id}: ${campaign.state}${campaign.because === '' ? '' : `, ${campaign.because}`}: ${stagesOf(campaign.counts)}`)
+      if (!call.out.json) call.out.line(campaign, outcome(campaign))
       return verdict(campaign)
     }
     if (until !== undefined && Date.now() >= until) {
@@ -118,13 +134,14 @@ export const campaignCommands: readonly Command[] = [
   },
   {
     name: 'campaign watch',
-    usage: 'CAMPAIGN [--for 10m]',
-    summary: 'follow a campaign to its end; exit 0 only if every device has proven the new epoch, else 4',
+    usage: 'CAMPAIGN [--for 10m] [--retired]',
+    summary: 'follow a campaign until every device has proven the new epoch (--retired: and the old one is retired); exit 0 only if all have, else 4',
     args: [1, 1],
-    options: { for: { type: 'string' } },
+    options: { for: { type: 'string' }, retired: { type: 'boolean' } },
     async run(call) {
       const patience = duration(call, 'for')
-      return await watchCampaign(call, call.args[0] ?? '', patience === undefined ? undefined : Date.now() + patience)
+      const until = patience === undefined ? undefined : Date.now() + patience
+      return await watchCampaign(call, call.args[0] ?? '', { until, retired: call.options['retired'] === true })
     },
   },
   act('pause', 'pause: nothing more is sent until it is resumed'),
