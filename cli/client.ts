@@ -136,8 +136,10 @@ export const createClient = (connection: Connection): Client => {
       const operation: Operation = operations[name]
       const params: Readonly<Record<string, string>> = call.params ?? {}
       const path = operation.path.replaceAll(/\{(\w+)\}/g, (_, key: string) => encodeURIComponent(params[key] ?? ''))
-      const query = Object.entries(call.query ?? {}).flatMap(([key, value]) => (value === undefined ? [] : [[key, String(value)] as [string, string]]))
-      const response = await send(operation.method, query.length === 0 ? path : `${path}?${new URLSearchParams(query)}`, call.body, true)
+      const query = Object.entries(call.query ?? {}).flatMap(([key, value]) =>
+        value === undefined ? [] : [[key, `${value as string | number | boolean}`] as [string, string]],
+      )
+      const response = await send(operation.method, query.length === 0 ? path : `${path}?${new URLSearchParams(query).toString()}`, call.body, true)
       const body = await bodyOf(response)
       if (response.statusCode !== 200) throw problemOf(response.statusCode ?? 0, body)
       const result = operation.response.safeParse(JSON.parse(body))

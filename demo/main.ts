@@ -114,11 +114,7 @@ const demo = async ({ devices, folder, json }: Options): Promise<Record<string, 
   try {
     const on = boards.ask({ do: 'on', serials: everyone })
     await boards.until(`${honest.length} devices connected`, () => connected() === honest.length, patience)
-    await boards.until(
-      'two boards refused',
-      () => [impostor, tampered].every((one) => boards.status.get(one)?.lastRefusal === 'attestation-failed'),
-      patience,
-    )
+    await boards.until('two boards refused', () => [impostor, tampered].every((one) => boards.status.get(one)?.lastRefusal === 'attestation-failed'), patience)
     await on
   } finally {
     clearInterval(ticking)

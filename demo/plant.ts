@@ -33,7 +33,7 @@ export const startPlant = async (): Promise<Plant> => {
       return message
     },
     async stop() {
-      await new Promise<void>((resolve) => void broker.close(() => resolve()))
+      await new Promise<void>((resolve) => broker.close(() => resolve()))
       await new Promise<void>((resolve) => void server.close(() => resolve()))
     },
   }

@@ -16,7 +16,7 @@ const patience = 120_000
 
 /** `device:/dev/tpmrm0`, `tcp:HOST:PORT` or `unix:PATH` (swtpm's raw command protocol). Throws TpmTransportError for anything else. */
 export const openTransport = async (spec: string): Promise<Transport> => {
-  const [kind = '', rest = ''] = [spec.slice(0, spec.indexOf(':')), spec.slice(spec.indexOf(':') + 1)]
+  const [kind, rest] = [spec.slice(0, spec.indexOf(':')), spec.slice(spec.indexOf(':') + 1)]
   if (kind === 'device' && rest !== '') return await deviceTransport(rest)
   if (kind === 'unix' && rest !== '') return await socketTransport({ path: rest }, spec)
   const colon = rest.lastIndexOf(':')

@@ -43,7 +43,11 @@ const outcome = (campaign: Campaign): string => {
  * Follows a campaign until every device has proven the new epoch or was given up; with `retired` until the old one is retired as well. `--json`: a line for
  * every change. Exit 0 only if every device has proven it.
  */
-export const watchCampaign = async (call: Invocation, id: string, of: { readonly until?: number | undefined; readonly retired?: boolean } = {}): Promise<number> => {
+export const watchCampaign = async (
+  call: Invocation,
+  id: string,
+  of: { readonly until?: number | undefined; readonly retired?: boolean } = {},
+): Promise<number> => {
   const { until } = of
   let last = ''
   for (;;) {

@@ -16,8 +16,8 @@ interface Profile {
   /** Milliseconds from issuing until the certificate ends. */
   readonly life: number
   readonly usages: readonly (keyof typeof keyUsages)[]
-  /** `role`: the one named in the order. */
-  readonly eku: string | 'role' | null
+  /** OID; `role` for the one named in the order. */
+  readonly eku: string | null
   /** Path length of a CA; null for end entities. */
   readonly ca: number | null
 }

@@ -8,7 +8,7 @@ import { desiredEpochs, differences, type Desired, type Difference, type Reporte
 import { holdingPlace, type Holding } from '../keys/key.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
-import { keysOf } from './group.ts'
+import { keysOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'

@@ -1,6 +1,6 @@
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import type { Answer, BodyOf, Challenge, Hello, PcrSelection } from '@fleetkey/protocol/messages.ts'
+import type { BodyOf, Challenge, Hello, PcrSelection } from '@fleetkey/protocol/messages.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
@@ -15,7 +15,7 @@ import { claimSpki, prepareCertificates, recordIssued, type Issued } from './iss
 import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
-import { findAll, findOne } from './rows.ts'
+import { findAll } from './rows.ts'
 
 export interface EnrolServices {
   readonly policy: AttestationPolicy

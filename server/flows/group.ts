@@ -1,8 +1,8 @@
-import { GroupId, type DeviceId, type KeyId } from '@fleetkey/protocol/ids.ts'
+import { GroupId, type DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Group, GroupPolicy } from '../fleet/device.ts'
-import { defaultPolicy, strictestPolicy } from '../fleet/policy.ts'
+import { defaultPolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -38,20 +38,6 @@ export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, 
   })
   ctx.step('group.policy')
   return policy
-}
-
-/** The policy that holds for a device: the strictest of its groups. */
-export const policyOf = async (ctx: Context, device: DeviceId): Promise<GroupPolicy> => {
-  const members = await findAll(ctx.store, 'member', { where: { device } })
-  const groups = await Promise.all(members.map(({ group }) => ctx.store.get('group', group)))
-  return strictestPolicy(groups.flatMap((group) => (group === undefined ? [] : [group.policy])))
-}
-
-/** Keys that a device may hold: those granted to its groups. What its loss exposes (blast radius). */
-export const keysOf = async (ctx: Context, device: DeviceId): Promise<readonly KeyId[]> => {
-  const members = await findAll(ctx.store, 'member', { where: { device } })
-  const grants = await Promise.all(members.map(({ group }) => findAll(ctx.store, 'grant', { where: { group } })))
-  return [...new Set(grants.flat().map(({ key }) => key))].toSorted()
 }
 
 const devicesOf = async (ctx: Context, wanted: Wanted): Promise<readonly DeviceId[]> => {

@@ -1,5 +1,4 @@
-import { createHash } from 'node:crypto'
-import { Epoch, type DeviceId, type KeyId } from '@fleetkey/protocol/ids.ts'
+import { Epoch, type KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import { defaultPolicy, inStage, placeOf, stages, waveOf, type Campaign, type CampaignPolicy, type Stage } from '../campaigns/campaign.ts'
@@ -8,6 +7,7 @@ import { moved } from '../keys/states.ts'
 import type { Context } from './context.ts'
 import { convergeDevice, runningCampaign } from './converge.ts'
 import { newEpoch } from './create-key.ts'
+import { entitledDevices } from './membership.ts'
 import { hex } from './message.ts'
 import { callerName, perform, type Transaction } from './perform.ts'
 import { findAll, inChunks } from './rows.ts'
@@ -19,20 +19,6 @@ const atOnce = 64
 
 /** After a revocation nobody waits long: who is away converges on return. */
 const urgent: CampaignPolicy = { waves: [1], successThreshold: 0, errorThreshold: 1, deadline: 60_000 }
-
-/** Enrolled members of the groups that the key is granted to, in an order that nobody chose (by hash): waves are fair samples. */
-export const entitledDevices = async (ctx: Context, key: KeyId, salt = ''): Promise<readonly DeviceId[]> => {
-  const grants = await findAll(ctx.store, 'grant', { where: { key } })
-  const members = await Promise.all(grants.map(({ group }) => findAll(ctx.store, 'member', { where: { group } })))
-  const devices = [...new Set(members.flat().map(({ device }) => device))]
-  const enrolled = await inChunks(devices, 500, async (id) => ((await ctx.store.get('device', id))?.state === 'enrolled' ? [id] : []))
-  const place = (id: string): string => createHash('sha256').update(`${salt}/${id}`).digest('hex')
-  return enrolled
-    .flat()
-    .map((id) => ({ id, at: place(id) }))
-    .toSorted((one, other) => (one.at < other.at ? -1 : 1))
-    .map(({ id }) => id)
-}
 
 /** Starts one rotation: a new epoch and a campaign with its targets, in one commit. Throws Problem('conflict') while another one of this key runs. */
 export const startRotation = async (
@@ -48,7 +34,7 @@ export const startRotation = async (
     if (row === undefined) throw new Problem('not-found', `no key ${key}`)
     const running = await runningCampaign(ctx, key)
     if (running !== undefined) {
-      if (of.supersede !== true && running.state !== 'retiring')
+      if (of.supersede !== true && !(await onlyRetires(ctx, running)))
         throw new Problem('conflict', `campaign ${running.id} of key ${key} is ${running.state}: finish or abort it first`)
       await supersede(ctx, tx, running)
     }
@@ -106,9 +92,17 @@ const policyFrom = (input: { readonly [P in keyof CampaignPolicy]?: CampaignPoli
   }
 }
 
+/** Every device has proven the new epoch or was given up: what is left is to retire the old one, which a newer rotation does as well. */
+const onlyRetires = async (ctx: Context, campaign: Campaign): Promise<boolean> => {
+  if (campaign.state === 'retiring') return true
+  if (campaign.state !== 'activating') return false
+  return (await progressOf(ctx, campaign)).every((counts) => counts.pending + counts.delivered + counts.installed === 0)
+}
+
 /** Ends a rotation that a newer one overtakes: an epoch that was never active is destroyed. */
 const supersede = async (ctx: Context, tx: Transaction, running: Campaign): Promise<void> => {
-  tx.update('campaign', { ...running, state: 'aborted', finishedAt: ctx.now() })
+  const state = (await onlyRetires(ctx, running)) ? 'done' : 'aborted'
+  tx.update('campaign', { ...running, state, finishedAt: ctx.now() })
   await dropUnused(ctx, tx, running)
   tx.note(`supersedes campaign ${running.id}`)
 }

@@ -104,7 +104,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
 
   const gone = (peer: Peer): void => {
     peers.delete(peer.socket)
-    for (const topic of [...peer.subscribed]) unsubscribed(peer, topic)
+    for (const topic of peer.subscribed) unsubscribed(peer, topic)
     if (peer.client === undefined) return
     const claim = claims.get(peer.client)
     claim?.delete(peer)
