@@ -8,7 +8,7 @@ import { inStage, isForward, type Stage } from '../campaigns/campaign.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage, type Holding } from '../keys/key.ts'
 import type { Context } from './context.ts'
-import { runningCampaign } from './converge.ts'
+import { convergeDevice, runningCampaign } from './converge.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
 import { inTurn } from './turn.ts'
@@ -28,6 +28,14 @@ export const acknowledge = async (ctx: Context, device: DeviceId, said: Acknowle
     return await advanced(ctx, device, said)
   })
   if (campaign !== undefined) ctx.wake(campaign)
+  if (await isBehind(ctx, said)) await convergeDevice(ctx, device)
+}
+
+/** The rotation has moved on without this device (it was away): what comes next for it is sent now, not at its next report. */
+const isBehind = async (ctx: Context, said: Acknowledgement): Promise<boolean> => {
+  if (said.stage !== 'installed' && said.stage !== 'active') return false
+  const state = (await runningCampaign(ctx, said.key))?.state
+  return said.stage === 'installed' ? state !== 'installing' : state === undefined || state === 'retiring'
 }
 
 const intentOf = (device: DeviceId, said: Acknowledgement) =>

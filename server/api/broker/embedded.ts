@@ -291,9 +291,11 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     clients.set(peer, client)
     limitPackets(client, () => (peer.ref === undefined ? limits.packet.before : limits.packet.after))
   })
-  tlsServer.on('tlsClientError', (error, socket) =>
-    line(addressPrefix(socket.remoteAddress ?? ''), `TLS: ${('code' in error && String(error.code)) || error.message}`.slice(0, 100)),
-  )
+  tlsServer.on('tlsClientError', (error, socket) => {
+    line(addressPrefix(socket.remoteAddress ?? ''), `TLS: ${('code' in error && String(error.code)) || error.message}`.slice(0, 100))
+    // A handshake that ran out of time is told here and left open.
+    socket.destroy()
+  })
 
   const sockets = new Set<Socket>()
   const listener = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => {

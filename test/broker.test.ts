@@ -1,0 +1,586 @@
+import { randomBytes } from 'node:crypto'
+import { connect as connectTcp } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { exporterLabel } from '@fleetkey/protocol/transcript.ts'
+import { embeddedBus, type EmbeddedBus, type EmbeddedBusOptions } from '@fleetkey/server/api/broker/embedded.ts'
+import { serverTls } from '@fleetkey/server/flows/authority.ts'
+import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
+import { busConformance } from './conformance/bus.ts'
+import { testContext, type TestContext } from './harness.ts'
+import {
+  connectPacket,
+  dial,
+  frame,
+  packetType,
+  publishPacket,
+  remaining,
+  subscribePacket,
+  unsubscribePacket,
+  type ConnectWords,
+  type Wire,
+} from './mqtt-wire.ts'
+
+let ctx: TestContext
+let tls: { readonly key: string; readonly cert: string }
+
+beforeAll(async () => {
+  ctx = await testContext()
+  ctx.clock.now = Date.now()
+  tls = await serverTls(ctx, ctx.authority, ['localhost', '127.0.0.1'])
+})
+afterAll(async () => await ctx.close())
+
+interface Broker {
+  readonly bus: EmbeddedBus
+  readonly lines: string[]
+  readonly taken: { readonly from: DeviceRef; readonly bytes: Uint8Array }[]
+  readonly presence: [string, boolean][]
+}
+
+type Handler = (from: DeviceRef, bytes: Uint8Array) => Promise<void>
+
+const openBroker = async (of: Partial<EmbeddedBusOptions> & { handle?: Handler } = {}): Promise<Broker> => {
+  const lines: string[] = []
+  const taken: { from: DeviceRef; bytes: Uint8Array }[] = []
+  const presence: [string, boolean][] = []
+  const bus = await embeddedBus({
+    host: '127.0.0.1',
+    port: 0,
+    tls,
+    admit: async ({ clientId }) => (clientId.startsWith('e-') ? { device: null } : { device: DeviceId.parse(clientId) }),
+    now: () => Date.now(),
+    log: (line) => void lines.push(line),
+    ...of,
+  })
+  bus.onPresence(({ client }, present) => void presence.push([client, present]))
+  await bus.start(async (from, bytes) => {
+    taken.push({ from, bytes })
+    await of.handle?.(from, bytes)
+  })
+  return { bus, lines, taken, presence }
+}
+
+const withBroker = async (of: Parameters<typeof openBroker>[0], work: (broker: Broker) => Promise<void>): Promise<void> => {
+  const broker = await openBroker(of)
+  try {
+    await work(broker)
+  } finally {
+    await broker.bus.stop()
+  }
+}
+
+/** A device that is connected, and subscribed to its own topic. */
+const device = async ({ bus }: Broker, id = 'sensor-1'): Promise<Wire> => {
+  const wire = await dial(bus.port)
+  expect(await wire.connect({ id, username: id, password: 'x' })).toBe(0)
+  expect(await wire.subscribe(`fk/1/${id}/down`)).toStrictEqual([1])
+  return wire
+}
+
+const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
+const own = { up: 'fk/1/sensor-1/up', down: 'fk/1/sensor-1/down' }
+
+describe('the embedded broker is a bus', () => {
+  busConformance(async (handle) => {
+    const groups = new Map<string, readonly string[]>()
+    const { bus } = await openBroker({
+      handle,
+      admit: async ({ clientId }) => (clientId.startsWith('e-') ? { device: null } : { device: DeviceId.parse(clientId), topics: groups.get(clientId) ?? [] }),
+    })
+    return {
+      bus,
+      async connect(client, topics = []) {
+        groups.set(client, topics)
+        const wire = await dial(bus.port)
+        const up = client.startsWith('e-') ? `fk/1/e/${client}` : `fk/1/${client}`
+        expect(await wire.connect({ id: client })).toBe(0)
+        expect(await wire.subscribe(`${up}/down`, ...topics)).toStrictEqual([1, ...topics.map(() => 1)])
+        return {
+          async send(message) {
+            if (!(await wire.publish(`${up}/up`, message))) throw new Error('closed without PUBACK')
+          },
+          async received() {
+            for (;;) {
+              const packet = await wire.next()
+              if (packet === 'closed') throw new Error('closed')
+              if (packet.type !== packetType.publish) continue
+              const topic = packet.body.readUInt16BE(0)
+              const id = packet.body.subarray(2 + topic, 4 + topic)
+              wire.write(frame(packetType.puback, 0, id))
+              return new Uint8Array(packet.body.subarray(4 + topic))
+            }
+          },
+          closed: wire.closed,
+          close: wire.close,
+        }
+      },
+      stop: async () => await bus.stop(),
+    }
+  })
+})
+
+describe('CONNECT', () => {
+  let broker: Broker
+  beforeAll(async () => (broker = await openBroker()))
+  afterAll(async () => await broker.bus.stop())
+
+  const refused: readonly [string, ConnectWords, number][] = [
+    ['empty client id with a clean session', { id: '' }, 2],
+    ['empty client id with a stored session [MQTT-3.1.3-8]', { id: '', clean: false }, 2],
+    ['a client id with a slash', { id: 'a/b' }, 2],
+    ['a client id with a plus', { id: 'sensor+' }, 2],
+    ['a client id with a hash', { id: '#' }, 2],
+    ['a client id with a dot', { id: 'a.b' }, 2],
+    ['a client id with a capital letter', { id: 'Sensor-1' }, 2],
+    ['a client id with NUL', { id: 'a\0b' }, 2],
+    ['__proto__', { id: '__proto__' }, 2],
+    ['a client id of 65 characters', { id: 'a'.repeat(65) }, 2],
+    ['e- with 31 digits', { id: `e-${'0'.repeat(31)}` }, 2],
+    ['e- with other characters', { id: `e-${'g'.repeat(32)}` }, 2],
+    ['a will on its own topic', { id: 'sensor-1', will: { topic: own.up, payload: 'gone' } }, 5],
+    ['a will on another topic', { id: 'sensor-1', will: { topic: 'fk/1/sensor-2/down', payload: 'x', retain: true, qos: 1 } }, 5],
+    ['no keep-alive', { id: 'sensor-1', keepAlive: 0 }, 5],
+    ['a keep-alive of 1201 s', { id: 'sensor-1', keepAlive: 1201 }, 5],
+    ['MQTT 3.1', { id: 'sensor-1', protocol: 'MQIsdp', level: 3 }, 5],
+  ]
+  test.each(refused)('%s is refused', async (_, words, code) => {
+    const wire = await dial(broker.bus.port)
+    expect(await wire.connect(words)).toBe(code)
+    await wire.closed
+  })
+
+  test('MQTT 5 is told what to speak', async () => {
+    const wire = await dial(broker.bus.port)
+    // CONNECT of version 5: one more byte, the empty properties.
+    const body = Buffer.concat([Buffer.from([0, 4]), Buffer.from('MQTT'), Buffer.from([5, 2, 0, 60, 0]), Buffer.from([0, 8]), Buffer.from('sensor-1')])
+    wire.write(frame(packetType.connect, 0, body))
+    const packet = await wire.next()
+    expect(packet === 'closed' ? packet : packet.body[1]).toBe(1)
+    await wire.closed
+  })
+
+  test('the longest keep-alive and the longest id are accepted', async () => {
+    const wire = await dial(broker.bus.port)
+    expect(await wire.connect({ id: 'a'.repeat(64), keepAlive: 1200 })).toBe(0)
+    await wire.close()
+  })
+
+  test.each([
+    ['malformed', 2],
+    ['unavailable', 3],
+    ['unauthenticated', 4],
+    ['forbidden', 5],
+    ['expired', 5],
+  ] as const)(
+    'the decision %s becomes return code %d',
+    async (verdict, code) =>
+      await withBroker({ admit: async () => ({ refused: verdict }) }, async ({ bus }) => {
+        const wire = await dial(bus.port)
+        expect(await wire.connect({ id: 'sensor-1' })).toBe(code)
+        await wire.closed
+      }),
+  )
+
+  test('a decision that throws refuses and harms nobody', async () =>
+    await withBroker(
+      {
+        admit: () => {
+          throw new Error('broken')
+        },
+      },
+      async ({ bus }) => {
+        const wire = await dial(bus.port)
+        expect(await wire.connect({ id: 'sensor-1' })).toBe(3)
+        expect(bus.health().listening).toBe(true)
+      },
+    ))
+
+  test('a decision that never comes ends at its deadline', async () =>
+    await withBroker({ admit: async () => await new Promise(() => undefined), limits: { authenticate: 100 } }, async ({ bus }) => {
+      const wire = await dial(bus.port)
+      expect(await wire.connect({ id: 'sensor-1' })).toBe(3)
+      await wire.closed
+    }))
+
+  test('a peer that says nothing is closed', async () =>
+    await withBroker({ limits: { connect: 100 } }, async ({ bus }) => {
+      const wire = await dial(bus.port)
+      expect(await wire.next()).toBe('closed')
+    }))
+
+  test('a handshake that does not end is closed', async () =>
+    await withBroker({ limits: { handshake: 100 } }, async ({ bus }) => {
+      const socket = connectTcp(bus.port, '127.0.0.1')
+      socket.on('error', () => undefined)
+      await new Promise((resolve) => void socket.once('close', resolve))
+      await sleep(50)
+      expect(bus.health().connections).toBe(0)
+    }))
+
+  test('an enrolment that takes too long is closed', async () =>
+    await withBroker({ limits: { enrolment: 100 } }, async ({ bus }) => {
+      const wire = await dial(bus.port)
+      expect(await wire.connect({ id: `e-${'a'.repeat(32)}` })).toBe(0)
+      await wire.closed
+    }))
+
+  test('connections without identity are bounded', async () =>
+    await withBroker({ limits: { unidentified: { prefix: 2, all: 2 } } }, async (broker) => {
+      const open = await Promise.all([1, 2].map(async (n) => ({ n, wire: await dial(broker.bus.port) })))
+      for (const { n, wire } of open) expect(await wire.connect({ id: `e-${String(n).repeat(32)}` })).toBe(0)
+      const third = await dial(broker.bus.port)
+      expect(await third.connect({ id: `e-${'3'.repeat(32)}` })).toBe(3)
+      await device(broker)
+      await open[0]?.wire.close()
+      await sleep(50)
+      const fourth = await dial(broker.bus.port)
+      expect(await fourth.connect({ id: `e-${'4'.repeat(32)}` })).toBe(0)
+    }))
+
+  test('an enrolling peer takes nobody over', async () => {
+    const id = `e-${'b'.repeat(32)}`
+    const [first, second] = [await dial(broker.bus.port), await dial(broker.bus.port)]
+    expect(await first.connect({ id })).toBe(0)
+    expect(await second.connect({ id })).toBe(2)
+    expect(await first.publish(`fk/1/e/${id}/up`, 'x')).toBe(true)
+    await first.close()
+  })
+
+  test('an older session is taken over only after the decision', async () => {
+    const gate = Promise.withResolvers<void>()
+    let calls = 0
+    await withBroker(
+      {
+        admit: async ({ clientId }) => {
+          if (++calls === 1) return { device: DeviceId.parse(clientId) }
+          await gate.promise
+          return { refused: 'unauthenticated' }
+        },
+      },
+      async (broker) => {
+        const first = await device(broker)
+        const thief = await dial(broker.bus.port)
+        const answer = thief.connect({ id: 'sensor-1' })
+        await sleep(50)
+        expect(await first.publish(own.up, 'still here')).toBe(true)
+        gate.resolve()
+        expect(await answer).toBe(4)
+        expect(await first.publish(own.up, 'and now')).toBe(true)
+      },
+    )
+  })
+
+  test('takeovers of one id that do not end are held down, aloud', async () =>
+    await withBroker({ limits: { takeovers: 2 } }, async (broker) => {
+      const wires = [await device(broker), await device(broker), await device(broker)]
+      const fourth = await dial(broker.bus.port)
+      expect(await fourth.connect({ id: 'sensor-1' })).toBe(3)
+      expect(broker.lines.join('\n')).toMatch(/ALARM.*takeovers/)
+      expect(await wires[2]?.publish(own.up, 'the last one stays')).toBe(true)
+    }))
+
+  test('a kick reaches a connection that is just being admitted', async () => {
+    const gate = Promise.withResolvers<void>()
+    await withBroker(
+      {
+        admit: async ({ clientId }) => {
+          await gate.promise
+          return { device: DeviceId.parse(clientId) }
+        },
+      },
+      async ({ bus }) => {
+        const wire = await dial(bus.port)
+        const answer = wire.connect({ id: 'sensor-1' })
+        await sleep(50)
+        const kicked = bus.kick('sensor-1', 'revoked')
+        gate.resolve()
+        await kicked
+        expect(await answer).toBe('closed')
+        expect(bus.online('sensor-1')).toBe(false)
+      },
+    )
+  })
+
+  test('a second CONNECT closes', async () => {
+    const wire = await device(broker)
+    wire.write(connectPacket({ id: 'sensor-1' }))
+    expect(await wire.next()).toBe('closed')
+  })
+})
+
+describe('TLS', () => {
+  test('1.3 only', async () =>
+    await withBroker({}, async ({ bus }) => {
+      await expect(dial(bus.port, { maxVersion: 'TLSv1.2' })).rejects.toThrow()
+      const wire = await dial(bus.port)
+      expect(wire.socket.getProtocol()).toBe('TLSv1.3')
+    }))
+
+  test.each(['mqtt', 'x-amzn-mqtt-ca'])(
+    'ALPN %s',
+    async (protocol) =>
+      await withBroker({}, async ({ bus }) => {
+        const wire = await dial(bus.port, { ALPNProtocols: [protocol] })
+        expect(wire.socket.alpnProtocol).toBe(protocol)
+      }),
+  )
+
+  test('no session is resumed: every connection proves its key anew', async () =>
+    await withBroker({}, async ({ bus }) => {
+      const first = await dial(bus.port)
+      const session = await new Promise<Buffer | undefined>((resolve) => {
+        first.socket.once('session', resolve)
+        void first.connect({ id: 'sensor-1' }).then(() => setTimeout(() => resolve(first.socket.getSession()), 100))
+      })
+      const second = await dial(bus.port, session === undefined ? {} : { session })
+      expect(second.socket.isSessionReused()).toBe(false)
+    }))
+
+  test('the same exporter on both ends', async () =>
+    await withBroker({}, async (broker) => {
+      const wire = await device(broker)
+      await wire.publish(own.up, 'x')
+      const here = wire.socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0))
+      expect(Buffer.from(broker.taken[0]?.from.exporter ?? [])).toStrictEqual(here)
+    }))
+
+  test('a renewed certificate is what new connections see', async () =>
+    await withBroker({}, async ({ bus }) => {
+      const before = (await dial(bus.port)).socket.getPeerCertificate().serialNumber
+      bus.renew(await serverTls(ctx, ctx.authority, ['localhost']))
+      const after = (await dial(bus.port)).socket.getPeerCertificate().serialNumber
+      expect(after).not.toBe(before)
+    }))
+
+  test('arriving sockets beyond the bound wait for their turn', async () =>
+    await withBroker({ limits: { arriving: 2 } }, async (broker) => {
+      const wires = await Promise.all(
+        Array.from({ length: 8 }, async (_, n) => {
+          const wire = await dial(broker.bus.port)
+          expect(await wire.connect({ id: `sensor-${n}` })).toBe(0)
+          return wire
+        }),
+      )
+      expect(broker.bus.health().connections).toBe(8)
+      await Promise.all(wires.map(async (wire) => await wire.close()))
+      await sleep(50)
+      expect(broker.bus.health().connections).toBe(0)
+    }))
+})
+
+describe('PUBLISH', () => {
+  let broker: Broker
+  beforeAll(async () => (broker = await openBroker()))
+  afterAll(async () => await broker.bus.stop())
+
+  test.each([
+    ['the topic of another device', 'fk/1/sensor-2/up', {}],
+    ['its own down topic', own.down, {}],
+    ['an enrolment topic', `fk/1/e/e-${'0'.repeat(32)}/up`, {}],
+    ['a group topic', 'fk/1/g/plant/0', {}],
+    ['$SYS', '$SYS/x', {}],
+    ['a wildcard', 'fk/1/+/up', {}],
+    ['101 levels', `fk/1${'/x'.repeat(100)}`, {}],
+    ['an empty topic', '', {}],
+    ['QoS 2', own.up, { qos: 2 }],
+    ['a retained message', own.up, { retain: true }],
+    ['QoS 0 to another device', 'fk/1/sensor-2/up', { qos: 0 }],
+  ] as const)('%s closes the connection, nothing is handled', async (_, topic, of) => {
+    const wire = await device(broker)
+    const before = broker.taken.length
+    wire.write(publishPacket(topic, 'x', of))
+    await wire.closed
+    expect(broker.taken).toHaveLength(before)
+  })
+
+  test('before CONNACK it closes', async () => {
+    const wire = await dial(broker.bus.port)
+    wire.write(publishPacket(own.up, 'x'))
+    expect(await wire.next()).toBe('closed')
+  })
+
+  test('one read of 5,000 messages: few handled at a time, the rest is a flood', async () => {
+    let [running, most] = [0, 0]
+    await withBroker(
+      {
+        handle: async () => {
+          most = Math.max(most, ++running)
+          await sleep(5)
+          running--
+        },
+      },
+      async (flooded) => {
+        const wire = await device(flooded)
+        wire.write(Buffer.concat(Array.from({ length: 5_000 }, (_, n) => publishPacket(own.up, '', { id: n + 1 }))))
+        await wire.closed
+        expect(most).toBeLessThanOrEqual(16)
+        await device(flooded)
+      },
+    )
+  })
+
+  test('a sustained rate is slowed down, not refused', async () =>
+    await withBroker({ limits: { messages: { perSecond: 100, burst: 5, concurrent: 16, waiting: 256 } } }, async (paced) => {
+      const wire = await device(paced)
+      const started = Date.now()
+      for (let n = 0; n < 25; n++) expect(await wire.publish(own.up, 'x', { id: n + 1 })).toBe(true)
+      expect(Date.now() - started).toBeGreaterThan(120)
+    }))
+})
+
+describe('SUBSCRIBE', () => {
+  let broker: Broker
+  beforeAll(async () => (broker = await openBroker()))
+  afterAll(async () => await broker.bus.stop())
+
+  test.each([
+    '#',
+    '+',
+    '$SYS/#',
+    'fk/1/+/down',
+    'fk/1/sensor-1/#',
+    'fk/1/sensor-2/down',
+    own.up,
+    'fk/1/g/plant/0',
+    '$share/x/fk/1/sensor-1/down',
+    `fk/1/e/e-${'0'.repeat(32)}/down`,
+  ])('%s is refused', async (filter) => {
+    const wire = await device(broker)
+    expect(await wire.subscribe(filter)).toStrictEqual([128])
+    await wire.close()
+  })
+
+  test('more than the allowed filters close', async () => {
+    const wire = await device(broker)
+    wire.write(subscribePacket(Array.from({ length: 2_000 }, (_, n) => `x/${n}`)))
+    expect(await wire.next()).toBe('closed')
+  })
+
+  test('QoS 2 is refused', async () => {
+    const wire = await dial(broker.bus.port)
+    await wire.connect({ id: 'sensor-1' })
+    wire.write(subscribePacket([own.down], 2))
+    const packet = await wire.next()
+    expect(packet === 'closed' ? [] : [...packet.body.subarray(2)]).toStrictEqual([128])
+    await wire.close()
+  })
+
+  test('whoever unsubscribes cannot be reached', async () => {
+    const wire = await device(broker)
+    wire.write(unsubscribePacket([own.down]))
+    expect(await wire.next()).toMatchObject({ type: packetType.unsuback })
+    expect(broker.bus.online('sensor-1')).toBe(false)
+    expect(await broker.bus.send('sensor-1', bytes('x'))).toBe('offline')
+    await wire.close()
+  })
+})
+
+/** Faults of aedes 1.2.0 that the guard must hold back. */
+describe('faults of the broker library', () => {
+  test('a refused filter of a mixed SUBSCRIBE is not delivered in a later session', async () =>
+    await withBroker({}, async (broker) => {
+      const spy = await dial(broker.bus.port)
+      expect(await spy.connect({ id: 'sensor-2', clean: false })).toBe(0)
+      expect(await spy.subscribe('fk/1/sensor-2/down', own.down)).toStrictEqual([1, 128])
+      await spy.close()
+      const victim = await device(broker)
+      await broker.bus.send('sensor-1', bytes('for sensor-1'))
+      expect(await victim.next()).toMatchObject({ type: packetType.publish })
+      const again = await dial(broker.bus.port)
+      again.write(connectPacket({ id: 'sensor-2', clean: false }))
+      const connack = await again.next()
+      // No session is present [MQTT-3.2.2-1], and nothing follows.
+      expect(connack === 'closed' ? -1 : connack.body[0]).toBe(0)
+      await expect(again.next(300)).rejects.toThrow('no packet came')
+    }))
+
+  test(
+    'one device that does not read holds up nobody, and is closed',
+    async () =>
+      await withBroker({ limits: { unsent: 128 << 10, drain: 500 } }, async (broker) => {
+        const frozen = await device(broker, 'sensor-9')
+        const other = await device(broker)
+        frozen.socket.pause()
+        const block = randomBytes(48 << 10)
+        const started = Date.now()
+        let outcome: string = 'accepted'
+        for (let n = 0; n < 400 && outcome === 'accepted'; n++) {
+          outcome = await Promise.race([broker.bus.send('sensor-9', block), sleep(20, 'accepted')])
+          if (n % 10 === 0) expect(await other.publish(own.up, 'x', { id: n + 1 })).toBe(true)
+        }
+        expect(outcome).toBe('offline')
+        expect(broker.bus.online('sensor-9')).toBe(false)
+        expect(Date.now() - started).toBeLessThan(20_000)
+        expect(await other.publish(own.up, 'still served')).toBe(true)
+      }),
+    30_000,
+  )
+
+  test('a CONNECT that declares 256 MB is closed on its declaration', async () =>
+    await withBroker({}, async (broker) => {
+      const wire = await dial(broker.bus.port)
+      const before = process.memoryUsage().rss
+      wire.write(Buffer.concat([Buffer.from([0x10]), remaining(268_435_455)]))
+      for (let n = 0; n < 200 && !wire.socket.destroyed; n++) {
+        wire.socket.write(Buffer.alloc(64 << 10))
+        await sleep(0)
+      }
+      await wire.closed
+      expect(process.memoryUsage().rss - before).toBeLessThan(64 << 20)
+    }))
+
+  test.each([
+    ['4 KB before CONNACK', true, 4 << 10],
+    ['64 KB after it', false, 64 << 10],
+  ])(
+    'packets: %s',
+    async (_, before, size) =>
+      await withBroker({}, async (broker) => {
+        if (before) {
+          const wire = await dial(broker.bus.port)
+          wire.write(connectPacket({ id: 'sensor-1', username: 'sensor-1', password: 'x'.repeat(size) }))
+          await wire.closed
+          return
+        }
+        const wire = await device(broker)
+        const largest = size - 2 - own.up.length - 2
+        expect(await wire.publish(own.up, Buffer.alloc(largest))).toBe(true)
+        wire.write(publishPacket(own.up, Buffer.alloc(largest + 1)))
+        await wire.closed
+        expect(broker.taken).toHaveLength(1)
+      }),
+  )
+
+  test(
+    'garbage costs a connection and nothing else',
+    async () =>
+      await withBroker({}, async (broker) => {
+        const started = Number(process.env['FLEETKEY_LONG'] === '1' ? 2_000 : 150)
+        for (let n = 0; n < started; n++) {
+          const wire = await dial(broker.bus.port)
+          const template = Buffer.concat([connectPacket({ id: 'sensor-1' }), subscribePacket([own.down]), publishPacket(own.up, 'x')])
+          const at = randomBytes(2).readUInt16BE() % template.length
+          template[at] = (template[at] ?? 0) ^ (1 + ((randomBytes(1)[0] ?? 0) % 255))
+          wire.write(template.subarray(0, 1 + (randomBytes(2).readUInt16BE() % template.length)))
+          if (n % 3 === 0) wire.write(randomBytes(64))
+          await sleep(1)
+          await wire.close()
+        }
+        await sleep(100)
+        expect(broker.bus.health().connections).toBe(0)
+        await device(broker)
+      }),
+    60_000,
+  )
+
+  test('log lines of one peer and cause are one in ten seconds', async () =>
+    await withBroker({ admit: async () => ({ refused: 'unauthenticated' }) }, async (broker) => {
+      for (let n = 0; n < 20; n++) {
+        const wire = await dial(broker.bus.port)
+        expect(await wire.connect({ id: 'sensor-1' })).toBe(4)
+      }
+      expect(broker.lines.length).toBeLessThan(6)
+    }))
+})
