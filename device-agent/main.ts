@@ -31,8 +31,14 @@ const settingsOf = (config: string | undefined): Settings => {
   return readSettings(config)
 }
 
+/** What a fault run puts in the place of the real thing. */
+export interface Surroundings {
+  /** Called at every named durable step. */
+  readonly step?: (name: string) => void
+}
+
 /** Runs until it is told to stop. */
-const run = async (settings: Settings): Promise<number> => {
+const run = async (settings: Settings, around: Surroundings): Promise<number> => {
   const agent = startAgent({
     settings,
     openTpm: async () => await openTransport(settings.tpm),
@@ -40,7 +46,7 @@ const run = async (settings: Settings): Promise<number> => {
     now: () => Date.now(),
     random: (length) => new Uint8Array(randomBytes(length)),
     log: say,
-    step: stepsOf(process.env['FLEETKEY_AGENT_KILL_AT']),
+    step: around.step ?? (() => undefined),
   })
   const ended = Promise.withResolvers<number>()
   let last = ''
@@ -55,16 +61,6 @@ const run = async (settings: Settings): Promise<number> => {
   const code = await ended.promise
   await agent.stop()
   return code
-}
-
-/** Fault tests end the process at a durable step as a power cut would: `NAME` or `NAME#COUNT` of its occurrences. */
-const stepsOf = (killAt: string | undefined): ((name: string) => void) => {
-  if (killAt === undefined || killAt === '') return () => undefined
-  const [wanted, count = '1'] = killAt.split('#')
-  let left = Number(count)
-  return (name) => {
-    if (name === wanted && --left === 0) process.kill(process.pid, 'SIGKILL')
-  }
 }
 
 const hintOf = (settings: Settings, problem: string): string => {
@@ -106,7 +102,7 @@ const unit = (config: string, user: string): number => {
   return exit.ok
 }
 
-const main = async (argv: readonly string[]): Promise<number> => {
+const main = async (argv: readonly string[], around: Surroundings): Promise<number> => {
   let parsed
   try {
     parsed = parseArgs({
@@ -126,7 +122,7 @@ const main = async (argv: readonly string[]): Promise<number> => {
   if (rest.length > 0) throw new SettingsError(`unexpected ${rest.join(' ')}`)
   switch (command) {
     case 'run':
-      return await run(settingsOf(values.config))
+      return await run(settingsOf(values.config), around)
     case 'status':
       return await status(settingsOf(values.config))
     case 'unit':
@@ -136,11 +132,16 @@ const main = async (argv: readonly string[]): Promise<number> => {
   }
 }
 
-try {
-  process.exitCode = await main(process.argv.slice(2))
-} catch (error) {
-  const wrong = error instanceof SettingsError
-  say(error instanceof Error ? error.message : String(error))
-  if (wrong) process.stderr.write(`${usage}\n`)
-  process.exitCode = wrong ? exit.usage : exit.remote
+/** The command `fleetkey-agent`; its exit code. */
+export const runAgentCommand = async (argv: readonly string[], around: Surroundings = {}): Promise<number> => {
+  try {
+    return await main(argv, around)
+  } catch (error) {
+    const wrong = error instanceof SettingsError
+    say(error instanceof Error ? error.message : String(error))
+    if (wrong) process.stderr.write(`${usage}\n`)
+    return wrong ? exit.usage : exit.remote
+  }
 }
+
+if (import.meta.main) process.exitCode = await runAgentCommand(process.argv.slice(2))
