@@ -70,7 +70,7 @@ export const DeviceView = DeviceSummary.extend({
   revokedAt: time.nullable(),
   revocationReason: z.string().nullable(),
   ekHash: z.string().nullable(),
-  certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time })),
+  certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time, pem: z.string() })),
   groups: z.array(GroupId),
   holdings: z.array(HoldingView),
   lastRefusal: z.strictObject({ at: time, code: z.string(), reason: z.string() }).nullable(),

@@ -45,6 +45,8 @@ export interface Surroundings {
   /** Called at every named durable step. */
   readonly step?: (name: string) => void
   readonly log?: (line: string) => void
+  /** Milliseconds since 1970. */
+  readonly now?: () => number
 }
 
 const tokenIn = (path: string): string | undefined => {
@@ -61,7 +63,7 @@ const tokenIn = (path: string): string | undefined => {
 export const startServer = async (settings: Settings, around: Surroundings = {}): Promise<RunningServer> => {
   const step = around.step ?? (() => undefined)
   const log = around.log ?? ((line: string) => void process.stderr.write(`${new Date().toISOString()} ${line}\n`))
-  const now = (): number => Date.now()
+  const now = around.now ?? ((): number => Date.now())
   const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
   checkProfiles(now())
   mkdirSync(settings.data, { recursive: true, mode: 0o700 })

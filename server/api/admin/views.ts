@@ -1,5 +1,6 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import type { GroupId } from '@fleetkey/protocol/ids.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
@@ -79,7 +80,14 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     revokedAt: device.state === 'revoked' ? device.revokedAt : null,
     revocationReason: device.state === 'revoked' ? device.reason : null,
     ekHash: manifest[0]?.id ?? null,
-    certificates: certificates.map(({ id, profile, status, notBefore, notAfter }) => ({ serial: id, profile, status, notBefore, notAfter })),
+    certificates: certificates.map(({ id, profile, status, notBefore, notAfter, der }) => ({
+      serial: id,
+      profile,
+      status,
+      notBefore,
+      notAfter,
+      pem: toPem('CERTIFICATE', der),
+    })),
     groups: members.map(({ group }) => group),
     holdings: holdings
       .map(({ key, epoch, stage, deliveredAt, installedAt, activeAt, retiredAt, reason }) => ({

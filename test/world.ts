@@ -1,0 +1,250 @@
+import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createClient, type Client } from '@fleetkey/cli/client.ts'
+import { startAgent, type Agent } from '@fleetkey/device-agent/agent.ts'
+import { trustOfBundle, type Settings } from '@fleetkey/device-agent/config.ts'
+import { openDocument } from '@fleetkey/device-agent/files.ts'
+import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
+import { identityStore, type Identity } from '@fleetkey/device-agent/identity.ts'
+import { createBoard, install, type Board } from '@fleetkey/firmware-sim/board/board.ts'
+import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
+import { ekCertificate, makeEkCa, type EkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
+import { personalise } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { detachedSignature, manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
+import {
+  buildRelease,
+  measurementsOf,
+  referenceValues,
+  separatorData,
+  simulatedImages,
+  stages,
+  type Release,
+  type StageName,
+} from '@fleetkey/firmware-sim/release/release.ts'
+import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
+import type { Bundle } from '@fleetkey/protocol/admin.ts'
+import { decode } from '@fleetkey/protocol/cbor.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { readSettings } from '@fleetkey/server/config.ts'
+import { startServer, type RunningServer } from '@fleetkey/server/main.ts'
+import { alg, ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
+import { openDeviceKeys, type DeviceKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
+import { eventType, marshalEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { spkiOf } from '@fleetkey/tpm2/structures.ts'
+import { templates } from '@fleetkey/tpm2/templates.ts'
+import { Tpm } from '@fleetkey/tpm2/tpm.ts'
+import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
+import { startSwtpm } from './swtpm.ts'
+
+export const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+const now = (): number => Date.now()
+
+/** Waits for a condition; throws with what was missing. */
+export const until = async (what: string, holds: () => boolean | Promise<boolean>, patience = 20_000): Promise<void> => {
+  const end = Date.now() + patience
+  while (!(await holds())) {
+    if (Date.now() > end) throw new Error(`within ${patience / 1000} s: ${what}`)
+    await new Promise((resolve) => void setTimeout(resolve, 20))
+  }
+}
+
+/** A machine that an agent can run on: a TPM, personalised and measured, and its event log. */
+export interface Machine {
+  readonly serial: string
+  /** TPMT_PUBLIC of the EK. */
+  readonly ek: Uint8Array
+  openTpm(): Promise<Transport>
+  eventLog(): Uint8Array
+  stop(): Promise<void>
+}
+
+const release = (model: string): Release =>
+  buildRelease({ model, name: '1.0.0', number: 1 }, simulatedImages(`${model}/1.0.0`, new TextEncoder().encode('agent')))
+
+const digestsOf = (images: Release['images']): Readonly<Record<StageName, Uint8Array>> =>
+  Object.fromEntries(stages.map(({ stage }) => [stage, new Uint8Array(createHash('sha256').update(images[stage]).digest())])) as unknown as Readonly<
+    Record<StageName, Uint8Array>
+  >
+
+/** A board of the simulator. */
+const simulated = async (serial: string, ca: EkCa, of: Release): Promise<Machine & { readonly board: Board }> => {
+  const tpm = createSoftwareTpm({ random, now })
+  const ek = await personalise(tpm, ca, { random, now: now() })
+  const board = createBoard({ serial, tpm, flash: new Flash() })
+  install(board, of)
+  board.boot()
+  return { serial, ek, board, openTpm: async () => board.transport(), eventLog: () => board.eventLog(), stop: async () => undefined }
+}
+
+/** The same on swtpm: the EK certificate is written as a factory would, the boot is measured by extending its PCRs. */
+const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine & { readonly spec: string; readonly tcti: string }> => {
+  const running = await startSwtpm()
+  const transport = await openTransport(running.spec)
+  const tpm = new Tpm(transport, { random })
+  const ek = await tpm.createPrimary(handle.endorsement, templates.ekEcc)
+  await tpm.flush(ek.handle)
+  await tpm.nvStore(ekCertificateIndex.ecc, ekCertificate(ca, spkiOf(ek.public), now()))
+  const events: Event[] = []
+  for (const { pcr, kind, digest, description } of measurementsOf(digestsOf(of.images))) {
+    await tpm.pcrExtend(pcr, [{ hash: alg.sha256, digest }])
+    const data = kind === 'separator' ? separatorData : new TextEncoder().encode(description)
+    events.push({ pcr, type: kind === 'separator' ? eventType.separator : eventType.postCode, digests: new Map([[alg.sha256, digest]]), data })
+  }
+  await tpm.close()
+  await transport.close()
+  const log = marshalEventLog(events)
+  return {
+    serial,
+    ek: ek.public,
+    spec: running.spec,
+    tcti: running.tcti,
+    openTpm: async () => await openTransport(running.spec),
+    eventLog: () => log,
+    stop: running.stop,
+  }
+}
+
+/** One server with its operator, and what a factory needs to give it devices. */
+export interface World {
+  readonly folder: string
+  readonly server: RunningServer
+  readonly client: Client
+  readonly bundle: Bundle
+  readonly lines: string[]
+  simulated(serial: string): Promise<Machine & { readonly board: Board }>
+  onSwtpm(serial: string): Promise<Machine & { readonly spec: string; readonly tcti: string }>
+  /** Imports a signed batch of these machines, and puts them into a group. */
+  enlist(machines: readonly Machine[], group: string): Promise<void>
+  /** Runs an agent on a machine; ended with the world. */
+  agent(machine: Machine, of?: { readonly serial?: string; readonly outputs?: Settings['outputs']; readonly socket?: string }): Agent
+  /** Ends the server process's work and starts it again on the same data and ports. */
+  restart(): Promise<void>
+  stop(): Promise<void>
+}
+
+/** Starts a server on a temporary folder, with a station, a test endorsement and a release imported. */
+export const openWorld = async (of: { readonly step?: (name: string) => void; readonly folder?: string; readonly now?: () => number } = {}): Promise<World> => {
+  const folder = of.folder ?? mkdtempSync(join(tmpdir(), 'fk-world-'))
+  const lines: string[] = []
+  const start = async (mqtt: number, https: number): Promise<RunningServer> =>
+    await startServer(readSettings(['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https)], {}), {
+      log: (line) => void lines.push(line),
+      ...(of.step === undefined ? {} : { step: of.step }),
+      ...(of.now === undefined ? {} : { now: of.now }),
+    })
+  let server = await start(0, 0)
+  const connection = JSON.parse(readFileSync(server.cliFile, 'utf8')) as { server: string; token: string; ca: string }
+  let client = createClient(connection)
+  const ca = makeEkCa(now())
+  const station = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+  const model = 'gateway'
+  const firmware = release(model)
+  const signed = (content: string) => ({
+    content: Buffer.from(content).toString('base64'),
+    signature: detachedSignature(content, station.privateKey).trim(),
+    station: 'line-1',
+  })
+  await client.call('station.add', { body: { id: 'line-1', publicKey: station.publicKey.export({ format: 'pem', type: 'spki' }) as string } })
+  await client.call('endorsement.import', { body: { certificate: toPem('CERTIFICATE', ca.certificate), test: true } })
+  await client.call('release.import', { body: signed(referenceValues(firmware.manifest)) })
+  const bundle = await client.call('bundle')
+  const machines: Machine[] = []
+  const agents: Agent[] = []
+  let batches = 0
+  return {
+    folder,
+    get server() {
+      return server
+    },
+    get client() {
+      return client
+    },
+    bundle,
+    lines,
+    async simulated(serial) {
+      const machine = await simulated(serial, ca, firmware)
+      machines.push(machine)
+      return machine
+    },
+    async onSwtpm(serial) {
+      const machine = await onSwtpm(serial, ca, firmware)
+      machines.push(machine)
+      return machine
+    },
+    async enlist(enlisted, group) {
+      const batch = `batch-${++batches}`
+      const body = { ...signed(manifestJson({ batch, model, station: 'line-1' }, enlisted)), format: 'json' as const }
+      await client.call('batch.import', { body })
+      if (batches === 1 || (await client.call('group.list')).items.every(({ id }) => id !== group)) await client.call('group.create', { body: { id: group } })
+      await client.call('group.add', { params: { id: group }, body: { batch } })
+    },
+    agent(machine, with_ = {}) {
+      const data = join(folder, 'agents', machine.serial)
+      mkdirSync(data, { recursive: true })
+      const settings: Settings = {
+        ...trustOfBundle({ ...bundle, server: `mqtts://127.0.0.1:${server.mqttPort}` }),
+        data,
+        tpm: 'in-process',
+        serial: with_.serial ?? machine.serial,
+        eventLog: null,
+        socket: with_.socket === undefined ? null : { path: with_.socket, owner: { mode: 0o660 } },
+        outputs: with_.outputs ?? [],
+      }
+      const agent = startAgent({
+        settings,
+        openTpm: machine.openTpm,
+        files: nodeFileSystem,
+        now,
+        random,
+        log: (line) => void lines.push(`${machine.serial}: ${line}`),
+        step: () => undefined,
+        readEventLog: async () => machine.eventLog(),
+      })
+      agents.push(agent)
+      return agent
+    },
+    async restart() {
+      const { mqttPort, httpsPort } = server
+      await server.stop()
+      server = await start(mqttPort, httpsPort)
+      client.close()
+      client = createClient(connection)
+    },
+    async stop() {
+      for (const agent of agents) await agent.stop()
+      for (const machine of machines) await machine.stop()
+      client.close()
+      await server.stop()
+      rmSync(folder, { recursive: true, force: true })
+    },
+  }
+}
+
+/** Every holding of this key at its newest epoch is active. */
+export const using = (agents: readonly Agent[], key: string, epoch: number): boolean => agents.every((agent) => agent.status().current[key] === epoch)
+
+/** What lies encrypted on a device's disk, opened with its own TPM. Its agent must have stopped. */
+export const storedIdentity = async (world: World, machine: Machine): Promise<Identity> => {
+  const transport = await machine.openTpm()
+  const folder = join(world.folder, 'agents', machine.serial)
+  const document = (name: string) => openDocument({ files: nodeFileSystem, folder, name, step: () => undefined })
+  const blobs = decode((await document('tpm-keys').load()) ?? new Uint8Array()) as DeviceKeyBlobs & { v: 1 }
+  const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
+  const store = identityStore({
+    document: document('identity'),
+    storage: new Secret(await keys.storageKey()),
+    tenant: world.bundle.tenant,
+    random,
+    onLoss: (why) => {
+      throw new Error(why)
+    },
+  })
+  const identity = await store.load()
+  await keys.close()
+  await transport.close()
+  if (identity === undefined) throw new Error(`${machine.serial} has no identity`)
+  return identity
+}
