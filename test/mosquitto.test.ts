@@ -37,7 +37,11 @@ describe.skipIf(!here)('mosquitto with a device certificate', () => {
   ]
   const down = (device: string): string => `fk/1/${device}/down`
   const up = (device: string): string => `fk/1/${device}/up`
-  const sub = async (args: readonly string[], topic: string) => await tool('mosquitto_sub', [...args, '-q', '1', '-E', '-t', topic])
+  /** Code 0 only if the subscription was granted: the tool itself is content with a refusal. */
+  const sub = async (args: readonly string[], topic: string) => {
+    const done = await tool('mosquitto_sub', [...args, '-q', '1', '-E', '-d', '-t', topic])
+    return { ...done, code: done.code === 0 && /Subscribed \(mid: 1\): 1$/m.test(done.stdout) ? 0 : done.code || 128 }
+  }
   const pub = async (args: readonly string[], topic: string, more: readonly string[] = ['-q', '1']) =>
     await tool('mosquitto_pub', [...args, '-t', topic, '-m', 'x', ...more])
 
@@ -135,7 +139,6 @@ describe.skipIf(!here)('mosquitto with a device certificate', () => {
       ['a retained will', ['--will-topic', down('gw-2'), '--will-payload', 'x', '--will-retain']],
       ['MQTT 5', ['-V', 'mqttv5']],
       ['MQTT 3.1', ['-V', 'mqttv31']],
-      ['TLS 1.2', ['--tls-version', 'tlsv1.2']],
       ['the name of another user', ['-u', 'gw-2']],
       ['a password that is no proof', ['-u', 'gw-1', '-P', 'hunter2']],
       ['a password of the right form', ['-u', 'gw-1', '-P', 'A'.repeat(86)]],
