@@ -132,6 +132,8 @@ export interface Core {
   readonly working: { readonly work: Work; readonly decision: Decision } | null
   /** Epochs whose consumers have not taken them yet, by key, with the attempts so far. */
   readonly owed: ReadonlyMap<string, Take & { readonly attempts: number }>
+  /** Erasures carried out to their end since the start, files of the consumers included, as KEY/BELOW. */
+  readonly cleared: ReadonlySet<string>
 }
 
 export type Event =
@@ -212,6 +214,7 @@ export const initialCore: Core = {
   queue: [],
   working: null,
   owed: new Map(),
+  cleared: new Set(),
 }
 
 export type Next = readonly [Core, readonly Effect[]]
@@ -379,7 +382,7 @@ const startNext = (core: Core): Next => {
   if (core.working !== null || work === undefined) return [core, []]
   const held = core.held.get(work.key)
   const tooMany = work.type === 'delivery' && held === undefined && [...core.held.values()].filter(({ epochs }) => epochs.length > 0).length >= maxKeys
-  const decision: Decision = tooMany ? { do: 'refuse', epoch: work.epoch, reason: 'key.too-many' } : decide(held, work)
+  const decision: Decision = tooMany ? { do: 'refuse', epoch: work.epoch, reason: 'key.too-many' } : whole(core, work, decide(held, work))
   const next: Core = { ...core, queue, working: { work, decision } }
   switch (decision.do) {
     case 'install':
@@ -387,7 +390,11 @@ const startNext = (core: Core): Next => {
     case 'take':
       return work.type === 'retire' ? [next, []] : [next, [{ do: 'take', take: takeOf(work) }]]
     case 'erase':
-      return work.type === 'retire' ? [next, [{ do: 'erase', key: work.key, below: decision.below, nonce: work.nonce }]] : [next, []]
+      if (work.type !== 'retire') return [next, []]
+      return [
+        { ...next, cleared: new Set([...core.cleared].filter((name) => name !== clearedName(work))) },
+        [{ do: 'erase', key: work.key, below: decision.below, nonce: work.nonce }],
+      ]
     case 'say':
       return then([{ ...next, working: null }, [say(work, decision.stage, decision.epoch)]], startNext)
     case 'refuse':
@@ -396,6 +403,15 @@ const startNext = (core: Core): Next => {
       return then([{ ...next, working: null }, [{ do: 'log', line: `${work.type} of ${work.key}: ${decision.reason}` }]], startNext)
   }
 }
+
+const clearedName = ({ key, below }: Retire): string => `${key}/${below ?? 'all'}`
+
+/**
+ * A crash or a failed hook may have cut an erasure short: the older copy on the medium or a consumer's file would outlive its `retired`. So it is
+ * carried out once more before it is stated. Replays of it write nothing.
+ */
+const whole = (core: Core, work: Work, decision: Decision): Decision =>
+  work.type === 'retire' && decision.do === 'say' && !core.cleared.has(clearedName(work)) ? { do: 'erase', below: work.below } : decision
 
 const takeOf = ({ key, epoch, nonce, campaign }: Delivery | Activate | Take): Take => ({ type: 'take', key, epoch, nonce, campaign })
 
@@ -428,8 +444,13 @@ const finished = (core: Core, _env: Environment): Next => {
     return decision.take ? startNext({ ...idle, queue: [takeOf(work), ...idle.queue] }) : then([idle, [say(work, 'installed', work.epoch)]], startNext)
   if (decision.do === 'take' && work.type !== 'retire')
     return then([{ ...idle, owed: without(idle.owed, work.key) }, [say(work, 'active', work.epoch)]], startNext)
-  if (decision.do === 'erase')
-    return then([{ ...idle, owed: without(idle.owed, work.key) }, [say(work, 'retired', Math.max(core.held.get(work.key)?.erased ?? 0, 1))]], startNext)
+  if (decision.do === 'erase' && work.type === 'retire') {
+    const cleared = new Set(core.cleared).add(clearedName(work))
+    return then(
+      [{ ...idle, owed: without(idle.owed, work.key), cleared }, [say(work, 'retired', Math.max(core.held.get(work.key)?.erased ?? 0, 1))]],
+      startNext,
+    )
+  }
   return startNext(idle)
 }
 
