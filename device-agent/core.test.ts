@@ -464,7 +464,7 @@ describe('any order of events', () => {
   test('never throws, never lowers the epoch in use, says nothing that is not durable', () => {
     fc.assert(
       fc.property(
-        fc.array(moves, { maxLength: 60 }),
+        fc.array(moves, { maxLength: 60, size: 'max' }),
         fc.array(fc.double({ min: 0, max: 0.999, noNaN: true }), { minLength: 1, maxLength: 8 }),
         (events, dice) => {
           const medium = new Map<string, HeldKey>()

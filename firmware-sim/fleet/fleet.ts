@@ -24,6 +24,8 @@ export interface FleetOptions {
   readonly claims: ReadonlyMap<string, string>
   /** Agents that may be on their way to a connection at the same time. */
   readonly starting: number
+  /** Called at every named durable step of an agent; fault runs end the process there. */
+  readonly step?: (name: string) => void
 }
 
 export interface Fleet {
@@ -85,7 +87,7 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       now,
       random,
       log: (line) => options.log(`${serial}: ${line}`),
-      step: () => undefined,
+      step: options.step ?? (() => undefined),
       readEventLog: async () => board.eventLog(),
     })
     agents.set(serial, agent)

@@ -1,0 +1,198 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync, existsSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createClient, Refused, Unreachable, type Call, type Client } from '@fleetkey/cli/client.ts'
+import type { AgentStatus } from '@fleetkey/device-agent/agent.ts'
+import type { OperationName, ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
+import type { DeviceEvidence } from '../invariants/evidence.ts'
+import { invariants } from '../invariants/invariants.ts'
+import { supervise, type Supervised } from './supervised.ts'
+
+/** How long it took from the restart to the end. */
+export interface ScenarioResult {
+  readonly kills: number
+  readonly afterRestart: number
+}
+
+const sleep = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
+
+const freePorts = async (count: number): Promise<readonly number[]> => {
+  const servers = Array.from({ length: count }, () => createServer())
+  await Promise.all(servers.map(async (server) => await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))))
+  const ports = servers.map((server) => (server.address() as AddressInfo).port)
+  await Promise.all(servers.map(async (server) => await new Promise<void>((resolve) => void server.close(() => resolve()))))
+  return ports
+}
+
+type Order = { readonly do: string; readonly [field: string]: unknown }
+
+/** The boards' process and what it has said. */
+const openBoards = async (of: { readonly factory: string; readonly bundle: string; readonly data: string; readonly serials: readonly string[]; readonly fault: NodeJS.ProcessEnv }) => {
+  const status = new Map<string, AgentStatus>()
+  const history: { device: string; key: string; epoch: number }[] = []
+  const replies = new Map<number, { resolve(value: Record<string, unknown>): void; reject(error: Error): void }>()
+  let last = 0
+  let process_: Supervised | undefined
+  const switchOn = (): void => process_?.write(JSON.stringify({ id: 0, do: 'on', serials: of.serials }))
+  process_ = await supervise({
+    script: './fleet-process.ts',
+    args: [of.factory, of.bundle, of.data],
+    fault: of.fault,
+    isReady: (line) => line === '{"event":"ready"}',
+    onReady: () => {
+      status.clear()
+      // The first start is switched on below, once `process_` is there.
+      switchOn()
+    },
+    onLine(line) {
+      const message = JSON.parse(line) as { event?: string; serial?: string; reply?: number; error?: { message: string } } & AgentStatus
+      if (message.event === 'status' && message.serial !== undefined) {
+        status.set(message.serial, message)
+        for (const [key, epoch] of Object.entries(message.current)) history.push({ device: message.serial, key, epoch })
+      }
+      if (typeof message.reply !== 'number') return
+      const waiting = replies.get(message.reply)
+      replies.delete(message.reply)
+      if (message.error === undefined) waiting?.resolve({ ...message })
+      else waiting?.reject(new Error(message.error.message))
+    },
+  })
+  switchOn()
+  const started = process_
+  const ask = async (order: Order): Promise<Record<string, unknown>> => {
+    const id = ++last
+    return await new Promise((resolve, reject) => {
+      replies.set(id, { resolve, reject })
+      started.write(JSON.stringify({ id, ...order }))
+    })
+  }
+  return { process: started, status, history, ask }
+}
+
+const base64 = (text: string): string => Buffer.from(text).toString('base64')
+
+/**
+ * From an empty folder to a revoked device, with one process killed at one durable step and started again. Every operator's act is repeated until it is
+ * done, as an operator would. Throws when it does not complete or an invariant does not hold.
+ */
+export const runScenario = async (of: {
+  readonly factory: string
+  readonly serials: readonly [string, string]
+  readonly server?: NodeJS.ProcessEnv
+  readonly boards?: NodeJS.ProcessEnv
+}): Promise<ScenarioResult> => {
+  const folder = mkdtempSync(join(tmpdir(), 'fk-fault-'))
+  const data = join(folder, 'server')
+  const [mqtt, https] = await freePorts(2)
+  const server = await supervise({
+    script: './server-process.ts',
+    args: ['--data', data, '--mqtt-port', String(mqtt), '--https-port', String(https), '--json'],
+    fault: of.server ?? {},
+    isReady: (line) => line.startsWith('{"ready":true'),
+    onLine: () => undefined,
+  })
+  let boards: Awaited<ReturnType<typeof openBoards>> | undefined
+  let client: Client | undefined
+  const until = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
+    for (const end = Date.now() + 30_000; ; await sleep(20)) {
+      try {
+        if (await holds()) return
+      } catch (thrown) {
+        if (!(thrown instanceof Unreachable)) throw thrown
+      }
+      if (Date.now() > end) throw new Error(`within 30 s: ${what}\nserver: ${server.errors}\nboards: ${boards?.process.errors ?? ''}`)
+    }
+  }
+  /** Repeats while the server is away; `conflict` says that it was done before. */
+  const call = async <N extends OperationName>(name: N, with_?: Call<N>): Promise<ResponseOf<N> | undefined> => {
+    for (let tries = 0; ; tries++) {
+      try {
+        // The file is rewritten at each start.
+        client ??= createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
+        return await client.call(name, with_)
+      } catch (thrown) {
+        if (thrown instanceof Refused && thrown.code === 'conflict') return undefined
+        if (!(thrown instanceof Unreachable) || tries > 400) throw thrown
+        client?.close()
+        client = undefined
+        await sleep(25)
+      }
+    }
+  }
+  try {
+    const file = (name: string): string => readFileSync(join(of.factory, name), 'utf8')
+    const signed = (name: string) => ({ content: base64(file(name)), signature: file(`${name}.sig`).trim(), station: 'line-1' })
+    await until('the first token', () => existsSync(join(data, 'cli.json')))
+    await call('station.add', { body: { id: 'line-1', publicKey: file('station.pem') } })
+    await call('endorsement.import', { body: { certificate: file('ek-ca.pem'), test: true } })
+    await call('release.import', { body: signed('release.json') })
+    await call('batch.import', { body: { ...signed('batch.json'), format: 'json' } })
+    await call('group.create', { body: { id: 'plant' } })
+    await call('group.add', { params: { id: 'plant' }, body: { batch: 'batch-1' } })
+    await call('key.create', { body: { id: 'telemetry', protection: 'sealed', recipientUsage: 0 } })
+    await call('key.create', { body: { id: 'command-auth', protection: 'tpm' } })
+    await call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
+    await call('key.grant', { params: { id: 'command-auth' }, body: { group: 'plant' } })
+    const bundle = join(folder, 'bundle.json')
+    writeFileSync(bundle, JSON.stringify(await call('bundle')))
+    boards = await openBoards({ factory: of.factory, bundle, data: join(folder, 'boards'), serials: of.serials, fault: of.boards ?? {} })
+    const { status, history, ask, process: boardsProcess } = boards
+    const using = (key: string, epoch: number, serials: readonly string[] = of.serials): boolean =>
+      serials.every((serial) => status.get(serial)?.current[key] === epoch)
+    await until('both use both keys', () => using('telemetry', 1) && using('command-auth', 1))
+    const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.latest ?? 0
+    if ((await latest()) === 1) await call('key.rotate', { params: { id: 'telemetry' }, body: { waves: [0.5, 1], deadline: 60_000 } })
+    await until('a rotation was started', async () => {
+      // The order may have been lost with the process that took it.
+      if ((await latest()) === 2) return true
+      await call('key.rotate', { params: { id: 'telemetry' }, body: { waves: [0.5, 1], deadline: 60_000 } })
+      return false
+    })
+    await until('both use epoch 2', () => using('telemetry', 2))
+    await until('epoch 1 is destroyed', async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed')
+    const [stays, goes] = of.serials
+    const gone = goes.toLowerCase()
+    await call('device.revoke', { params: { id: gone }, body: { reason: 'stolen' } })
+    await until('it is revoked', async () => (await call('device.show', { params: { id: gone } }))?.state === 'revoked')
+    await until('its session is closed', () => status.get(goes)?.connected === false)
+    await until('the other uses newer epochs', () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2)
+    await until('every rotation is settled', async () => (await call('campaign.list'))?.items.every(({ counts, key, state }) => (key !== 'telemetry' || state === 'done' || state === 'aborted') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0) === true)
+    await until('the server has every statement', async () => {
+      const view = await call('device.show', { params: { id: stays.toLowerCase() } })
+      return view?.holdings.every(({ stage }) => stage !== 'delivered' && stage !== 'installed') === true
+    })
+    const ended = Date.now()
+
+    // The evidence, at rest.
+    let log = ''
+    await client?.stream('/api/1/audit/export', (chunk) => void (log += chunk))
+    const auditKey = Buffer.from((await call('audit.key'))?.spki ?? '', 'base64')
+    const afterRestart = Math.max(server.kills > 0 ? ended - server.restartedAt : 0, boardsProcess.kills > 0 ? ended - boardsProcess.restartedAt : 0)
+    const kills = server.kills + boardsProcess.kills
+    await server.stop()
+    const store = await openSqliteStore(join(data, 'store'), { now: () => Date.now(), log: () => undefined, step: () => undefined })
+    const evidence = (serial: string): DeviceEvidence => ({
+      device: serial.toLowerCase(),
+      status: status.get(serial) as AgentStatus,
+      encrypt: async (key, plaintext) => String((await ask({ do: 'encrypt', serial, key, data: base64(plaintext) }))['data']),
+      decrypt: async (key, ciphertext) => Buffer.from(String((await ask({ do: 'decrypt', serial, key, data: ciphertext }))['data']), 'base64').toString(),
+      mac: async (key, text) => (await ask({ do: 'mac', serial, key, data: base64(text) })) as { epoch: number; mac: string },
+      verify: async (key, epoch, text, mac) => (await ask({ do: 'verify', serial, key, epoch, data: base64(text), mac }))['valid'] === true,
+    })
+    try {
+      for (const invariant of invariants) await invariant({ store, devices: [evidence(stays)], history, log, auditKey })
+    } finally {
+      await store.close()
+    }
+    assert.ok(status.get(goes)?.connected === false, 'the revoked device is connected')
+    return { kills, afterRestart }
+  } finally {
+    client?.close()
+    await boards?.process.stop()
+    await server.stop()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}

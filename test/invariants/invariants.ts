@@ -1,0 +1,134 @@
+import assert from 'node:assert/strict'
+import { verifyExport } from '@fleetkey/cli/offline/audit.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { rows, type Evidence } from './evidence.ts'
+
+/** I1: no acknowledged key is lost. What a device has acknowledged and not retired, it holds. */
+export const acknowledgedKeysAreHeld = async ({ store, devices }: Evidence): Promise<void> => {
+  for (const { device, status } of devices)
+    for (const { key, epoch, stage } of await store.find('holding', { where: { device }, limit: 500 }))
+      if (stage === 'installed' || stage === 'active')
+        assert.ok(
+          status.holdings.some((held) => held.key === key && held.epoch === epoch),
+          `I1: ${device} acknowledged ${key}/${epoch} as ${stage} and does not hold it`,
+        )
+}
+
+/** I2: server and device always share a usable epoch. */
+export const anEpochIsShared = async ({ store, devices }: Evidence): Promise<void> => {
+  for (const key of await rows(store, 'key'))
+    for (const { device, status } of devices) {
+      const holdings = (await store.find('holding', { where: { device }, limit: 500 })).filter((holding) => holding.key === key.id)
+      if (holdings.length === 0) continue
+      const current = status.current[key.id]
+      const epoch = current === undefined ? undefined : await store.get('epoch', `${key.id}/${current}`)
+      assert.ok(
+        epoch?.state === 'active' || epoch?.state === 'deactivated',
+        `I2: ${device} uses ${key.id}/${String(current)}, which is ${epoch?.state ?? 'unknown'} at the server`,
+      )
+    }
+}
+
+/** I3: a device's epoch never falls. */
+export const epochsNeverFall = ({ history }: Evidence): void => {
+  const highest = new Map<string, number>()
+  for (const { device, key, epoch } of history) {
+    const before = highest.get(`${device} ${key}`) ?? 0
+    assert.ok(epoch >= before, `I3: ${device} fell from ${key}/${before} to ${epoch}`)
+    highest.set(`${device} ${key}`, epoch)
+  }
+}
+
+/** I4: one value per (device, key, epoch): whoever uses the same epoch of a group key has the same key. */
+export const oneValuePerEpoch = async ({ store, devices }: Evidence): Promise<void> => {
+  for (const { id, protection } of await rows(store, 'key'))
+    for (const one of devices)
+      for (const other of devices) {
+        const epoch = one.status.current[id]
+        if (epoch === undefined || other.status.current[id] !== epoch) continue
+        if (protection === 'sealed') assert.equal(await other.decrypt(id, await one.encrypt(id, 'the same')), 'the same', `I4: ${id}/${epoch}`)
+        else {
+          const { mac } = await one.mac(id, 'the same')
+          assert.ok(await other.verify(id, epoch, 'the same', mac), `I4: ${id}/${epoch} of ${one.device} and ${other.device}`)
+        }
+      }
+}
+
+/** I5: no two devices hold one LDevID key, no serial number twice. */
+export const identitiesAreUnique = async ({ store }: Evidence): Promise<void> => {
+  const keys = new Map<string, string>()
+  for (const device of await rows(store, 'device')) {
+    if (device.state === 'registered' || device.keys === null) continue
+    const key = Buffer.from(device.keys.ldevidSpki).toString('hex')
+    assert.equal(keys.get(key), undefined, `I5: ${device.id} and ${String(keys.get(key))} have one LDevID key`)
+    keys.set(key, device.id)
+  }
+  const serials = new Set<string>()
+  for (const { der } of await rows(store, 'certificate')) {
+    const { serial } = parseCertificate(der)
+    assert.ok(!serials.has(serial), `I5: serial ${serial} twice`)
+    serials.add(serial)
+  }
+}
+
+/** I6: every signed certificate has an intent that was written before. */
+export const certificatesWereIntended = async ({ store }: Evidence): Promise<void> => {
+  for (const { id, profile } of await rows(store, 'certificate')) {
+    // Server TLS certificates and roles are intended as well; only the root signs itself.
+    const intent = await store.get('intent', id)
+    assert.ok(intent !== undefined || profile === 'root-ca', `I6: certificate ${id} (${profile}) without intent`)
+  }
+  for (const { id, state, profile } of await rows(store, 'intent')) assert.notEqual(state, 'open', `I6: intent ${id} (${profile}) is still open`)
+}
+
+/** I7: a challenge is spent once. */
+export const challengesAreSpentOnce = ({ log }: Evidence): void => {
+  const spent = [...log.matchAll(/challenge ([0-9a-f]{32}) spent/g)].map(([, id]) => id)
+  assert.equal(new Set(spent).size, spent.length, 'I7: a challenge was spent twice')
+}
+
+/** I9: the audit log verifies, and says each effect once. */
+export const auditIsWhole = async ({ log, auditKey, store }: Evidence): Promise<void> => {
+  const verdict = verifyExport(log, auditKey, [])
+  assert.ok(verdict.ok, `I9: ${JSON.stringify(verdict)}`)
+  const effects = [...log.matchAll(/"action":"device.acknowledge"[^\n]*?"subject":"([a-z0-9-]+)"[^\n]*?"outcome":"done"[^\n]*?"detail":"([a-z-]+\/\d+ (?:installed|active))/g)].map(
+    ([, device, what]) => `${device} ${what}`,
+  )
+  assert.equal(new Set(effects).size, effects.length, `I9: an effect twice: ${effects.filter((one, at) => effects.indexOf(one) !== at).join(', ')}`)
+  for (const { device, key, epoch, activeAt } of await rows(store, 'holding'))
+    if (activeAt !== null) assert.ok(log.includes(`${key}/${epoch} active`), `I9: ${device} ${key}/${epoch} is active and the log does not say so`)
+}
+
+/** I12: whatever a broker does, no device holds what the server did not send, and none of it is another's. */
+export const onlyWhatWasSent = async ({ store, devices }: Evidence): Promise<void> => {
+  for (const { device, status } of devices)
+    for (const { key, epoch } of status.holdings)
+      assert.ok((await store.get('holding', `${device}/${key}/${epoch}`)) !== undefined, `I12: ${device} holds ${key}/${epoch}, which was never sent to it`)
+}
+
+/** I15: the stages of a campaign add up to its targets. */
+export const stagesAddUp = async ({ store }: Evidence): Promise<void> => {
+  const targets = await rows(store, 'target')
+  for (const { id, waves } of await rows(store, 'campaign')) {
+    const own = targets.filter(({ campaign }) => campaign === id)
+    assert.ok(
+      own.every(({ wave, stage, place }) => wave < waves && place === `${id}/${wave}/${stage}`),
+      `I15: a target of ${id} is misplaced`,
+    )
+    assert.equal(new Set(own.map(({ device }) => device)).size, own.length, `I15: a device is twice in ${id}`)
+  }
+}
+
+/** Those that hold after every fault run. */
+export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)[] = [
+  acknowledgedKeysAreHeld,
+  anEpochIsShared,
+  epochsNeverFall,
+  oneValuePerEpoch,
+  identitiesAreUnique,
+  certificatesWereIntended,
+  challengesAreSpentOnce,
+  auditIsWhole,
+  onlyWhatWasSent,
+  stagesAddUp,
+]
