@@ -161,7 +161,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     syncFolder: async (...args) => (alive(), await options.files.syncFolder(...args)),
     makeFolder: async (...args) => (alive(), await options.files.makeFolder(...args)),
   }
-  const document = (name: string): Document => openDocument({ files, folder: settings.data, name, step })
+  const document = (name: string): Document => openDocument({ files, folder: settings.data, name, step, onDamage: (why) => log(`not readable: ${why}`) })
 
   // --- status ---
 

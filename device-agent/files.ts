@@ -4,7 +4,7 @@ import type { FileSystem } from './filesystem.ts'
 
 /** One thing the agent remembers: whole or not at all, whatever happens while it is written. */
 export interface Document {
-  /** The newest copy that is whole; undefined when there is none. */
+  /** The newest copy that is whole; undefined when there is none (`onDamage` is told when there was one). */
   load(): Promise<Uint8Array | undefined>
   /** Resolves when the bytes are on the medium; what was there before is there until then. Rejects when they may not be. */
   save(bytes: Uint8Array): Promise<void>
@@ -44,13 +44,17 @@ export const openDocument = (of: {
   readonly folder: string
   readonly name: string
   readonly step: (name: string) => void
+  /** Both copies are there or were, and neither is whole: what was remembered is lost. */
+  readonly onDamage?: (why: string) => void
 }): Document => {
   const { files, folder, name, step } = of
   const slots = [join(folder, `${name}.a`), join(folder, `${name}.b`)] as const
   let sequence: number | undefined
 
   const load = async (): Promise<Uint8Array | undefined> => {
-    const found = (await Promise.all(slots.map(async (slot) => open(await files.read(slot))))).filter((one) => one !== undefined)
+    const copies = await Promise.all(slots.map(async (slot) => await files.read(slot)))
+    const found = copies.map(open).filter((one) => one !== undefined)
+    if (found.length === 0 && copies.some((copy) => copy !== undefined)) of.onDamage?.(`no copy of ${join(folder, name)} is whole`)
     const newest = found.toSorted((one, other) => other.sequence - one.sequence)[0]
     sequence = newest?.sequence ?? 0
     return newest?.body

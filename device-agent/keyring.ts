@@ -265,7 +265,7 @@ export const openKeyring = async (of: {
         const epochs = key.epochs.filter((one) => !gone.includes(one))
         if (key.current !== null && below !== null && !epochs.some(({ epoch }) => epoch === key.current))
           throw new Problem('conflict', `epoch ${key.current} of ${name} is in use`, { reason: 'epoch.in-use' })
-        const withdrawals = below === null ? [...key.withdrawals, hex(nonce)].slice(-keptWithdrawals) : key.withdrawals
+        const withdrawals = below === null ? [...key.withdrawals.filter((one) => one !== hex(nonce)), hex(nonce)].slice(-keptWithdrawals) : key.withdrawals
         const erased = Math.max(key.erased, ...gone.map(({ epoch }) => epoch))
         const held = await commit({ ...key, epochs, current: below === null ? null : key.current, erased, withdrawals }, 'replace')
         for (const { open } of gone) if ('secret' in open) open.secret.destroy()
