@@ -93,11 +93,24 @@ const serverPoints = [
   'issue.intended#7',
   'issue.signed#7',
   ...later(['store.committed'], [20, 30, 45, 60]),
-  ...(long ? [...later(['store.commit', 'store.committed'], Array.from({ length: 70 }, (_, at) => at + 2)), ...later(['deliver.recorded', 'acknowledge.active'], [2, 3, 4, 5, 6])] : []),
+  ...(long
+    ? [
+        ...later(
+          ['store.commit', 'store.committed'],
+          Array.from({ length: 70 }, (_, at) => at + 2),
+        ),
+        ...later(['deliver.recorded', 'acknowledge.active'], [2, 3, 4, 5, 6]),
+      ]
+    : []),
 ]
 const agentPoints = [
   ...later(['keyring.renamed'], [5, 9, 13]),
-  ...(long ? later(['keyring.written', 'keyring.renamed', 'keyring.durable'], Array.from({ length: 28 }, (_, at) => at + 2)) : []),
+  ...(long
+    ? later(
+        ['keyring.written', 'keyring.renamed', 'keyring.durable'],
+        Array.from({ length: 28 }, (_, at) => at + 2),
+      )
+    : []),
 ]
 
 beforeAll(async () => {
@@ -120,7 +133,7 @@ const killed = async (at: { readonly server?: string; readonly boards?: string }
   expect(kills).toBe(1)
 }
 
-test('every step that the path reaches is in the tables', { timeout: 90_000 }, async () => {
+test('every step that the path reaches is in the tables', { timeout: 150_000 }, async () => {
   const [server, boards] = [join(factory, 'server.steps'), join(factory, 'boards.steps')]
   await runScenario({ factory, serials: [...serials], server: { FLEETKEY_STEPS: server }, boards: { FLEETKEY_STEPS: boards } })
   const reached = (path: string): readonly string[] => [...new Set(readFileSync(path, 'utf8').trim().split('\n'))]
@@ -128,11 +141,11 @@ test('every step that the path reaches is in the tables', { timeout: 90_000 }, a
   expect(reached(boards).filter((step) => !agentSteps.includes(step))).toStrictEqual([])
 })
 
-describe.concurrent('kill -9 of the server at', { timeout: 90_000 }, () => {
+describe.concurrent('kill -9 of the server at', { timeout: 150_000 }, () => {
   test.for([...serverSteps, ...serverPoints])('%s', async (at) => await killed({ server: at }))
 })
 
-describe.concurrent('kill -9 of the agent, with its TPM, at', { timeout: 90_000 }, () => {
+describe.concurrent('kill -9 of the agent, with its TPM, at', { timeout: 150_000 }, () => {
   test.for([...agentSteps, ...agentPoints])('%s', async (at) => await killed({ boards: at }))
 })
 

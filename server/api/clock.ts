@@ -24,7 +24,8 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
       let running: Promise<void> = Promise.resolve()
       let stopped = false
       let queued = false
-      let lastMinute = ctx.now()
+      // The first round sweeps as well: it finishes what a crash has left.
+      let lastMinute = Number.NEGATIVE_INFINITY
       const guarded = async (what: string, work: () => Promise<unknown>): Promise<void> => {
         try {
           await work()

@@ -30,7 +30,13 @@ const freePorts = async (count: number): Promise<readonly number[]> => {
 type Order = { readonly do: string; readonly [field: string]: unknown }
 
 /** The boards' process and what it has said. */
-const openBoards = async (of: { readonly factory: string; readonly bundle: string; readonly data: string; readonly serials: readonly string[]; readonly fault: NodeJS.ProcessEnv }) => {
+const openBoards = async (of: {
+  readonly factory: string
+  readonly bundle: string
+  readonly data: string
+  readonly serials: readonly string[]
+  readonly fault: NodeJS.ProcessEnv
+}) => {
   const status = new Map<string, AgentStatus>()
   const history: { device: string; key: string; epoch: number }[] = []
   const replies = new Map<number, { resolve(value: Record<string, unknown>): void; reject(error: Error): void }>()
@@ -97,13 +103,16 @@ export const runScenario = async (of: {
   let boards: Awaited<ReturnType<typeof openBoards>> | undefined
   let client: Client | undefined
   const until = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
-    for (const end = Date.now() + 30_000; ; await sleep(20)) {
+    for (const end = Date.now() + 60_000; ; await sleep(20)) {
       try {
         if (await holds()) return
       } catch (thrown) {
         if (!(thrown instanceof Unreachable)) throw thrown
       }
-      if (Date.now() > end) throw new Error(`within 30 s: ${what}\nserver: ${server.errors}\nboards: ${boards?.process.errors ?? ''}`)
+      if (Date.now() > end)
+        throw new Error(
+          `within 60 s: ${what}\nserver: ${server.errors}\nboards: ${boards?.process.errors ?? ''}\n${JSON.stringify([...(boards?.status ?? [])])}\n${JSON.stringify(await client?.call('campaign.list'))}`,
+        )
     }
   }
   /** Repeats while the server is away; `conflict` says that it was done before. */
@@ -152,17 +161,33 @@ export const runScenario = async (of: {
       return false
     })
     await until('both use epoch 2', () => using('telemetry', 2))
-    await until('epoch 1 is destroyed', async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed')
+    await until(
+      'epoch 1 is destroyed',
+      async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed',
+    )
     const [stays, goes] = of.serials
     const gone = goes.toLowerCase()
     await call('device.revoke', { params: { id: gone }, body: { reason: 'stolen' } })
     await until('it is revoked', async () => (await call('device.show', { params: { id: gone } }))?.state === 'revoked')
     await until('its session is closed', () => status.get(goes)?.connected === false)
-    await until('the other uses newer epochs', () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2)
-    await until('every rotation is settled', async () => (await call('campaign.list'))?.items.every(({ counts, key, state }) => (key !== 'telemetry' || state === 'done' || state === 'aborted') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0) === true)
+    await until(
+      'the other uses newer epochs',
+      () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2,
+    )
+    await until(
+      'every rotation is settled',
+      async () =>
+        (await call('campaign.list'))?.items.every(
+          ({ counts, key, state }) =>
+            state === 'aborted' ||
+            ((key !== 'telemetry' || state === 'done') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0),
+        ) === true,
+    )
     await until('the server has every statement', async () => {
       const view = await call('device.show', { params: { id: stays.toLowerCase() } })
-      return view?.holdings.every(({ stage }) => stage !== 'delivered' && stage !== 'installed') === true
+      // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
+      const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
+      return newest.every((one) => one?.stage === 'active')
     })
     const ended = Date.now()
 

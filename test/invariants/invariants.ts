@@ -91,9 +91,9 @@ export const challengesAreSpentOnce = ({ log }: Evidence): void => {
 export const auditIsWhole = async ({ log, auditKey, store }: Evidence): Promise<void> => {
   const verdict = verifyExport(log, auditKey, [])
   assert.ok(verdict.ok, `I9: ${JSON.stringify(verdict)}`)
-  const effects = [...log.matchAll(/"action":"device.acknowledge"[^\n]*?"subject":"([a-z0-9-]+)"[^\n]*?"outcome":"done"[^\n]*?"detail":"([a-z-]+\/\d+ (?:installed|active))/g)].map(
-    ([, device, what]) => `${device} ${what}`,
-  )
+  const effects = [
+    ...log.matchAll(/"action":"device.acknowledge"[^\n]*?"subject":"([a-z0-9-]+)"[^\n]*?"outcome":"done"[^\n]*?"detail":"([a-z-]+\/\d+ (?:installed|active))/g),
+  ].map(([, device, what]) => `${device} ${what}`)
   assert.equal(new Set(effects).size, effects.length, `I9: an effect twice: ${effects.filter((one, at) => effects.indexOf(one) !== at).join(', ')}`)
   for (const { device, key, epoch, activeAt } of await rows(store, 'holding'))
     if (activeAt !== null) assert.ok(log.includes(`${key}/${epoch} active`), `I9: ${device} ${key}/${epoch} is active and the log does not say so`)
