@@ -333,7 +333,7 @@ describe('clients that misbehave', () => {
       { error: { code: 'malformed', detail: 'a line of more than 98304 bytes' } },
     ])
     // Closed, not left half open: such connections would pile up beside those that are counted.
-    await expect.poll(async () => await new Promise((resolve) => client.socket.write('\n', (error) => resolve(error != null)))).toBe(true)
+    await expect.poll(async () => await new Promise((resolve) => client.socket.write('\n', (error) => resolve(error != null))), { timeout: 5_000 }).toBe(true)
   })
 
   test('64 connections are served, the next is told so and closed, a place that is free is taken', async () => {
@@ -342,7 +342,7 @@ describe('clients that misbehave', () => {
     expect(answers.every(({ material }) => material === base64(secrets.two))).toBe(true)
     const refused = await open({ allowHalfOpen: true })
     expect(await refused.next()).toEqual({ error: { code: 'rate-limited', detail: 'more than 64 connections' } })
-    await expect.poll(async () => await new Promise((resolve) => refused.socket.write('\n', (error) => resolve(error != null)))).toBe(true)
+    await expect.poll(async () => await new Promise((resolve) => refused.socket.write('\n', (error) => resolve(error != null))), { timeout: 5_000 }).toBe(true)
     many[0]?.socket.destroy()
     await expect.poll(async () => await (await open()).ask({ op: 'status' })).toEqual(status())
   })
@@ -353,24 +353,27 @@ describe('clients that misbehave', () => {
     clients.push(refused)
     refused.on('error', () => undefined)
     refused.write('more than nothing\n')
-    await once(refused, 'connect')
+    await once(refused, 'data')
     await api.close()
     await expect(open()).rejects.toThrow()
   })
 
   test('a watcher that does not read is dropped; others go on', async () => {
-    const [deaf, well] = [await open(), await open()]
-    await deaf.ask({ op: 'watch' })
+    const deaf = connect(path)
+    clients.push(deaf)
+    deaf.on('error', () => undefined)
+    deaf.write('{"op":"watch"}\n')
+    const closed = new Promise<void>((resolve) => deaf.once('close', () => resolve()))
+    await once(deaf, 'connect')
+    const well = await open()
     await well.ask({ op: 'watch' })
-    deaf.socket.pause()
-    const closed = new Promise<void>((resolve) => deaf.socket.once('close', () => resolve()))
     let seen = 0
     for (let epoch = 1; epoch <= 20_000; epoch += 1) {
       api.notify({ key: 'site', epoch })
       // One that reads is never behind.
       if (epoch % 100 === 0) for (; seen < epoch; seen += 1) expect(await well.next()).toMatchObject({ epoch: seen + 1 })
     }
-    deaf.socket.resume()
+    deaf.resume()
     await closed
     expect(await well.ask({ op: 'status' })).toEqual(status())
   })

@@ -24,7 +24,7 @@ export interface LocalApi {
 /** sun_path has 108 bytes, one of them the final zero. */
 export const maxSocketPath = 107
 
-const limits = { line: 96 << 10, connections: 64, data: 16 << 10, plaintext: 64 << 10, backlog: 256 << 10 } as const
+const limits = { line: 96 << 10, connections: 64, data: 16 << 10, plaintext: 64 << 10, backlog: 256 << 10, goodbye: 1_000 } as const
 
 const base64 = (max: number) =>
   z
@@ -151,12 +151,21 @@ export const openLocalApi = async (of: {
     if (client.socket.writableLength > limits.backlog) client.socket.destroy()
   }
 
+  const leaving = new Set<Socket>()
+
+  /** Says why, and leaves a moment to read it: a peer that keeps its end open holds nothing here. */
+  const refuse = (socket: Socket, code: ProblemCode, detail: string): void => {
+    leaving.add(socket)
+    socket.once('close', () => leaving.delete(socket))
+    socket.end(`${JSON.stringify(failed(undefined, code, detail))}\n`)
+    socket.setTimeout(limits.goodbye, () => socket.destroy())
+  }
+
   const serve = (socket: Socket): void => {
     const client: Client = { socket, watching: 'nothing' }
     if (clients.size >= limits.connections) {
       socket.on('error', () => undefined)
-      socket.end(`${JSON.stringify(failed(undefined, 'rate-limited', `more than ${limits.connections} connections`))}\n`)
-      return
+      return refuse(socket, 'rate-limited', `more than ${limits.connections} connections`)
     }
     clients.add(client)
     let waiting = Buffer.alloc(0)
@@ -178,11 +187,9 @@ export const openLocalApi = async (of: {
         if (line.trim() !== '') write(client, await answerTo(line, of.keys, of.status, client))
       }
       busy = false
-      if (waiting.length > limits.line) {
-        socket.end(`${JSON.stringify(failed(undefined, 'malformed', `a line of more than ${limits.line} bytes`))}\n`)
-        clients.delete(client)
-        waiting = Buffer.alloc(0)
-      } else socket.resume()
+      // Paused for good: nothing more is read, and the client counts until it is gone.
+      if (waiting.length > limits.line) refuse(socket, 'malformed', `a line of more than ${limits.line} bytes`)
+      else socket.resume()
     }
     socket.on('data', (chunk: Buffer) => {
       waiting = Buffer.concat([waiting, chunk])
@@ -197,6 +204,7 @@ export const openLocalApi = async (of: {
 
   const destroy = (): void => {
     for (const { socket } of clients) socket.destroy()
+    for (const socket of leaving) socket.destroy()
     clients.clear()
     server.close()
   }
@@ -219,6 +227,8 @@ export const openLocalApi = async (of: {
 
 const listen = async (path: string, serve: (socket: Socket) => void): Promise<Server> => {
   const server = createServer(serve)
+  // Beyond those that are told so, the rest is dropped without a word.
+  server.maxConnections = 2 * limits.connections
   const listening = Promise.withResolvers<void>()
   server.once('error', listening.reject)
   server.once('listening', listening.resolve)

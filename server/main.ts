@@ -8,7 +8,7 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { refusalCounter } from './access/refusals.ts'
 import { adminHandlers, adminStreams, currentCheckpoint, type ServerFacts } from './api/admin/handlers.ts'
 import { adminServer } from './api/admin/router.ts'
-import { embeddedBus } from './api/broker/embedded.ts'
+import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
 import { checkProfiles } from './ca/profiles.ts'
@@ -47,6 +47,8 @@ export interface Surroundings {
   readonly log?: (line: string) => void
   /** Milliseconds since 1970. */
   readonly now?: () => number
+  /** Stands between the broker and everything else. */
+  readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
 }
 
 const tokenIn = (path: string): string | undefined => {
@@ -80,7 +82,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
   let tls = await serverTls(base, authority, names)
   const bell = clock()
-  const bus = await embeddedBus({
+  const broker = await embeddedBus({
     host: settings.host,
     port: settings.mqttPort,
     tls,
@@ -88,6 +90,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     now,
     log,
   })
+  const bus = around.bus?.(broker) ?? broker
   const ctx: Context = { ...base, authority, vault, bus, wake: bell.wake }
   await sweepEnrolments(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))

@@ -28,6 +28,7 @@ import type { Bundle } from '@fleetkey/protocol/admin.ts'
 import { decode } from '@fleetkey/protocol/cbor.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import type { EmbeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
 import { startServer, type RunningServer } from '@fleetkey/server/main.ts'
 import { alg, ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
@@ -126,7 +127,9 @@ export interface World {
 }
 
 /** Starts a server on a temporary folder, with a station, a test endorsement and a release imported. */
-export const openWorld = async (of: { readonly step?: (name: string) => void; readonly folder?: string; readonly now?: () => number } = {}): Promise<World> => {
+export const openWorld = async (
+  of: { readonly step?: (name: string) => void; readonly folder?: string; readonly now?: () => number; readonly bus?: (bus: EmbeddedBus) => EmbeddedBus } = {},
+): Promise<World> => {
   const folder = of.folder ?? mkdtempSync(join(tmpdir(), 'fk-world-'))
   const lines: string[] = []
   const start = async (mqtt: number, https: number): Promise<RunningServer> =>
@@ -134,6 +137,7 @@ export const openWorld = async (of: { readonly step?: (name: string) => void; re
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),
       ...(of.now === undefined ? {} : { now: of.now }),
+      ...(of.bus === undefined ? {} : { bus: of.bus }),
     })
   let server = await start(0, 0)
   const connection = JSON.parse(readFileSync(server.cliFile, 'utf8')) as { server: string; token: string; ca: string }
