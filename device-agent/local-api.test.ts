@@ -90,6 +90,12 @@ const open = async (of: { readonly allowHalfOpen?: boolean } = {}): Promise<Clie
   }
 }
 
+/** Both directions are closed: writing fails. */
+const expectClosed = async (socket: Socket): Promise<void> => {
+  const write = async (): Promise<boolean> => await new Promise((resolve) => socket.write('\n', (error) => resolve(error instanceof Error)))
+  await expect.poll(write, { timeout: 5_000 }).toBe(true)
+}
+
 describe('requests', () => {
   const data = base64('reading 42')
   const cases: readonly (readonly [string, unknown, object])[] = [
@@ -333,7 +339,7 @@ describe('clients that misbehave', () => {
       { error: { code: 'malformed', detail: 'a line of more than 98304 bytes' } },
     ])
     // Closed, not left half open: such connections would pile up beside those that are counted.
-    await expect.poll(async () => await new Promise((resolve) => client.socket.write('\n', (error) => resolve(error != null))), { timeout: 5_000 }).toBe(true)
+    await expectClosed(client.socket)
   })
 
   test('64 connections are served, the next is told so and closed, a place that is free is taken', async () => {
@@ -342,7 +348,7 @@ describe('clients that misbehave', () => {
     expect(answers.every(({ material }) => material === base64(secrets.two))).toBe(true)
     const refused = await open({ allowHalfOpen: true })
     expect(await refused.next()).toEqual({ error: { code: 'rate-limited', detail: 'more than 64 connections' } })
-    await expect.poll(async () => await new Promise((resolve) => refused.socket.write('\n', (error) => resolve(error != null))), { timeout: 5_000 }).toBe(true)
+    await expectClosed(refused.socket)
     many[0]?.socket.destroy()
     await expect.poll(async () => await (await open()).ask({ op: 'status' })).toEqual(status())
   })

@@ -155,10 +155,13 @@ export const openLocalApi = async (of: {
 
   /** Says why, and leaves a moment to read it: a peer that keeps its end open holds nothing here. */
   const refuse = (socket: Socket, code: ProblemCode, detail: string): void => {
+    const timer = setTimeout(() => socket.destroy(), limits.goodbye)
     leaving.add(socket)
-    socket.once('close', () => leaving.delete(socket))
+    socket.once('close', () => {
+      clearTimeout(timer)
+      leaving.delete(socket)
+    })
     socket.end(`${JSON.stringify(failed(undefined, code, detail))}\n`)
-    socket.setTimeout(limits.goodbye, () => socket.destroy())
   }
 
   const serve = (socket: Socket): void => {
