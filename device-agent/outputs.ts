@@ -62,6 +62,12 @@ const runHook = async (hook: readonly string[], env: Readonly<Record<string, str
 export const openOutputs = (of: { readonly outputs: readonly Output[]; readonly files: FileSystem; readonly step: (name: string) => void }): Outputs => {
   const { files, step } = of
   const ofKey = (key: string): readonly Output[] => of.outputs.filter((output) => output.key === key)
+  /** One consumer's trouble does not keep the others from theirs; the first trouble is thrown in the end. */
+  const each = async (key: string, run: (output: Output) => Promise<void>): Promise<void> => {
+    const failures: unknown[] = []
+    for (const output of ofKey(key)) await run(output).catch((thrown: unknown) => failures.push(thrown))
+    if (failures.length > 0) throw failures[0]
+  }
   const environment = (output: Output, event: string, epoch: string) => ({
     FLEETKEY_EVENT: event,
     FLEETKEY_KEY: output.key,
@@ -70,7 +76,7 @@ export const openOutputs = (of: { readonly outputs: readonly Output[]; readonly 
   })
   return {
     async give(key, abort) {
-      for (const output of ofKey(key.key)) {
+      await each(key.key, async (output) => {
         const content = contentOf(output, key)
         await files.write(`${output.path}.new`, content, output.owner)
         content.fill(0)
@@ -79,15 +85,17 @@ export const openOutputs = (of: { readonly outputs: readonly Output[]; readonly 
         // A crash here: the file is new, the hook did not run; the next start writes it again and runs it.
         step('output.written')
         if (output.hook !== null) await runHook(output.hook, environment(output, 'changed', String(key.current)), abort)
-      }
+      })
     },
     async remove(key, abort) {
-      for (const output of ofKey(key)) {
+      await each(key, async (output) => {
         await files.remove(output.path)
+        // Written and not renamed before a crash.
+        await files.remove(`${output.path}.new`)
         await files.syncFolder(dirname(output.path))
         step('output.removed')
         if (output.hook !== null) await runHook(output.hook, environment(output, 'withdrawn', ''), abort)
-      }
+      })
     },
   }
 }

@@ -1,0 +1,216 @@
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory] [--devices N] [--json]`.
+import { spawn, type ChildProcess } from 'node:child_process'
+import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { createClient, type Client } from '@fleetkey/cli/client.ts'
+import { trustOfBundle } from '@fleetkey/device-agent/config.ts'
+import { memoryFileSystem } from '@fleetkey/device-agent/memory-filesystem.ts'
+import { createBoard, install } from '@fleetkey/firmware-sim/board/board.ts'
+import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
+import { makeBatch, type Batch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { detachedSignature, manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
+import { referenceValues } from '@fleetkey/firmware-sim/release/release.ts'
+import { openFleet, type Fleet } from '@fleetkey/firmware-sim/fleet/fleet.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { certificateOf, tbsOf } from '@fleetkey/server/ca/profiles.ts'
+import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
+import { cpuOf, memoryOf } from './cpu.ts'
+import { measureFloor, type Floor } from './floor.ts'
+
+const names = ['enrolment', 'rotation', 'memory'] as const
+type Name = (typeof names)[number]
+
+interface Figure {
+  readonly bench: Name
+  readonly metric: string
+  readonly value: number
+  readonly unit: string
+  readonly floor?: number
+  readonly ratio?: number
+}
+
+const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+const now = (): number => Date.now()
+const rounded = (value: number): number => Number(value.toPrecision(4))
+
+/** A self-signed pair, as TLS needs it for the floor: the same key type and profile as the real ones. */
+const pair = (profile: 'server-tls' | 'device-tls'): { key: string; cert: string } => {
+  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+  const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
+  const issuer = { subject: nameOf('floor'), spki }
+  const order = { profile, subject: 'floor', spki, ...(profile === 'server-tls' ? { names: ['localhost'] } : {}) }
+  const tbs = tbsOf(order, issuer, { serial: `40${randomBytes(15).toString('hex')}`, notBefore: now() - 3_600_000, notAfter: now() + 86_400_000 })
+  return {
+    key: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string,
+    cert: toPem('CERTIFICATE', certificateOf(tbs, new Uint8Array(sign('sha256', tbs, privateKey)))),
+  }
+}
+
+/** The real server as a process, with a batch imported and the boards of the batch in this one. */
+interface Bench {
+  readonly pid: number
+  readonly client: Client
+  readonly fleet: Fleet
+  readonly serials: readonly string[]
+  /** Memory of the server before a device was there. */
+  readonly idle: number
+  stop(): Promise<void>
+}
+
+const startServer = async (data: string): Promise<{ child: ChildProcess; pid: number }> => {
+  const script = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
+  const child = spawn(process.execPath, [script, '--data', data, '--mqtt-port', '0', '--https-port', '0', '--json'], { stdio: ['ignore', 'pipe', 'ignore'] })
+  const { pid, stdout } = child
+  if (pid === undefined || stdout === null) throw new Error('the server did not start')
+  await new Promise<void>((resolve, reject) => {
+    createInterface({ input: stdout }).once('line', () => resolve())
+    child.once('exit', (code) => reject(new Error(`the server ended with ${code}`)))
+  })
+  return { child, pid }
+}
+
+const openBench = async (folder: string, devices: number): Promise<Bench> => {
+  const batch: Batch = await makeBatch({ batch: 'batch-1', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } }, { random, now })
+  const data = join(folder, 'server')
+  const { child, pid } = await startServer(data)
+  const client = createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
+  const signed = (content: string) => ({ content: Buffer.from(content).toString('base64'), signature: detachedSignature(content, batch.station).trim(), station: 'line-1' })
+  await client.call('station.add', { body: { id: 'line-1', publicKey: createPublicKey(batch.station).export({ format: 'pem', type: 'spki' }) as string } })
+  await client.call('endorsement.import', { body: { certificate: toPem('CERTIFICATE', batch.ca.certificate), test: true } })
+  await client.call('release.import', { body: signed(referenceValues(batch.release.manifest)) })
+  await client.call('batch.import', { body: { ...signed(manifestJson(batch.order, batch.boards)), format: 'json' } })
+  await client.call('group.create', { body: { id: 'plant' } })
+  await client.call('group.add', { params: { id: 'plant' }, body: { batch: 'batch-1' } })
+  const tpms = new Map(batch.boards.map(({ serial, tpm }) => [serial, tpm]))
+  const fleet = openFleet(
+    {
+      factory: {
+        serials: [...tpms.keys()],
+        release: batch.release,
+        async board(serial) {
+          const tpm = tpms.get(serial)
+          if (tpm === undefined) throw new Error(`no board ${serial}`)
+          const board = createBoard({ serial, tpm, flash: new Flash() })
+          install(board, batch.release)
+          return board
+        },
+      },
+      trust: trustOfBundle(await client.call('bundle')),
+      data: join(folder, 'boards'),
+      files: memoryFileSystem(),
+      random,
+      now,
+      log: () => undefined,
+      tampered: new Map(),
+      claims: new Map(),
+      starting: 16,
+    },
+    () => undefined,
+  )
+  return {
+    pid,
+    client,
+    fleet,
+    serials: [...tpms.keys()],
+    idle: memoryOf(pid),
+    async stop() {
+      await fleet.stop()
+      client.close()
+      const gone = new Promise((resolve) => child.once('exit', resolve))
+      child.kill('SIGTERM')
+      await gone
+    },
+  }
+}
+
+const until = async (holds: () => boolean): Promise<void> => {
+  for (const end = now() + 300_000; !holds(); ) {
+    if (now() > end) throw new Error('it did not come to an end within 300 s')
+    await new Promise((resolve) => void setTimeout(resolve, 10))
+  }
+}
+
+/** Wall time and server CPU of `work`, milliseconds. */
+const measured = async (pid: number, work: () => Promise<void>): Promise<{ wall: number; cpu: number }> => {
+  const [started, before] = [performance.now(), cpuOf(pid)]
+  await work()
+  return { wall: performance.now() - started, cpu: cpuOf(pid) - before }
+}
+
+/**
+ * Public-key work that one enrolment asks of the server: both connections, hello and answer (two signatures by LDevID each: transcript and presented key),
+ * EK certificate, quote, three certifications, two requests, the binding, the connection proof; challenge, two certificates, identity and welcome signed;
+ * one credential made.
+ */
+const enrolmentFloor = (of: Floor): number => of.handshake + of.mutualHandshake + 13 * of.verify + 5 * of.sign + of.agree
+
+/** One rotation: delivery and activation signed, the key sealed, two statements verified, one proof of use. */
+const rotationFloor = (of: Floor): number => 2 * of.sign + of.seal + 2 * of.verify + of.mac
+
+const run = async (wanted: readonly Name[], devices: number, print: (figure: Figure) => void): Promise<void> => {
+  const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+  try {
+    const floor = await measureFloor(folder, { server: pair('server-tls'), device: pair('device-tls') }, Math.min(devices, 200))
+    const bench = await openBench(folder, devices)
+    try {
+      const enrolment = await measured(bench.pid, async () => {
+        await bench.fleet.on(bench.serials)
+        await until(() => [...bench.fleet.status().values()].every((status) => status?.connected === true))
+      })
+      if (wanted.includes('enrolment')) {
+        const cpu = enrolment.cpu / devices
+        print({ bench: 'enrolment', metric: 'rate', value: rounded((devices / enrolment.wall) * 1000), unit: '1/s' })
+        print({ bench: 'enrolment', metric: 'server-cpu', value: rounded(cpu), unit: 'ms', floor: rounded(enrolmentFloor(floor)), ratio: rounded(cpu / enrolmentFloor(floor)) })
+      }
+      if (wanted.includes('memory')) {
+        await new Promise((resolve) => void setTimeout(resolve, 2_000))
+        const each = (memoryOf(bench.pid) - bench.idle) / devices
+        print({ bench: 'memory', metric: 'per-device', value: Math.round(each), unit: 'bytes', floor: Math.round(floor.connection), ratio: rounded(each / floor.connection) })
+      }
+      if (wanted.includes('rotation')) {
+        await bench.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
+        await bench.client.call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
+        const using = (epoch: number) => (): boolean => [...bench.fleet.status().values()].every((status) => status?.current['telemetry'] === epoch)
+        await until(using(1))
+        const rotation = await measured(bench.pid, async () => {
+          const { campaign } = await bench.client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 300_000 } })
+          for (let active = 0; active < devices; ) {
+            await new Promise((resolve) => void setTimeout(resolve, 100))
+            active = (await bench.client.call('campaign.show', { params: { id: campaign } })).counts['active'] ?? 0
+          }
+        })
+        const cpu = rotation.cpu / devices
+        print({ bench: 'rotation', metric: 'rate', value: rounded((devices / rotation.wall) * 1000), unit: '1/s' })
+        print({ bench: 'rotation', metric: 'server-cpu', value: rounded(cpu), unit: 'ms', floor: rounded(rotationFloor(floor)), ratio: rounded(cpu / rotationFloor(floor)) })
+      }
+    } finally {
+      await bench.stop()
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
+const { values, positionals } = parseArgs({
+  options: { devices: { type: 'string', default: '300' }, json: { type: 'boolean', default: false } },
+  allowPositionals: true,
+})
+const wanted = positionals.length === 0 ? names : names.filter((name) => positionals.includes(name))
+const devices = Number(values.devices)
+if (wanted.length !== (positionals.length || names.length) || !Number.isInteger(devices) || devices < 1) {
+  process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json]\n`)
+  process.exit(1)
+}
+await run(wanted, devices, (figure) => {
+  const { bench, metric, value, unit, floor, ratio } = figure
+  if (values.json) process.stdout.write(`${JSON.stringify(figure)}\n`)
+  else
+    process.stdout.write(
+      `${bench.padEnd(10)} ${metric.padEnd(11)} ${String(value).padStart(9)} ${unit.padEnd(6)}${ratio === undefined ? '' : ` ${ratio} × the floor of ${String(floor)} ${unit}`}\n`,
+    )
+})
