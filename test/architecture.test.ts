@@ -42,7 +42,7 @@ const may: Readonly<Record<string, readonly string[]>> = {
     'demo',
     'bench',
   ],
-  bench: [...common, ...nouns, 'server/flows', 'server/store', 'server/kms', 'server/api', 'server', 'device-agent', 'firmware-sim', 'test'],
+  bench: [...common, ...nouns, 'server/flows', 'server/store', 'server/kms', 'server/api', 'server', 'device-agent', 'firmware-sim', 'cli', 'test'],
 }
 
 /** Packages from outside, and the only places that may know them. */
