@@ -145,6 +145,10 @@ export const readSettings = (file: string): Settings => {
   const socket = typeof config.socket === 'string' ? { path: config.socket } : config.socket
   if (socket !== null && socket !== undefined && Buffer.byteLength(at(socket.path)) > maxSocketPath)
     throw new SettingsError(`socket: ${at(socket.path)} has more than ${maxSocketPath} bytes; choose a short path such as /run/fleetkey/agent.sock`)
+  const paths = (config.outputs ?? []).map((output) => resolve(at(output.path)))
+  const twice = paths.find((one, index) => paths.indexOf(one) !== index)
+  // The withdrawal of the one key would take the other's file away.
+  if (twice !== undefined) throw new SettingsError(`outputs: two of them write ${twice}`)
   const [kind, tpm] = [config.tpm.slice(0, config.tpm.indexOf(':')), config.tpm.slice(config.tpm.indexOf(':') + 1)]
   return {
     ...trustOfBundle(bundle),
