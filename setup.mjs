@@ -10,7 +10,9 @@ import { fileURLToPath } from 'node:url'
 const root = dirname(fileURLToPath(import.meta.url))
 const modules = join(root, 'node_modules')
 const marker = join(modules, '.fleetkey-installed')
-const wanted = createHash('sha256').update(readFileSync(join(root, 'package-lock.json'))).digest('hex')
+const wanted = createHash('sha256')
+  .update(readFileSync(join(root, 'package-lock.json')))
+  .digest('hex')
 
 // The marker is written last: an interrupted installation is done again.
 const installed = () => existsSync(marker) && readFileSync(marker, 'utf8') === wanted

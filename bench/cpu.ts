@@ -2,7 +2,9 @@ import { readFileSync } from 'node:fs'
 
 /** CPU time of a process so far, milliseconds (user and system, proc(5)). */
 export const cpuOf = (pid: number): number => {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /s, '').split(' ')
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    .replace(/^.*\) /s, '')
+    .split(' ')
   // utime and stime are fields 14 and 15, in ticks of 10 ms.
   return (Number(fields[11]) + Number(fields[12])) * 10
 }

@@ -40,7 +40,11 @@ const open = async (port: number, credentials: Credentials | undefined): Promise
   })
 
 /** Measures every operation on this machine, now. `tls`: PEM of a server and of a device. */
-export const measureFloor = async (folder: string, tls: { readonly server: Credentials; readonly device: Credentials }, connections: number): Promise<Floor> => {
+export const measureFloor = async (
+  folder: string,
+  tls: { readonly server: Credentials; readonly device: Credentials },
+  connections: number,
+): Promise<Floor> => {
   const [key, cert] = [join(folder, 'floor.key'), join(folder, 'floor.crt')]
   writeFileSync(key, tls.server.key, { mode: 0o600 })
   writeFileSync(cert, tls.server.cert)
@@ -80,7 +84,14 @@ const operations = (): Pick<Floor, 'sign' | 'verify' | 'agree' | 'seal' | 'mac'>
   const spki = publicKey.export({ format: 'der', type: 'spki' })
   const peer = createECDH('prime256v1')
   const point = new Uint8Array(peer.generateKeys())
-  const context = { tenant: 'plant', device: DeviceId.parse('d-1'), key: KeyId.parse('k'), epoch: Epoch.parse(1), protection: 'sealed', purpose: 'key' } as const
+  const context = {
+    tenant: 'plant',
+    device: DeviceId.parse('d-1'),
+    key: KeyId.parse('k'),
+    epoch: Epoch.parse(1),
+    protection: 'sealed',
+    purpose: 'key',
+  } as const
   // The key arrives as bytes with each message: reading it is part of verifying.
   const imported = (): KeyObject => createPublicKey({ key: spki, format: 'der', type: 'spki' })
   return {

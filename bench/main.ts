@@ -75,11 +75,18 @@ const startServer = async (data: string): Promise<{ child: ChildProcess; pid: nu
 }
 
 const openBench = async (folder: string, devices: number): Promise<Bench> => {
-  const batch: Batch = await makeBatch({ batch: 'batch-1', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } }, { random, now })
+  const batch: Batch = await makeBatch(
+    { batch: 'batch-1', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } },
+    { random, now },
+  )
   const data = join(folder, 'server')
   const { child, pid } = await startServer(data)
   const client = createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
-  const signed = (content: string) => ({ content: Buffer.from(content).toString('base64'), signature: detachedSignature(content, batch.station).trim(), station: 'line-1' })
+  const signed = (content: string) => ({
+    content: Buffer.from(content).toString('base64'),
+    signature: detachedSignature(content, batch.station).trim(),
+    station: 'line-1',
+  })
   await client.call('station.add', { body: { id: 'line-1', publicKey: createPublicKey(batch.station).export({ format: 'pem', type: 'spki' }) as string } })
   await client.call('endorsement.import', { body: { certificate: toPem('CERTIFICATE', batch.ca.certificate), test: true } })
   await client.call('release.import', { body: signed(referenceValues(batch.release.manifest)) })
@@ -129,7 +136,7 @@ const openBench = async (folder: string, devices: number): Promise<Bench> => {
 }
 
 const until = async (holds: () => boolean): Promise<void> => {
-  for (const end = now() + 300_000; !holds(); ) {
+  for (const end = now() + 300_000; !holds();) {
     if (now() > end) throw new Error('it did not come to an end within 300 s')
     await new Promise((resolve) => void setTimeout(resolve, 10))
   }
@@ -165,12 +172,26 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
       if (wanted.includes('enrolment')) {
         const cpu = enrolment.cpu / devices
         print({ bench: 'enrolment', metric: 'rate', value: rounded((devices / enrolment.wall) * 1000), unit: '1/s' })
-        print({ bench: 'enrolment', metric: 'server-cpu', value: rounded(cpu), unit: 'ms', floor: rounded(enrolmentFloor(floor)), ratio: rounded(cpu / enrolmentFloor(floor)) })
+        print({
+          bench: 'enrolment',
+          metric: 'server-cpu',
+          value: rounded(cpu),
+          unit: 'ms',
+          floor: rounded(enrolmentFloor(floor)),
+          ratio: rounded(cpu / enrolmentFloor(floor)),
+        })
       }
       if (wanted.includes('memory')) {
         await new Promise((resolve) => void setTimeout(resolve, 2_000))
         const each = (memoryOf(bench.pid) - bench.idle) / devices
-        print({ bench: 'memory', metric: 'per-device', value: Math.round(each), unit: 'bytes', floor: Math.round(floor.connection), ratio: rounded(each / floor.connection) })
+        print({
+          bench: 'memory',
+          metric: 'per-device',
+          value: Math.round(each),
+          unit: 'bytes',
+          floor: Math.round(floor.connection),
+          ratio: rounded(each / floor.connection),
+        })
       }
       if (wanted.includes('rotation')) {
         await bench.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
@@ -179,14 +200,21 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
         await until(using(1))
         const rotation = await measured(bench.pid, async () => {
           const { campaign } = await bench.client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 300_000 } })
-          for (let active = 0; active < devices; ) {
+          for (let active = 0; active < devices;) {
             await new Promise((resolve) => void setTimeout(resolve, 100))
             active = (await bench.client.call('campaign.show', { params: { id: campaign } })).counts['active'] ?? 0
           }
         })
         const cpu = rotation.cpu / devices
         print({ bench: 'rotation', metric: 'rate', value: rounded((devices / rotation.wall) * 1000), unit: '1/s' })
-        print({ bench: 'rotation', metric: 'server-cpu', value: rounded(cpu), unit: 'ms', floor: rounded(rotationFloor(floor)), ratio: rounded(cpu / rotationFloor(floor)) })
+        print({
+          bench: 'rotation',
+          metric: 'server-cpu',
+          value: rounded(cpu),
+          unit: 'ms',
+          floor: rounded(rotationFloor(floor)),
+          ratio: rounded(cpu / rotationFloor(floor)),
+        })
       }
     } finally {
       await bench.stop()
