@@ -44,5 +44,5 @@ export const testCertificate = (of: Order): Uint8Array => {
       ),
     ),
   )
-  return sequence(tbs, ecdsaSha256, bitString(new Uint8Array(sign('sha256', tbs, of.key))))
+  return new Uint8Array(sequence(tbs, ecdsaSha256, bitString(new Uint8Array(sign('sha256', tbs, of.key)))))
 }
