@@ -50,7 +50,8 @@ const handshakeDeadline = 20_000
 /** A TPM may be busy with other work when the proof is to be signed. */
 const connackDeadline = 30_000
 
-const credentialAlert = /ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|UNSUPPORTED_CERTIFICATE)/
+/** DECRYPT_ERROR: the issuer has the name the server knows, and another key (a CA that was made anew). */
+const credentialAlert = /ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|UNSUPPORTED_CERTIFICATE|DECRYPT_ERROR)/
 
 const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): Promise<TLSSocket> => {
   const { credentials, server } = of
@@ -207,6 +208,7 @@ const openMqtt = async (
       end()
     },
     destroy() {
+      if (ended) return
       why = 'dropped by the agent'
       end()
     },

@@ -24,10 +24,11 @@ export const keyPair = (): KeyPair => {
   }
 }
 
-/** For tests: the keys and certificates of one server, without the server. */
-export const testServer = (of: { readonly role?: Partial<Order> } = {}) => {
+/** For tests: the keys and certificates of one server, without the server. `start`: the day they are meant for. */
+export const testServer = (of: { readonly role?: Partial<Order>; readonly start?: number } = {}) => {
   const [root, issuing, challenge, delivery] = [keyPair(), keyPair(), keyPair(), keyPair()]
-  const life = { notBefore: today - 30 * day, notAfter: today + 365 * day }
+  const start = of.start ?? today
+  const life = { notBefore: start - 30 * day, notAfter: start + 365 * day }
   const rootDer = testCertificate({ subject: 'root', spki: root.spki, issuer: 'root', key: root.private, ca: 1, ...life })
   const issuingDer = testCertificate({ subject: 'issuing', spki: issuing.spki, issuer: 'root', key: root.private, ca: 0, ...life })
   const issue = (order: Pick<Order, 'subject' | 'spki'> & Partial<Order>): Uint8Array =>
