@@ -135,6 +135,18 @@ export const pointOf = (publicBytes: Uint8Array): Uint8Array => {
   return concat(u8(4), left(key.x, 32), left(key.y, 32))
 }
 
+/** SubjectPublicKeyInfo of an uncompressed point, up to its coordinates (RFC 5480 §2.1.1.1, §2.2). */
+const spkiPrefix: ReadonlyMap<number, { readonly size: number; readonly prefix: Uint8Array }> = new Map([
+  [curve.p256, { size: 32, prefix: new Uint8Array(Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')) }],
+  [curve.p384, { size: 48, prefix: new Uint8Array(Buffer.from('3076301006072a8648ce3d020106052b8104002203620004', 'hex')) }],
+])
+
+const eccSpki = (key: EccPublic): Uint8Array => {
+  const known = spkiPrefix.get(key.curve)
+  if (known === undefined) throw new TpmFormatError('not a key of a known curve')
+  return concat(known.prefix, left(key.x, known.size), left(key.y, known.size))
+}
+
 /** The public key of a TPMT_PUBLIC for node:crypto. Throws TpmFormatError for a point that is not on its curve. */
 export const keyObjectOf = (key: Public): KeyObject => {
   const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64url')
@@ -143,10 +155,8 @@ export const keyObjectOf = (key: Public): KeyObject => {
       const exponent = key.exponent === 0 ? 65_537 : key.exponent
       return createPublicKey({ key: { kty: 'RSA', n: text(key.modulus), e: text(u32(exponent).subarray(exponent < 0x100_0000 ? 1 : 0)) }, format: 'jwk' })
     }
-    if (key.type === alg.ecc && (key.curve === curve.p256 || key.curve === curve.p384)) {
-      const [crv, size] = key.curve === curve.p256 ? (['P-256', 32] as const) : (['P-384', 48] as const)
-      return createPublicKey({ key: { kty: 'EC', crv, x: text(left(key.x, size)), y: text(left(key.y, size)) }, format: 'jwk' })
-    }
+    // Reading the point is what checks that it lies on the curve.
+    if (key.type === alg.ecc) return createPublicKey({ key: Buffer.from(eccSpki(key)), format: 'der', type: 'spki' })
   } catch (cause) {
     if (cause instanceof TpmFormatError) throw cause
     throw new TpmFormatError('not a valid public key')
@@ -155,7 +165,11 @@ export const keyObjectOf = (key: Public): KeyObject => {
 }
 
 /** DER SubjectPublicKeyInfo of a TPMT_PUBLIC (RSA, P-256, P-384). */
-export const spkiOf = (publicBytes: Uint8Array): Uint8Array => new Uint8Array(keyObjectOf(parsePublic(publicBytes)).export({ format: 'der', type: 'spki' }))
+export const spkiOf = (publicBytes: Uint8Array): Uint8Array => {
+  const key = parsePublic(publicBytes)
+  const object = keyObjectOf(key)
+  return key.type === alg.ecc ? eccSpki(key) : new Uint8Array(object.export({ format: 'der', type: 'spki' }))
+}
 
 /** One bank of a TPML_PCR_SELECTION. */
 export interface PcrBank {

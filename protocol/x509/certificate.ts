@@ -115,8 +115,10 @@ const agree = (certificate: Certificate): void => {
   } catch (cause) {
     throw new Problem('malformed', 'certificate: no usable public key', { reason: 'x509.certificate', cause })
   }
-  // OpenSSL writes the key anew: compare through the same writer, so that an odd but legal encoding is not called a difference.
-  const ours = createPublicKey({ key: Buffer.from(certificate.spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' })
+  // OpenSSL writes the key anew: what differs is compared through the same writer, so that an odd but legal encoding is not called a difference.
+  const ours = sameBytes(spki, certificate.spki)
+    ? certificate.spki
+    : createPublicKey({ key: Buffer.from(certificate.spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' })
   const serial = native.serialNumber.toLowerCase()
   const names = native.toLegacyObject().subject as unknown as Record<string, string | string[] | undefined> | undefined
   const cn = names?.['CN']
