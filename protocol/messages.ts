@@ -26,18 +26,25 @@ export const PcrSelection = z
   .max(2)
 export type PcrSelection = z.infer<typeof PcrSelection>
 
-/** Device → server, first round trip of enrolment. Signed by the LDevID key it carries (proof that the sender can use it). */
-export const Hello = z.strictObject({
-  type: z.literal('hello'),
+/** What a device presents before it is challenged, per attestation method. All keys are TPMT_PUBLIC here. */
+const PresentedTpm2 = z.strictObject({
   method: z.literal('tpm2'),
-  serial: z.string().min(1).max(64),
-  purpose: z.enum(['enrol', 'return']),
   ekCertificate: bytes(4096).nullable(),
   ek: tpmPublic,
   ak: tpmPublic,
   srk: tpmPublic,
   ldevid: tpmPublic,
   recipient: tpmPublic,
+})
+export const PresentedEvidence = z.discriminatedUnion('method', [PresentedTpm2])
+export type PresentedEvidence = z.infer<typeof PresentedEvidence>
+
+/** Device → server, first round trip of enrolment. Signed by the LDevID key it carries (proof that the sender can use it). */
+export const Hello = z.strictObject({
+  type: z.literal('hello'),
+  serial: z.string().min(1).max(64),
+  purpose: z.enum(['enrol', 'return']),
+  presented: PresentedEvidence,
   random: fixed(32),
   agent: z.string().max(64),
 })
@@ -55,14 +62,22 @@ export const Challenge = z.strictObject({
 })
 export type Challenge = z.infer<typeof Challenge>
 
-/** Device → server, second round trip. See transcript.ts for what `proof`, `qualifyingData` and `binding` commit to. */
-export const Answer = z.strictObject({
-  type: z.literal('answer'),
-  challenge: fixed(16),
+/** What proves the presented keys and the device's state, per attestation method. */
+const ProvenTpm2 = z.strictObject({
+  method: z.literal('tpm2'),
   proof: fixed(32),
   quote: attested,
   eventLog: bytes(1 << 20),
   certify: z.strictObject({ srk: attested, ldevid: attested, recipient: attested }),
+})
+export const ProvenEvidence = z.discriminatedUnion('method', [ProvenTpm2])
+export type ProvenEvidence = z.infer<typeof ProvenEvidence>
+
+/** Device → server, second round trip. See transcript.ts for what `proof`, `qualifyingData` and `binding` commit to. */
+export const Answer = z.strictObject({
+  type: z.literal('answer'),
+  challenge: fixed(16),
+  proven: ProvenEvidence,
   csr: z.strictObject({ ldevid: bytes(2048, 32), tls: bytes(2048, 32) }),
   binding: bytes(128, 8),
 })

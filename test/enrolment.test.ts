@@ -137,6 +137,10 @@ test('enrolled again: the same device id, new certificates', async () => {
   expect(await ctx.store.count('certificate', { device: 'gw-1' })).toBeGreaterThanOrEqual(3)
 })
 
+const proving =
+  (change: (of: BodyOf<'answer'>['proven']) => Partial<BodyOf<'answer'>['proven']>) =>
+  (body: BodyOf<'answer'>): BodyOf<'answer'> => ({ ...body, proven: { ...body.proven, ...change(body.proven) } })
+
 /** What must not get in: the public code is the same for all of them, the reason is on the device's record. */
 const refused: readonly [string, () => Attempt | Promise<Attempt>, string][] = [
   ['the serial of another board', () => ({ serial: 'GW-2' }), 'manifest.serial-mismatch'],
@@ -144,19 +148,11 @@ const refused: readonly [string, () => Attempt | Promise<Attempt>, string][] = [
   ['a log with an event less', () => ({ eventLog: (log) => log.subarray(0, 75) }), 'log'],
   ['a log with another digest', () => ({ eventLog: (log) => flip(log, 100) }), 'log'],
   ['a log that is none', () => ({ eventLog: () => random(200) }), 'log.malformed'],
-  ['a quote that was changed', () => ({ answer: (body) => ({ ...body, quote: { ...body.quote, attest: flip(body.quote.attest) } }) }), 'quote.signature'],
-  [
-    'a signature that was changed',
-    () => ({ answer: (body) => ({ ...body, quote: { ...body.quote, signature: flip(body.quote.signature) } }) }),
-    'quote.signature',
-  ],
-  [
-    'the certification of one key for another',
-    () => ({ answer: (body) => ({ ...body, certify: { ...body.certify, srk: body.certify.recipient } }) }),
-    'srk.nonce',
-  ],
-  ['a quote where a certification belongs', () => ({ answer: (body) => ({ ...body, certify: { ...body.certify, ldevid: body.quote } }) }), 'ldevid.nonce'],
-  ['no proof of activation', () => ({ answer: (body) => ({ ...body, proof: random(32) }) }), 'credential.proof'],
+  ['a quote that was changed', () => ({ answer: proving((of) => ({ quote: { ...of.quote, attest: flip(of.quote.attest) } })) }), 'quote.signature'],
+  ['a signature that was changed', () => ({ answer: proving((of) => ({ quote: { ...of.quote, signature: flip(of.quote.signature) } })) }), 'quote.signature'],
+  ['the certification of one key for another', () => ({ answer: proving((of) => ({ certify: { ...of.certify, srk: of.certify.recipient } })) }), 'srk.nonce'],
+  ['a quote where a certification belongs', () => ({ answer: proving((of) => ({ certify: { ...of.certify, ldevid: of.quote } })) }), 'ldevid.nonce'],
+  ['no proof of activation', () => ({ answer: proving(() => ({ proof: random(32) })) }), 'credential.proof'],
   ['a TLS key that was not bound', () => ({ answer: (body) => ({ ...body, binding: flip(body.binding) }) }), 'csr.tls.binding'],
   [
     'a TLS request for another key',
@@ -211,7 +207,8 @@ describe('refused as attestation-failed', () => {
 
   test('keys of another TPM below a genuine EK', async () => {
     const stolen = await other.attester.hello({ serial: 'GW-2', purpose: 'enrol', random: random(32), agent: 'test' })
-    const { body } = await attempt({ hello: (hello) => ({ ...hello, srk: stolen.srk, recipient: stolen.recipient }) })
+    const { srk, recipient } = stolen.presented
+    const { body } = await attempt({ hello: (hello) => ({ ...hello, presented: { ...hello.presented, srk, recipient } }) })
     expect(body).toMatchObject({ type: 'refusal' })
     expect((await ctx.store.get('device', DeviceId.parse('gw-1')))?.state).toBe('registered')
   })
@@ -219,7 +216,7 @@ describe('refused as attestation-failed', () => {
 
 describe('a challenge', () => {
   test('is spent by the first answer, whatever it was', async () => {
-    const { from, answerBytes } = await attempt({ answer: (body) => ({ ...body, proof: random(32) }) })
+    const { from, answerBytes } = await attempt({ answer: proving(() => ({ proof: random(32) })) })
     const good = await attempt()
     expect(good.body.type).toBe('identity')
     await handle(from, answerBytes ?? new Uint8Array())

@@ -75,9 +75,9 @@ describe.skipIf(!here)('tpm2-tools as the judge', () => {
     const ek = Uint8Array.from(readFileSync(at('ek.pub'))).subarray(2)
     const secret = random(32)
     // What `startEnrolment` puts into a challenge.
-    const method = methodOf('tpm2')
+    const method = methodOf({ method: 'tpm2' })
     const { blob, secret: seed } = method.credential(
-      { ek } as never,
+      { presented: { ek } } as never,
       { akName: Uint8Array.from(readFileSync(at('ak.name'))) } as never,
       new Secret(secret),
       random,

@@ -16,7 +16,7 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
     resetCount: async () => await keys.resetCount(),
 
     async hello(of) {
-      return { type: 'hello', method: 'tpm2', ...of, ekCertificate: await keys.ekCertificate(), ...keys.publics }
+      return { type: 'hello', ...of, presented: { method: 'tpm2', ekCertificate: await keys.ekCertificate(), ...keys.publics } }
     },
 
     async answer(of) {
@@ -45,10 +45,13 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
       return {
         type: 'answer',
         challenge: challenge.challenge,
-        proof,
-        quote: await keys.quote(challenge.selection, qualifyingData('quote', nonce, transcript)),
-        eventLog: of.eventLog,
-        certify: { srk: await certify('srk'), ldevid: await certify('ldevid'), recipient: await certify('recipient') },
+        proven: {
+          method: 'tpm2',
+          proof,
+          quote: await keys.quote(challenge.selection, qualifyingData('quote', nonce, transcript)),
+          eventLog: of.eventLog,
+          certify: { srk: await certify('srk'), ldevid: await certify('ldevid'), recipient: await certify('recipient') },
+        },
         csr: { ldevid: ldevidCsr, tls: of.tls.csr },
         binding: await sign(tlsBinding(tenant, challenge.challenge, of.tls.spki)),
       }

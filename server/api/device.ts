@@ -140,7 +140,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   const verified = async (session: Session, message: SignedMessage): Promise<EnrolledDevice | null> => {
     const { body } = message.envelope
     if (body.type === 'hello') {
-      const spki = methodOf(body.method).ldevidSpki(body)
+      const spki = methodOf(body.presented).ldevidSpki(body)
       verifyMessage(message, spki)
       session.presentedSpki = spki
       return null

@@ -1,5 +1,5 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Answer, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
+import type { Answer, Challenge, Hello, PresentedEvidence } from '@fleetkey/protocol/messages.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Claims } from './claims.ts'
 import { tpm2 } from './tpm2.ts'
@@ -58,9 +58,9 @@ export interface Method {
 /** One more method is one file and one line. */
 export const methods: Readonly<Record<string, Method>> = { tpm2 }
 
-/** The method of that name; throws Problem('unsupported'). */
-export const methodOf = (name: string): Method => {
+/** The method that this evidence is for; throws Problem('unsupported'). */
+export const methodOf = ({ method: name }: Pick<PresentedEvidence, 'method'>): Method => {
   const method = Object.hasOwn(methods, name) ? methods[name] : undefined
-  if (method === undefined) throw new Problem('unsupported', `attestation method ${name.slice(0, 40)}`, { reason: 'method.unknown' })
+  if (method === undefined) throw new Problem('unsupported', `attestation method ${name}`, { reason: 'method.unknown' })
   return method
 }

@@ -65,8 +65,8 @@ const ekCertificate = (bytes: Uint8Array, ek: Uint8Array): Certificate => {
 
 /** Which endorsement vouches for the EK; null when the signed manifest alone does and policy allows that. */
 const endorsed = (hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): EndorsementCa | null => {
-  if (hello.ekCertificate === null) return policy.requireEkCertificate ? fail('ek.cert.missing', 'no EK certificate') : null
-  const leaf = ekCertificate(hello.ekCertificate, hello.ek)
+  if (hello.presented.ekCertificate === null) return policy.requireEkCertificate ? fail('ek.cert.missing', 'no EK certificate') : null
+  const leaf = ekCertificate(hello.presented.ekCertificate, hello.presented.ek)
   const roots = endorsements.map((endorsement) => ({ endorsement, certificate: parseCertificate(endorsement.certificate) }))
   const result = validateChain({ leaf, intermediates: [], roots: roots.map(({ certificate }) => certificate), at: now, eku: oids.ekCertificate })
   if (!result.ok) return fail(`ek.cert.${result.why}`, `EK certificate: ${result.why} at ${result.at}`)
@@ -75,32 +75,34 @@ const endorsed = (hello: Hello, endorsements: readonly EndorsementCa[], policy: 
 }
 
 const present = (hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Presented => {
-  for (const role of ['ek', 'ak', 'srk', 'ldevid', 'recipient'] as const) expectTemplate(hello[role], role)
+  for (const role of ['ek', 'ak', 'srk', 'ldevid', 'recipient'] as const) expectTemplate(hello.presented[role], role)
   const endorsement = endorsed(hello, endorsements, policy, now)
   return {
-    ekHash: createHash('sha256').update(hello.ek).digest('hex'),
-    ekName: nameOf(hello.ek),
-    akName: nameOf(hello.ak),
-    srkName: nameOf(hello.srk),
-    ldevidSpki: spkiOf(hello.ldevid),
+    ekHash: createHash('sha256').update(hello.presented.ek).digest('hex'),
+    ekName: nameOf(hello.presented.ek),
+    akName: nameOf(hello.presented.ak),
+    srkName: nameOf(hello.presented.srk),
+    ldevidSpki: spkiOf(hello.presented.ldevid),
     assurance: endorsement?.test === true ? 'simulated' : 'attested',
     endorsement: endorsement?.subject ?? null,
   }
 }
 
 /** A statement that the presented AK signed over exactly this qualifying data; its signer is the endorsement primary that the AK is. */
-const attested = (hello: Hello, of: Answer['quote'], role: 'quote' | 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Attest => {
+const attested = (hello: Hello, of: Answer['proven']['quote'], role: 'quote' | 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Attest => {
   const attest = parsed(`${role}.malformed`, () => parseAttest(of.attest))
-  if (!parsed(`${role}.signature.malformed`, () => verifyAttest(of.attest, of.signature, hello.ak))) fail(`${role}.signature`, `${role}: not signed by the AK`)
+  if (!parsed(`${role}.signature.malformed`, () => verifyAttest(of.attest, of.signature, hello.presented.ak)))
+    fail(`${role}.signature`, `${role}: not signed by the AK`)
   if (!same(attest.extraData, qualifying)) fail(`${role}.nonce`, `${role}: made for another nonce, connection or transcript`)
-  if (!same(attest.qualifiedSigner, qualifiedName(handle.endorsement, nameOf(hello.ak)))) fail(`${role}.signer`, `${role}: the AK is no endorsement primary`)
+  if (!same(attest.qualifiedSigner, qualifiedName(handle.endorsement, nameOf(hello.presented.ak))))
+    fail(`${role}.signer`, `${role}: the AK is no endorsement primary`)
   return attest
 }
 
 /** The AK vouches that its TPM holds this very key. */
 const certified = (hello: Hello, answer: Answer, role: 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Uint8Array => {
-  const attest = attested(hello, answer.certify[role], role, qualifying)
-  const name = nameOf(hello[role])
+  const attest = attested(hello, answer.proven.certify[role], role, qualifying)
+  const name = nameOf(hello.presented[role])
   if (attest.type !== 'certify') return fail(`${role}.type`, `${role}: not a certification`)
   if (!same(attest.name, name)) fail(`${role}.name`, `${role}: another key was certified`)
   return name
@@ -108,21 +110,21 @@ const certified = (hello: Hello, answer: Answer, role: 'srk' | 'ldevid' | 'recip
 
 /** Bank and PCRs exactly as asked, the log replayed to exactly the quoted digest. */
 const measured = (hello: Hello, answer: Answer, asked: { pcrs: readonly number[] }, qualifying: Uint8Array) => {
-  const quote = attested(hello, answer.quote, 'quote', qualifying)
+  const quote = attested(hello, answer.proven.quote, 'quote', qualifying)
   if (quote.type !== 'quote') return fail('quote.type', 'not a quote')
   const [bank, more] = quote.selection
   if (bank === undefined || more !== undefined || bank.hash !== alg.sha256) return fail('quote.selection.bank', 'another bank than asked')
   const wanted = asked.pcrs.toSorted((one, other) => one - other)
   if (wanted.some((pcr) => !bank.pcrs.includes(pcr))) fail('quote.selection.missing')
   if (bank.pcrs.length !== wanted.length) fail('quote.selection.extra')
-  const values = parsed('log.malformed', () => replay(parseEventLog(answer.eventLog, logLimits)))
+  const values = parsed('log.malformed', () => replay(parseEventLog(answer.proven.eventLog, logLimits)))
   if (!same(quote.pcrDigest, pcrDigest(values, wanted))) fail('log.replay.mismatch', 'the event log does not lead to the quoted PCRs')
   if (!quote.clockInfo.safe) fail('quote.clock.unsafe', 'the TPM clock may have gone back')
   const zero = '00'.repeat(32)
   return {
     quote,
     pcrs: Object.fromEntries(wanted.map((pcr) => [String(pcr), Buffer.from(values.get(pcr) ?? Buffer.from(zero, 'hex')).toString('hex')])),
-    events: parseEventLog(answer.eventLog, logLimits).length,
+    events: parseEventLog(answer.proven.eventLog, logLimits).length,
   }
 }
 
@@ -135,7 +137,7 @@ const requested = (hello: Hello, answer: Answer, tenant: string): { ldevidSpki: 
       return fail(reason, error instanceof Error ? error.message : reason)
     }
   }
-  const ldevidSpki = spkiOf(hello.ldevid)
+  const ldevidSpki = spkiOf(hello.presented.ldevid)
   if (!same(refusing('csr.ldevid', answer.csr.ldevid), ldevidSpki)) fail('csr.ldevid.other-key', 'the LDevID request is for another key than the certified one')
   const tlsSpki = refusing('csr.tls', answer.csr.tls)
   if (same(tlsSpki, ldevidSpki)) fail('csr.tls.same-key', 'the TLS key is the LDevID key')
@@ -147,8 +149,8 @@ const requested = (hello: Hello, answer: Answer, tenant: string): { ldevidSpki: 
 /** TPM 2.0: EK certificate and manifest, ActivateCredential, Certify, Quote and event log. */
 export const tpm2: Method = {
   present,
-  ldevidSpki: (hello) => parsed('ldevid.malformed', () => spkiOf(hello.ldevid)),
-  credential: (hello, presented, secret, random) => makeCredential({ ek: hello.ek, name: presented.akName, secret, random }),
+  ldevidSpki: (hello) => parsed('ldevid.malformed', () => spkiOf(hello.presented.ldevid)),
+  credential: (hello, presented, secret, random) => makeCredential({ ek: hello.presented.ek, name: presented.akName, secret, random }),
   verify(evidence, expected, endorsements, now): Claims {
     const { hello, challenge, answer } = evidence
     const presented = present(hello, endorsements, expected.policy, now)
@@ -165,9 +167,9 @@ export const tpm2: Method = {
       challenge: evidence.challengeBytes,
       ldevidCsr: answer.csr.ldevid,
       tlsCsr: answer.csr.tls,
-      eventLog: answer.eventLog,
+      eventLog: answer.proven.eventLog,
     })
-    if (!new Secret(activationProof(expected.secret, nonce, transcript)).equals(new Secret(answer.proof)))
+    if (!new Secret(activationProof(expected.secret, nonce, transcript)).equals(new Secret(answer.proven.proof)))
       fail('credential.proof', 'the credential was not activated by this TPM, or for another connection')
     const data = (role: 'quote' | 'srk' | 'ldevid' | 'recipient'): Uint8Array => qualifyingData(role, nonce, transcript)
     const [srk, ldevid, recipient] = (['srk', 'ldevid', 'recipient'] as const).map((role) => certified(hello, answer, role, data(role)))
@@ -184,8 +186,8 @@ export const tpm2: Method = {
       srk,
       ldevid,
       recipient,
-      srkPublic: hello.srk,
-      recipientPublic: hello.recipient,
+      srkPublic: hello.presented.srk,
+      recipientPublic: hello.presented.recipient,
       ...requested(hello, answer, expected.tenant),
       pcrs,
       events,

@@ -90,7 +90,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
   const intent: Intent = { caller, action: 'enrol.hello', subject: from.client }
   return await audited(ctx, intent, known, async () => {
     if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
-    const method = methodOf(hello.method)
+    const method = methodOf(hello.presented)
     const presented = method.present(hello, await endorsementsOf(ctx), services.policy, ctx.now())
     verifyMessage(message, presented.ldevidSpki)
     const entry = await manifestEntry(ctx, presented)
@@ -152,7 +152,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     const hello = bodyOf(helloMessage, 'hello')
     const challenge = bodyOf(readMessage(pending.challenge, { max: maxMessage }), 'challenge')
     const endorsements = await endorsementsOf(ctx)
-    const method = methodOf(hello.method)
+    const method = methodOf(hello.presented)
     const presented = method.present(hello, endorsements, services.policy, ctx.now())
     const entry = await manifestEntry(ctx, presented)
     known.device = entry.device
@@ -186,7 +186,7 @@ const spend = async (ctx: Context, caller: Caller, from: DeviceRef, id: string, 
   if (pending.client !== from.client) throw new Problem('forbidden', `challenge ${id} was made for ${pending.client}`, { reason: 'challenge.client' })
   // Before spending: nobody but the holder of the presented LDevID key may use up the challenge.
   const hello = bodyOf(readMessage(pending.hello, { max: maxMessage }), 'hello')
-  verifyMessage(message, methodOf(hello.method).ldevidSpki(hello))
+  verifyMessage(message, methodOf(hello.presented).ldevidSpki(hello))
   await perform(ctx, { caller, action: 'enrol.answer', subject: from.client, detail: `challenge ${id} spent` }, async (tx) => {
     const row = await ctx.store.get('challenge', id)
     if (row === undefined) throw new Problem('not-found', `no challenge ${id}`, { reason: 'challenge.unknown' })
@@ -275,9 +275,9 @@ const enrolled = (now: number, row: Device, of: Admission, ldevid: Issued, tls: 
     state: 'enrolled',
     keys: {
       ekHash: claims.ekHash,
-      ak: hello.ak,
+      ak: hello.presented.ak,
       srk: claims.srkPublic,
-      ldevid: hello.ldevid,
+      ldevid: hello.presented.ldevid,
       recipient: claims.recipientPublic,
       ldevidSpki: claims.ldevidSpki,
     },
