@@ -62,6 +62,23 @@ const fileText = (path: string, what: string): string => {
   }
 }
 
+const tokenIn = (path: string): string => {
+  const token = fileText(path, 'token file').trim()
+  if (!/^[A-Za-z0-9_-]{20,200}$/.test(token)) throw new UsageError(`token file ${path}: not a token, which is one line of letters, digits, - and _`)
+  return token
+}
+
+const authorityIn = (path: string): string => {
+  const text = fileText(path, 'CA file')
+  if (!text.includes('-----BEGIN CERTIFICATE-----')) throw new UsageError(`CA file ${path}: no PEM certificate`)
+  return text
+}
+
+const address = (given: string): string => {
+  if (!URL.canParse(given) || new URL(given).protocol !== 'https:') throw new UsageError(`--server takes an address such as https://host:8443, not ${given}`)
+  return given
+}
+
 /**
  * Where the server is: options, then FLEETKEY_SERVER, FLEETKEY_TOKEN_FILE, FLEETKEY_CA, then `cli.json` in the data folder,
  * which the server writes at its first start.
@@ -73,8 +90,7 @@ export const resolveConnection = (
   const server = given.server ?? env['FLEETKEY_SERVER']
   const tokenFile = given.tokenFile ?? env['FLEETKEY_TOKEN_FILE']
   const ca = given.ca ?? env['FLEETKEY_CA']
-  if (server !== undefined && tokenFile !== undefined && ca !== undefined)
-    return { server, token: fileText(tokenFile, 'token file').trim(), ca: fileText(ca, 'CA file') }
+  if (server !== undefined && tokenFile !== undefined && ca !== undefined) return { server: address(server), token: tokenIn(tokenFile), ca: authorityIn(ca) }
   const path = join(given.data, 'cli.json')
   let file: z.infer<typeof CliFile>
   try {
@@ -83,9 +99,9 @@ export const resolveConnection = (
     throw new UsageError(`no server is named: give --server, --token-file and --ca, or --data DIR with the cli.json that the server wrote (looked at ${path})`)
   }
   return {
-    server: server ?? file.server,
-    token: tokenFile === undefined ? file.token : fileText(tokenFile, 'token file').trim(),
-    ca: ca === undefined ? file.ca : fileText(ca, 'CA file'),
+    server: server === undefined ? file.server : address(server),
+    token: tokenFile === undefined ? file.token : tokenIn(tokenFile),
+    ca: ca === undefined ? file.ca : authorityIn(ca),
   }
 }
 

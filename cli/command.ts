@@ -1,3 +1,4 @@
+import { readFileSync, writeFileSync } from 'node:fs'
 import type { ParseArgsOptionsConfig } from 'node:util'
 import type { Client } from './client.ts'
 import type { Output } from './output.ts'
@@ -70,4 +71,24 @@ export const duration = (call: Invocation, option: string): number | undefined =
 export const required = (value: string | undefined, what: string): string => {
   if (value === undefined) throw new UsageError(`${what} is missing`)
   return value
+}
+
+const fileTrouble = (path: string, error: unknown): UsageError => new UsageError(`${path}: ${error instanceof Error ? error.message : String(error)}`)
+
+/** A file that the command line names; one that cannot be read is a usage error. */
+export const readInput = (path: string): Buffer => {
+  try {
+    return readFileSync(path)
+  } catch (error) {
+    throw fileTrouble(path, error)
+  }
+}
+
+/** Writes a result where the command line wants it; a place that cannot be written is a usage error. */
+export const writeResult = (path: string, content: string, mode = 0o666): void => {
+  try {
+    writeFileSync(path, content, { mode })
+  } catch (error) {
+    throw fileTrouble(path, error)
+  }
 }

@@ -1,7 +1,7 @@
-import { createWriteStream, readFileSync } from 'node:fs'
+import { closeSync, openSync, writeSync } from 'node:fs'
 import { once } from 'node:events'
 import { createPublicKey } from 'node:crypto'
-import { exit, number, text, UsageError, type Command, type Invocation } from '../command.ts'
+import { exit, number, readInput, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { verifyExport, type LogVerdict } from '../offline/audit.ts'
 import { table, when } from '../output.ts'
 
@@ -10,9 +10,18 @@ const checkpointKey = async (call: Invocation): Promise<Uint8Array> => {
   const path = text(call, 'key')
   if (path === undefined) return Buffer.from((await call.client().call('audit.key')).spki, 'base64')
   try {
-    return createPublicKey(readFileSync(path)).export({ type: 'spki', format: 'der' })
+    return createPublicKey(readInput(path)).export({ type: 'spki', format: 'der' })
   } catch (error) {
     throw new UsageError(`--key ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+/** A file for the export: it may name devices and people. */
+const opened = (path: string): number => {
+  try {
+    return openSync(path, 'w', 0o600)
+  } catch (error) {
+    throw new UsageError(`--out ${path}: ${error instanceof Error ? error.message : String(error)}`)
   }
 }
 
@@ -60,13 +69,17 @@ export const auditCommands: readonly Command[] = [
     options: { out: { type: 'string' } },
     async run(call) {
       const path = text(call, 'out')
-      const sink = path === undefined ? process.stdout : createWriteStream(path, { mode: 0o600 })
-      await call.client().stream('/api/1/audit/export', async (chunk) => {
-        if (!sink.write(chunk)) await once(sink, 'drain')
-      })
-      if (path !== undefined) {
-        sink.end()
-        await once(sink, 'close')
+      if (path === undefined) {
+        await call.client().stream('/api/1/audit/export', async (chunk) => {
+          if (!process.stdout.write(chunk)) await once(process.stdout, 'drain')
+        })
+        return exit.ok
+      }
+      const file = opened(path)
+      try {
+        await call.client().stream('/api/1/audit/export', (chunk) => void writeSync(file, chunk))
+      } finally {
+        closeSync(file)
       }
       return exit.ok
     },
@@ -81,15 +94,10 @@ export const auditCommands: readonly Command[] = [
       const [path] = call.args
       let content = ''
       if (path === undefined) await call.client().stream('/api/1/audit/export', (chunk) => void (content += chunk))
-      else {
-        try {
-          content = readFileSync(path, 'utf8')
-        } catch (error) {
-          throw new UsageError(error instanceof Error ? error.message : String(error))
-        }
-      }
+      else content = readInput(path).toString('utf8')
       const kept = text(call, 'checkpoint')
-      const verdict = verifyExport(content, await checkpointKey(call), kept === undefined ? [] : [readFileSync(kept, 'utf8')])
+      const checkpoints = kept === undefined ? [] : [readInput(kept).toString('utf8')]
+      const verdict = verifyExport(content, await checkpointKey(call), checkpoints)
       call.out.result(verdict, () => say(verdict))
       return verdict.ok ? exit.ok : exit.refused
     },

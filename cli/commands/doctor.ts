@@ -35,7 +35,7 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
     finding('store engine', 'ok', status.store),
     finding(
       'KMS',
-      status.kms === 'file (generated key)' ? 'warning' : 'ok',
+      status.kms === 'file, key file' ? 'warning' : 'ok',
       status.kms,
       'the key file lies beside the database: start with --passphrase-file for production',
     ),
@@ -69,11 +69,11 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
 
 /** Files that hold secrets must be their owner's alone. */
 const files = (data: string): readonly Finding[] =>
-  ['cli.json', 'kms/kek.key', 'fleetkey.db'].flatMap((name) => {
+  ['cli.json', 'kms', 'kms/master.key', 'store', 'store/fleetkey.db'].flatMap((name) => {
     try {
       const { mode } = statSync(join(data, name))
       const open = (mode & 0o077) !== 0
-      return [finding(`mode of ${name}`, open ? 'failure' : 'ok', (mode & 0o777).toString(8), `chmod 600 ${join(data, name)}`)]
+      return [finding(`mode of ${name}`, open ? 'failure' : 'ok', (mode & 0o777).toString(8), `chmod go= ${join(data, name)}`)]
     } catch {
       return []
     }

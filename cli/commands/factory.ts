@@ -1,20 +1,18 @@
-import { readFileSync } from 'node:fs'
-import { exit, required, text, UsageError, type Command } from '../command.ts'
+import { exit, readInput, required, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { everyPage } from './paging.ts'
 
-const read = (path: string): Buffer => {
-  try {
-    return readFileSync(path)
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error))
-  }
+/** The text of a PEM file with this label; another kind of file is told apart here, before it is sent anywhere. */
+const pem = (path: string, label: string): string => {
+  const content = readInput(path).toString('utf8')
+  if (!content.includes(`-----BEGIN ${label}-----`)) throw new UsageError(`${path}: no PEM file with a ${label}`)
+  return content
 }
 
 /** A signed file and its detached signature (`FILE.sig`, base64) as the API takes them. */
 const signedFile = (path: string, signature: string | undefined, station: string | undefined): { content: string; signature: string; station: string } => ({
-  content: read(path).toString('base64'),
-  signature: read(signature ?? `${path}.sig`)
+  content: readInput(path).toString('base64'),
+  signature: readInput(signature ?? `${path}.sig`)
     .toString('utf8')
     .trim(),
   station: required(station, '--station NAME (whose key signed the file)'),
@@ -30,7 +28,7 @@ export const factoryCommands: readonly Command[] = [
     args: [2, 2],
     async run(call) {
       const [id = '', path = ''] = call.args
-      await call.client().call('station.add', { body: { id, publicKey: read(path).toString('utf8') } })
+      await call.client().call('station.add', { body: { id, publicKey: pem(path, 'PUBLIC KEY') } })
       call.out.result({ id }, () => `station ${id} added`)
       return exit.ok
     },
@@ -142,9 +140,7 @@ export const factoryCommands: readonly Command[] = [
     options: { test: { type: 'boolean', default: false } },
     async run(call) {
       const [path = ''] = call.args
-      const imported = await call
-        .client()
-        .call('endorsement.import', { body: { certificate: read(path).toString('utf8'), test: call.options['test'] === true } })
+      const imported = await call.client().call('endorsement.import', { body: { certificate: pem(path, 'CERTIFICATE'), test: call.options['test'] === true } })
       call.out.result(imported, () => `endorsement ${imported.id} imported${call.options['test'] === true ? ' FOR TESTS: simulated TPMs are admitted' : ''}`)
       return exit.ok
     },

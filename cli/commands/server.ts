@@ -1,8 +1,7 @@
 import { spawn } from 'node:child_process'
 import { constants } from 'node:os'
-import { writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { exit, text, type Command } from '../command.ts'
+import { exit, text, writeResult, type Command } from '../command.ts'
 
 export const serverCommands: readonly Command[] = [
   {
@@ -45,7 +44,7 @@ export const serverCommands: readonly Command[] = [
       const bundle = `${JSON.stringify(await call.client().call('bundle'), null, 2)}\n`
       const path = text(call, 'out')
       if (path === undefined) process.stdout.write(bundle)
-      else writeFileSync(path, bundle)
+      else writeResult(path, bundle)
       return exit.ok
     },
   },
