@@ -5,7 +5,7 @@ import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { z } from 'zod'
 
-const port = z.coerce.number().int().min(0).max(65_535)
+const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
 
 /** Settings of the server: schema first, read once, passed down. Port 0 lets the system choose (the chosen ones are in cli.json). */
 export const Settings = z.strictObject({
@@ -34,6 +34,15 @@ const passphraseOf = (path: string | undefined): Secret | undefined => {
   } catch (error) {
     throw error instanceof SettingsError ? error : new SettingsError(`--passphrase-file ${path}: ${error instanceof Error ? error.message : String(error)}`)
   }
+}
+
+const optionOf: Readonly<Record<string, string>> = {
+  data: '--data',
+  tenant: '--tenant',
+  host: '--host',
+  mqttPort: '--mqtt-port',
+  httpsPort: '--https-port',
+  names: '--name',
 }
 
 /** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE), then defaults. Throws SettingsError. */
@@ -65,6 +74,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     names: values.name ?? [],
     json: values.json ?? false,
   })
-  if (!parsed.success) throw new SettingsError(parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`).join('; '))
+  if (!parsed.success)
+    throw new SettingsError(parsed.error.issues.map((issue) => `${optionOf[String(issue.path[0])] ?? issue.path.join('.')}: ${issue.message}`).join('; '))
   return { ...parsed.data, passphrase: passphraseOf(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE']) }
 }

@@ -232,6 +232,8 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
 }
 
 const readable = (thrown: unknown): string => {
+  // The system's refusals (a port in use, a folder that may not be written) say it in one line; a stack would only hide it.
+  if (thrown instanceof Error && 'syscall' in thrown) return thrown.message
   const problem = toProblem(thrown)
   return problem.code === 'internal' && problem.reason === undefined
     ? problem.message
