@@ -1,0 +1,328 @@
+import { execFile } from 'node:child_process'
+import { generateKeyPairSync } from 'node:crypto'
+import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
+import { main } from '@fleetkey/cli/main.ts'
+import { createOutput, table } from '@fleetkey/cli/output.ts'
+import { signMessage, keyId } from '@fleetkey/protocol/signed.ts'
+import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { ecdsaSigner } from './signer.ts'
+import { openWorld, until, type World } from './world.ts'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+let world: World
+const at = (name: string): string => join(world.folder, name)
+const data = (): string => at('server')
+
+interface Outcome {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** One command line in this process, with what it wrote. */
+const fleetkey = async (words: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Outcome> => {
+  let [stdout, stderr] = ['', '']
+  const out = vi.spyOn(process.stdout, 'write').mockImplementation((text) => ((stdout += String(text)), true))
+  const err = vi.spyOn(process.stderr, 'write').mockImplementation((text) => ((stderr += String(text)), true))
+  try {
+    return { code: await main(words, env), stdout, stderr }
+  } finally {
+    out.mockRestore()
+    err.mockRestore()
+  }
+}
+const here = async (...words: string[]): Promise<Outcome> => await fleetkey([...words, '--data', data()])
+
+/** The same as a process of its own. */
+const spawned = async (file: string, words: readonly string[]): Promise<Outcome> =>
+  await new Promise((resolve) => {
+    execFile(file, words, { cwd: root, timeout: 50_000 }, (error, stdout, stderr) =>
+      resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : 128, stdout, stderr }),
+    )
+  })
+
+beforeAll(async () => {
+  world = await openWorld()
+  const machines = await Promise.all(['GW-1', 'GW-2'].map(async (serial) => await world.simulated(serial)))
+  await world.enlist(machines, 'plant')
+  // Enrolled, and switched off again.
+  const agents = machines.map((machine) => world.agent(machine))
+  await until('both are enrolled', () => agents.every((agent) => agent.status().connected))
+  for (const agent of agents) await agent.stop()
+}, 60_000)
+afterAll(async () => await world.stop())
+
+describe('as a person types it in a clone', () => {
+  test.each([
+    ['fleetkey', ['--help'], /fleetkey server start .*--mqtt-port/],
+    ['fleetkey-agent', ['--help'], /usage: fleetkey-agent run/],
+    ['fleetkey-sim', ['--help'], /usage: fleetkey-sim factory/],
+  ])('npx %s', async (name, words, want) => {
+    const { code, stdout, stderr } = await spawned('npx', ['--no-install', name, ...words])
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+    expect(stdout).toMatch(want)
+  })
+
+  test('a server that cannot start says why in one line, and leaves with 5', async () => {
+    const start = async (...words: string[]): Promise<Outcome> => await spawned(process.execPath, [join(root, 'cli/main.ts'), 'server', 'start', ...words])
+    const locked = await start('--data', data())
+    expect(locked).toMatchObject({ code: 5, stdout: '' })
+    expect(locked.stderr).toMatch(/^fleetkey server: .* is in use by process \d+[^\n]*\n$/)
+    const busy = await start('--data', at('second'), '--mqtt-port', String(world.server.mqttPort), '--https-port', '0')
+    expect(busy.code).toBe(5)
+    expect(busy.stderr).toMatch(/fleetkey server: listen EADDRINUSE: address already in use 127\.0\.0\.1:\d+\n$/)
+    const wrong = await start('--data', at('third'), '--mqtt-port', 'abc')
+    expect(wrong).toMatchObject({ code: 1, stderr: 'fleetkey server: --mqtt-port: not a number\n' })
+    expect(existsSync(at('third'))).toBe(false)
+  })
+})
+
+describe('exit code 1, usage: said before anything is asked', () => {
+  const cases: readonly (readonly [string, () => string[], RegExp])[] = [
+    ['an unknown command', () => ['frobnicate'], /no command 'frobnicate'/],
+    ['half a command', () => ['device'], /no command 'device'/],
+    ['a missing argument', () => ['station', 'add', 'x'], /an argument is missing\nusage: fleetkey station add/],
+    ['an argument too many', () => ['batch', 'show', 'a', 'b'], /'b' is one argument too many/],
+    ['an unknown option', () => ['device', 'list', '--nonsense'], /Unknown option '--nonsense'/],
+    ['a missing option', () => ['device', 'revoke', 'gw-1'], /--reason TEXT is missing/],
+    ['another value than the option takes', () => ['key', 'create', 'k', '--protection', 'gold'], /takes sealed or tpm, not gold/],
+    ['no device id', () => ['device', 'show', 'GW 1'], /'GW 1' is no device id/],
+    ['no number', () => ['audit', 'list', '--limit', 'many'], /--limit takes a number from 1 to 1000/],
+    ['no duration', () => ['campaign', 'watch', 'c', '--for', 'soon'], /--for takes a duration/],
+    ['waves that do not end with 1', () => ['key', 'rotate', 'k', '--waves', '0.5,0.2'], /--waves takes ascending shares/],
+    ['a file that is not there', () => ['station', 'add', 'x', at('none.pem')], /none\.pem: ENOENT/],
+    ['a file of another kind', () => ['station', 'add', 'x', join(root, 'README.md')], /README\.md: no PEM file with a PUBLIC KEY/],
+    ['a certificate that is none', () => ['endorsement', 'import', join(root, 'README.md')], /README\.md: no PEM file with a CERTIFICATE/],
+    ['a manifest without its signature', () => ['batch', 'import', join(root, 'README.md'), '--station', 'line-1'], /README\.md\.sig: ENOENT/],
+    [
+      'a manifest without station',
+      () => ['release', 'import', join(root, 'README.md'), '--signature', join(root, 'README.md')],
+      /--station NAME .* is missing/,
+    ],
+    ['a checkpoint that is not there', () => ['audit', 'verify', '--checkpoint', at('none.txt')], /none\.txt: ENOENT/],
+    ['a place that cannot be written', () => ['audit', 'export', '--out', at('none/log')], /--out .*none\/log: ENOENT/],
+    ['the same for the bundle', () => ['server', 'bundle', '--out', at('none/bundle')], /none\/bundle: ENOENT/],
+    ['a token file that holds no token', () => ['device', 'list', '--token-file', join(root, 'README.md')], /token file .*README\.md: not a token/],
+    ['a CA file that holds no CA', () => ['device', 'list', '--ca', join(root, 'README.md')], /CA file .*README\.md: no PEM certificate/],
+    ['an address that is none', () => ['device', 'list', '--server', 'localhost:8443'], /--server takes an address such as https/],
+    ['a file that is no message', () => ['inspect', join(root, 'README.md')], /neither a message nor CBOR/],
+  ]
+  test.each(cases)('%s', async (_, words, want) => {
+    const { code, stdout, stderr } = await here(...words())
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' })
+    expect(stderr).toMatch(want)
+    expect(stderr).not.toMatch(/\n\s+at /)
+  })
+
+  test('no server is named: it says how to name one', async () => {
+    const { code, stderr } = await fleetkey(['device', 'list', '--data', at('nowhere')])
+    expect(code).toBe(1)
+    expect(stderr).toMatch(/give --server, --token-file and --ca, or --data DIR/)
+  })
+})
+
+describe('exit code 2, remote', () => {
+  test('nobody answers', async () => {
+    const { code, stderr } = await here('device', 'list', '--server', 'https://127.0.0.1:1')
+    expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringMatching(/^fleetkey: https:\/\/127\.0\.0\.1:1: .*ECONNREFUSED[^\n]*\n$/) })
+  })
+
+  test('somebody else answers: another CA', async () => {
+    const ca = at('other.pem')
+    await new Promise<void>((resolve, reject) => {
+      const words = [
+        'req',
+        '-x509',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:P-256',
+        '-nodes',
+        '-days',
+        '2',
+        '-subj',
+        '/CN=x',
+        '-keyout',
+        at('other.key'),
+      ]
+      execFile('openssl', [...words, '-out', ca], (error) => (error === null ? resolve() : reject(error)))
+    })
+    const { code, stderr } = await here('device', 'list', '--ca', ca)
+    expect(code).toBe(2)
+    expect(stderr).toMatch(/certificate/)
+  })
+})
+
+describe('exit code 3, refused', () => {
+  const cases: readonly (readonly [string, () => string[], RegExp])[] = [
+    ['what is not there', () => ['device', 'show', 'nobody'], /^fleetkey: not-found: no device nobody\n$/],
+    ['what is there already', () => ['group', 'create', 'plant'], /^fleetkey: conflict: /],
+    ['a token that nobody gave', () => ['device', 'list', '--token-file', at('stranger.token')], /^fleetkey: unauthenticated: /],
+    [
+      'a manifest that its station did not sign',
+      () => ['batch', 'import', at('forged.json'), '--station', 'line-1'],
+      /^fleetkey: forbidden: not signed by station line-1\n$/,
+    ],
+  ]
+  test.each(cases)('%s', async (_, words, want) => {
+    writeFileSync(at('stranger.token'), `${'x'.repeat(43)}\n`)
+    writeFileSync(at('forged.json'), '{}')
+    writeFileSync(at('forged.json.sig'), Buffer.alloc(70).toString('base64'))
+    const { code, stdout, stderr } = await here(...words())
+    expect({ code, stdout }).toEqual({ code: 3, stdout: '' })
+    expect(stderr).toMatch(want)
+  })
+
+  test('an audit log that was edited', async () => {
+    expect(await here('audit', 'export', '--out', at('log.jsonl'))).toMatchObject({ code: 0 })
+    expect(statSync(at('log.jsonl')).mode & 0o777).toBe(0o600)
+    expect(await here('audit', 'verify', at('log.jsonl'))).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^\d+ entries: chain, tree and checkpoint agree\n$/),
+    })
+    writeFileSync(at('edited.jsonl'), readFileSync(at('log.jsonl'), 'utf8').replace('station line-1', 'station line-2').replace('"line-1"', '"line-2"'))
+    expect(await here('audit', 'verify', at('edited.jsonl'))).toMatchObject({ code: 3, stdout: expect.stringMatching(/^NOT AUTHENTIC at entry \d+/) })
+    // Without a server, with the key and a checkpoint that were kept.
+    const { spki } = await world.client.call('audit.key')
+    writeFileSync(at('audit.pem'), `-----BEGIN PUBLIC KEY-----\n${spki}\n-----END PUBLIC KEY-----\n`)
+    const words = ['audit', 'verify', at('log.jsonl'), '--key', at('audit.pem'), '--data', at('nowhere')]
+    expect(await fleetkey(words)).toMatchObject({ code: 0 })
+  })
+})
+
+describe('exit code 4, partial', () => {
+  test('a rotation that not every device has proven', async () => {
+    expect(await here('key', 'create', 'telemetry', '--protection', 'sealed')).toMatchObject({ code: 0 })
+    expect(await here('key', 'grant', 'telemetry', 'plant')).toMatchObject({ code: 0 })
+    const started = await here('key', 'rotate', 'telemetry', '--deadline', '1s', '--error-threshold', '1', '--success-threshold', '0', '--json')
+    const { campaign } = JSON.parse(started.stdout) as { campaign: string }
+    const early = await here('campaign', 'watch', campaign, '--for', '10ms')
+    expect(early.code).toBe(4)
+    expect(early.stderr).toMatch(/is still installing: pending 2/)
+    const late = await here('campaign', 'watch', campaign, '--for', '30s', '--json')
+    expect(late.code).toBe(4)
+    const lines = late.stdout.trim().split('\n')
+    expect(JSON.parse(lines.at(-1) ?? '')).toMatchObject({ id: campaign, counts: { 'timed-out': 2 } })
+  })
+
+  test('paused, resumed, aborted', async () => {
+    const { campaign } = JSON.parse((await here('key', 'rotate', 'telemetry', '--json')).stdout) as { campaign: string }
+    for (const [verb, state] of [
+      ['pause', 'paused'],
+      ['resume', 'installing'],
+      ['abort', 'aborted'],
+    ] as const)
+      expect(await here('campaign', verb, campaign)).toMatchObject({ code: 0, stdout: `campaign ${campaign}: ${state}\n` })
+    expect(await here('campaign', 'watch', campaign)).toMatchObject({ code: 4 })
+  })
+})
+
+describe('doctor', () => {
+  const grades = (stdout: string): Record<string, string> =>
+    Object.fromEntries((JSON.parse(stdout) as { check: string; grade: string }[]).map(({ check, grade }) => [check, grade]))
+
+  test('a healthy server: 0, and warnings for what a production server has not', async () => {
+    const { code, stdout } = await here('doctor', '--json')
+    expect(code).toBe(0)
+    expect(grades(stdout)).toMatchObject({
+      server: 'ok',
+      store: 'ok',
+      KMS: 'warning',
+      'test endorsements': 'warning',
+      'mode of cli.json': 'ok',
+      'mode of kms/master.key': 'ok',
+      'mode of store/fleetkey.db': 'ok',
+    })
+  })
+
+  test('a secret that others can read: 5, with its remedy', async () => {
+    for (const name of ['cli.json', 'kms/master.key', 'store/fleetkey.db']) {
+      chmodSync(join(data(), name), 0o644)
+      const { code, stdout } = await here('doctor')
+      chmodSync(join(data(), name), 0o600)
+      expect(code).toBe(5)
+      expect(stdout).toMatch(new RegExp(`mode of ${name} +FAILURE +644 +chmod go= `))
+    }
+  })
+
+  test('no server: 5', async () => expect(await here('doctor', '--server', 'https://127.0.0.1:1')).toMatchObject({ code: 5, stderr: '' }))
+})
+
+describe('answers', () => {
+  test('every list is a table for people and an array with --json', async () => {
+    for (const what of ['station', 'batch', 'release', 'endorsement', 'group', 'device', 'key', 'campaign', 'audit']) {
+      const [human, json] = [await here(what, 'list'), await here(what, 'list', '--json')]
+      expect([what, human.code, json.code]).toEqual([what, 0, 0])
+      const rows = JSON.parse(json.stdout) as unknown[]
+      expect(rows.length, what).toBeGreaterThan(0)
+      expect(human.stdout.trimEnd().split('\n'), what).toHaveLength(rows.length + 1)
+      expect(human.stdout, what).toMatch(/^[A-Z#]/)
+    }
+  })
+
+  test.each([
+    ['group', 'plant', { id: 'plant', members: 2 }],
+    ['device', 'gw-1', { id: 'gw-1', state: 'enrolled', online: false }],
+    ['batch', 'batch-1', { id: 'batch-1', rows: 2 }],
+    ['key', 'telemetry', { id: 'telemetry', protection: 'sealed' }],
+  ])('%s show', async (what, id, want) => {
+    expect(JSON.parse((await here(what, 'show', id, '--json')).stdout)).toMatchObject(want)
+    expect((await here(what, 'show', id)).stdout).toContain(id)
+  })
+
+  test('the policy of a group', async () => {
+    expect((await here('group', 'policy', 'set', 'plant', '--connection-proof', 'off')).code).toBe(0)
+    expect(JSON.parse((await here('group', 'policy', 'get', 'plant', '--json')).stdout)).toMatchObject({ connectionProof: false })
+    expect((await here('group', 'policy', 'set', 'plant', '--connection-proof', 'on')).stdout).toMatch(/connection-proof: +on/)
+  })
+
+  test('a revoked device', async () => {
+    const { code, stdout } = await here('device', 'revoke', 'gw-2', '--reason', 'stolen')
+    expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringMatching(/^gw-2 revoked; keys rotated: telemetry/) })
+    await until('it is in the list', async () => (await here('device', 'list', '--state', 'revoked')).stdout.includes('gw-2'))
+  })
+
+  test('a message is printed as JSON from its bytes, from hexadecimal and from base64', async () => {
+    const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+    const signer = ecdsaSigner(privateKey, keyId(new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))))
+    const body = { type: 'welcome', session: new Uint8Array(16), time: 1, reportEvery: 60 } as const
+    const envelope = { v: 1, tenant: TenantId.parse('plant'), device: DeviceId.parse('gw-1'), from: 'server', id: new Uint8Array(16), seq: 1, body } as const
+    const bytes = Buffer.from(await signMessage(envelope, signer))
+    for (const content of [bytes, bytes.toString('hex'), bytes.toString('base64')]) {
+      writeFileSync(at('message'), content)
+      const { code, stdout } = await here('inspect', at('message'))
+      expect(code).toBe(0)
+      expect(JSON.parse(stdout)).toMatchObject({
+        kind: 'message',
+        verified: false,
+        envelope: { device: 'gw-1', body: { type: 'welcome', session: '00'.repeat(16) } },
+      })
+    }
+  })
+})
+
+describe('output', () => {
+  const terminal = (isTTY: boolean) => {
+    let [stdout, stderr] = ['', '']
+    const err = { isTTY, columns: 20, write: (text: string) => ((stderr += text), true) } as unknown as NodeJS.WriteStream
+    return { out: createOutput(false, { write: (text) => (stdout += text) }, err), stdout: () => stdout, stderr: () => stderr }
+  }
+
+  test('progress is on stderr of a terminal only, in place, no wider than it, and gone before the result', () => {
+    const { out, stdout, stderr } = terminal(true)
+    out.progress('installing wave 1/3 and more')
+    expect(stderr()).toBe('\r\x1B[2Kinstalling wave 1/3')
+    out.result({}, () => 'done')
+    expect(stderr().endsWith('\r\x1B[2K')).toBe(true)
+    expect(stdout()).toBe('done\n')
+    const pipe = terminal(false)
+    pipe.out.progress('installing')
+    pipe.out.result({}, () => 'done')
+    expect(pipe.stderr()).toBe('')
+  })
+
+  test('a name cannot steer the terminal', () => expect(table([['NAME'], ['\x1B[2Jx\u202E']])).toBe('NAME\n\uFFFD[2Jx\uFFFD'))
+})
