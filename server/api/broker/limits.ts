@@ -43,7 +43,7 @@ export const brokerLimits: BrokerLimits = {
   unidentified: { prefix: 2_048, all: 8_192 },
   packet: { before: 4 << 10, after: 64 << 10 },
   keepAlive: 1_200,
-  filters: 34,
+  filters: 32,
   messages: { perSecond: 10, burst: 100, concurrent: 16, waiting: 256 },
   unsent: 256 << 10,
   drain: 3_000,
