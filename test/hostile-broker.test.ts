@@ -4,6 +4,7 @@ import { describe, expect, test } from 'vitest'
 import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { hostileBus } from './faults/hostile-bus.ts'
+import { evidenceOf } from './invariants/agent-evidence.ts'
 import type { DeviceEvidence } from './invariants/evidence.ts'
 import { invariants } from './invariants/invariants.ts'
 import { openWorld, until, using, type Machine } from './world.ts'
@@ -14,20 +15,7 @@ const schedules = long ? 200 : 12
 const first = Number(process.env['FLEETKEY_SEED'] ?? randomInt(1_000_000_000))
 process.stdout.write(`hostile broker: ${schedules} of 200 schedules from seed ${first} (FLEETKEY_SEED=${first} runs them again)\n`)
 
-const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
 const sleep = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
-
-const evidenceOf = (device: string, agent: Agent): DeviceEvidence => ({
-  device,
-  status: agent.status(),
-  encrypt: async (key, plaintext) => Buffer.from(agent.encrypt(key, bytes(plaintext)).ciphertext).toString('base64'),
-  decrypt: async (key, ciphertext) => Buffer.from(agent.decrypt(key, Buffer.from(ciphertext, 'base64')).plaintext).toString(),
-  mac: async (key, data) => {
-    const { epoch, mac } = await agent.mac(key, bytes(data))
-    return { epoch, mac: Buffer.from(mac).toString('base64') }
-  },
-  verify: async (key, epoch, data, mac) => await agent.verify(key, epoch, bytes(data), Buffer.from(mac, 'base64')),
-})
 
 const treated = new Map<string, number>()
 

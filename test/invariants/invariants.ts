@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { verifyExport } from '@fleetkey/cli/offline/audit.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { rows, type Evidence } from './evidence.ts'
+import { rows, type DeviceEvidence, type Evidence } from './evidence.ts'
 
 /** I1: no acknowledged key is lost. What a device has acknowledged and not retired, it holds. */
 export const acknowledgedKeysAreHeld = async ({ store, devices }: Evidence): Promise<void> => {
@@ -40,8 +40,14 @@ export const epochsNeverFall = ({ history }: Evidence): void => {
 }
 
 /** I4: one value per (device, key, epoch): whoever uses the same epoch of a group key has the same key. */
-export const oneValuePerEpoch = async ({ store, devices }: Evidence): Promise<void> => {
-  for (const { id, protection } of await rows(store, 'key'))
+export const oneValuePerEpoch = async ({ store, devices }: Evidence): Promise<void> => await sameValues(await rows(store, 'key'), devices)
+
+/** I4 while the server runs. */
+export const sameValues = async (
+  keys: readonly { readonly id: string; readonly protection: 'sealed' | 'tpm' }[],
+  devices: readonly DeviceEvidence[],
+): Promise<void> => {
+  for (const { id, protection } of keys)
     for (const one of devices)
       for (const other of devices) {
         const epoch = one.status.current[id]
@@ -82,9 +88,10 @@ export const certificatesWereIntended = async ({ store }: Evidence): Promise<voi
 }
 
 /** I7: a challenge is spent once. */
-export const challengesAreSpentOnce = ({ log }: Evidence): void => {
+export const challengesAreSpentOnce = ({ log, devices }: Evidence): void => {
   const spent = [...log.matchAll(/challenge ([0-9a-f]{32}) spent/g)].map(([, id]) => id)
   assert.equal(new Set(spent).size, spent.length, 'I7: a challenge was spent twice')
+  assert.ok(spent.length >= devices.length, 'I7: a device was enrolled without a challenge')
 }
 
 /** I9: the audit log verifies, and says each effect once. */
@@ -96,7 +103,8 @@ export const auditIsWhole = async ({ log, auditKey, store }: Evidence): Promise<
   ].map(([, device, what]) => `${device} ${what}`)
   assert.equal(new Set(effects).size, effects.length, `I9: an effect twice: ${effects.filter((one, at) => effects.indexOf(one) !== at).join(', ')}`)
   for (const { device, key, epoch, activeAt } of await rows(store, 'holding'))
-    if (activeAt !== null) assert.ok(log.includes(`${key}/${epoch} active`), `I9: ${device} ${key}/${epoch} is active and the log does not say so`)
+    if (activeAt !== null)
+      assert.ok(effects.includes(`${device} ${key}/${epoch} active`), `I9: ${device} ${key}/${epoch} is active and the log does not say so`)
 }
 
 /** I12: whatever a broker does, no device holds what the server did not send, and none of it is another's. */
