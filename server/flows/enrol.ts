@@ -177,7 +177,9 @@ const bodyOf = <T extends 'hello' | 'answer' | 'challenge'>(message: SignedMessa
   return body as BodyOf<T>
 }
 
-const requestId = (from: DeviceRef, message: SignedMessage): string => `${from.client}/${hex(message.envelope.id)}`
+/** A repetition is one of the same connection: a recorded answer that comes over another one is for a challenge that was spent. */
+const requestId = (from: DeviceRef, message: SignedMessage): string =>
+  `${from.client}/${hex(sha256(from.exporter ?? new Uint8Array()).subarray(0, 16))}/${hex(message.envelope.id)}`
 
 /** Spends the challenge in a commit of its own, whatever follows: an attempt costs it. Only its own client, in time, once. */
 const spend = async (ctx: Context, caller: Caller, from: DeviceRef, id: string, message: SignedMessage): Promise<PendingChallenge> => {
