@@ -3,8 +3,10 @@ import { createServer, type Server } from 'node:https'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { operations, type BodyOut, type Operation, type OperationName, type ParamsOf, type QueryOut, type ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { Problem, problemStatus, toProblem } from '@fleetkey/protocol/problem.ts'
+import { actions, type Action } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
 import type { Context } from '../../flows/context.ts'
+import { refuse } from '../../flows/perform.ts'
 import { addressPrefix } from '../address.ts'
 import { openApi } from '../openapi.ts'
 
@@ -120,18 +122,50 @@ const handle = async (ctx: Context, options: AdminOptions, request: IncomingMess
     return answer(response, state.ready ? 200 : 503, 'application/json', state)
   }
   if (request.method === 'GET' && url.pathname === '/openapi.json') return answer(response, 200, 'application/json', openApi())
-  if (request.method === 'GET' && url.pathname === '/api/1/audit/export') return await options.streams.auditExport(await authenticate(ctx, request), response)
+  if (request.method === 'GET' && url.pathname === '/api/1/audit/export') {
+    const caller = await authenticate(ctx, request)
+    return await audited(ctx, { caller, name: 'audit.export', method: 'GET' }, async () => await options.streams.auditExport(caller, response))
+  }
   const found = matchRoute(request.method ?? '', url.pathname)
   if (found === undefined) throw new Problem('not-found', `${request.method} ${url.pathname}`)
   const { name, operation } = found.route
   const caller = await authenticate(ctx, request)
-  const body =
-    operation.body === undefined
-      ? undefined
-      : parsed(operation.body, json((await readBody(request, largeBodies.has(name) ? largeBody : smallBody)).toString('utf8')), 'body')
-  const query = parsed(operation.query, Object.fromEntries(url.searchParams), 'query')
-  const handler = options.handlers[name] as (call: unknown) => Promise<unknown>
-  answer(response, 200, 'application/json', await handler({ caller, params: found.params, query, body }))
+  const done = await audited(ctx, { caller, name, method: operation.method }, async () => {
+    const body =
+      operation.body === undefined
+        ? undefined
+        : parsed(operation.body, json((await readBody(request, largeBodies.has(name) ? largeBody : smallBody)).toString('utf8')), 'body')
+    const unknown = [...url.searchParams.keys()].find((key) => !Object.hasOwn(operation.query?.shape ?? {}, key))
+    if (unknown !== undefined) throw new Problem('malformed', `query ${unknown.slice(0, 100)}: unknown`)
+    const query = parsed(operation.query, Object.fromEntries(url.searchParams), 'query')
+    const handler = options.handlers[name] as (call: unknown) => Promise<unknown>
+    return await handler({ caller, params: found.params, query, body })
+  })
+  answer(response, 200, 'application/json', done)
+}
+
+/**
+ * Flows audit what they refuse. What is refused before a flow (a read that the caller's roles do not allow, a body that is none) is audited here; a read of
+ * what is not there is an answer.
+ */
+const audited = async <T>(
+  ctx: Context,
+  of: { readonly caller: Caller; readonly name: string; readonly method: string },
+  work: () => Promise<T>,
+): Promise<T> => {
+  try {
+    return await work()
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    if (problem.code === 'forbidden' || (problem.code === 'malformed' && of.method !== 'GET')) {
+      const named = problem.reason?.replace(/^access\./, '') ?? of.name
+      const action: Action = Object.hasOwn(actions, named) ? (named as Action) : 'fleet.read'
+      await refuse(ctx, { caller: of.caller, action, subject: of.name }, problem).catch((unwritable: unknown) =>
+        ctx.log(`refusal of ${of.name} not audited: ${toProblem(unwritable).message.slice(0, 200)}`),
+      )
+    }
+    throw problem
+  }
 }
 
 /** Operators are told why (they are authenticated); an internal fault and a missing token show no more than the code. */
