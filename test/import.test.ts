@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { manifestCsv, manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { importRelease } from '@fleetkey/server/flows/import-release.ts'
 import { addStation, removeStation } from '@fleetkey/server/flows/station.ts'
@@ -34,6 +35,19 @@ describe('batch manifests', () => {
       ['valve', 'registered', 'SN-4', 'm2', 'b2'],
     ])
     expect((await ctx.store.get('manifest', ek(4)))?.device).toBe('valve')
+  })
+
+  test("the simulator's factory: the same devices from its CSV as from its JSON", async () => {
+    const boards = [1, 2].map((n) => ({ serial: `GW-${n}`, ek: new Uint8Array(32).fill(n) }))
+    const ids = async (): Promise<string[]> => (await ctx.store.find('device', { limit: 10 })).map(({ id, serial, model }) => `${id} ${serial} ${model}`)
+    await importBatch(ctx, operator(), { ...line.signed(manifestCsv({ model: 'm1' }, boards)), format: 'csv', batch: 'b1' })
+    const fromCsv = await ids()
+    await ctx.close()
+    ctx = await testContext()
+    await addStation(ctx, operator(), line)
+    await importBatch(ctx, operator(), { ...line.signed(manifestJson({ batch: 'b1', model: 'm1', station: line.id }, boards)), format: 'json' })
+    expect(await ids()).toEqual(fromCsv)
+    expect(fromCsv).toEqual(['gw-1 GW-1 m1', 'gw-2 GW-2 m1'])
   })
 
   const csvOf = (...rows: string[]) => ({ ...line.signed(['serial,ek,model,device', ...rows, ''].join('\n')), format: 'csv' as const, batch: 'b1' })
