@@ -200,12 +200,11 @@ export const runScenario = async (of: {
       const view = await call('device.show', { params: { id: stays.toLowerCase() } })
       // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
       const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
-      const held = status.get(stays)?.holdings ?? []
-      // What it has erased on order, it has also stated.
-      const stated = view?.holdings.every(
-        ({ key, epoch, stage }) => !['installed', 'active'].includes(stage) || held.some((one) => one.key === key && one.epoch === epoch),
+      // No older epoch of telemetry may be read any more: each erasure is stated. Those of command-auth stay for days.
+      const erased = view?.holdings.every(
+        ({ key, epoch, stage }) => key !== 'telemetry' || epoch === newest[0]?.epoch || (stage !== 'installed' && stage !== 'active'),
       )
-      return stated === true && newest.every((one) => one?.stage === 'active')
+      return erased === true && newest.every((one) => one?.stage === 'active')
     })
     const ended = Date.now()
 
