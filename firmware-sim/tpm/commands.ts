@@ -339,7 +339,7 @@ const runPolicyAuthorize = (call: Call): Answer => {
   if (session.type !== 'trial') {
     if (!sameMac(approved, session.policy.digest)) throw parameter(1, rc.value)
     const expected = verifiedTicket(call.machine, digest(alg.sha256, approved, ref), name)
-    if (ticketTag !== tag.verified || !sameMac(ticket, expected)) throw parameter(4, rc.ticket)
+    if (ticketTag !== tag.verified || !sameMac(ticket, expected)) throw parameter(4, rc.value)
   }
   return updatePolicy(session, { digest: policyAuthorize(name, ref) })
 }

@@ -13,6 +13,7 @@ export const rc = {
   failure: 0x101,
   authType: 0x124,
   authMissing: 0x125,
+  authUnavailable: 0x12f,
   nvRange: 0x146,
   nvUninitialized: 0x14a,
   nvSpace: 0x14b,

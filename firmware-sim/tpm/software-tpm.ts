@@ -120,6 +120,12 @@ const valueAllowed = (entity: Entity, role: 'user' | 'admin', command: Command):
   return true
 }
 
+/** Refuses a value where only a policy may (AUTH_TYPE), and where this entity's value does not count (AUTH_UNAVAILABLE). */
+const checkValueAllowed = (entity: Entity, role: 'user' | 'admin', command: Command): void => {
+  if (role === 'admin' && entity.kind === 'object' && has(entity.object, attribute.adminWithPolicy)) throw new Refusal(rc.authType)
+  if (!valueAllowed(entity, role, command)) throw new Refusal(rc.authUnavailable)
+}
+
 const policyOf = (entity: Entity): Uint8Array =>
   entity.kind === 'object' ? entity.object.public.authPolicy : entity.kind === 'nv' ? entity.index.policy : empty
 
@@ -177,13 +183,13 @@ export const createSoftwareTpm = (options: SoftwareTpmOptions): SoftwareTpm => {
   const authoriseOne = (area: Area, entity: Entity, of: { role: 'user' | 'admin'; number: number; command: Command; code: number }): void => {
     const { role, number, command, code } = of
     if (area.session === null) {
-      if (!valueAllowed(entity, role, command)) throw new Refusal(rc.authType)
+      checkValueAllowed(entity, role, command)
       if (!sameMac(trimmed(area.mac), trimmed(entity.auth))) throw denied(entity, number)
       return
     }
     if (area.session.type === 'trial') throw sessionFault(number, rc.attributes)
     if (area.session.type === 'hmac') {
-      if (!valueAllowed(entity, role, command)) throw new Refusal(rc.authType)
+      checkValueAllowed(entity, role, command)
       return
     }
     const { policy } = area.session
