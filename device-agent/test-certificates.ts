@@ -1,4 +1,4 @@
-import { randomBytes, sign, type KeyObject } from 'node:crypto'
+import { createHash, createPublicKey, randomBytes, sign, type KeyObject } from 'node:crypto'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { ecdsaSha256 } from '@fleetkey/protocol/x509/csr.ts'
 import { bitString, boolean, der, explicit, integer, namedBits, octetString, oid, sequence, tags, time } from '@fleetkey/protocol/x509/der.ts'
@@ -22,6 +22,9 @@ export interface Order {
 
 const extension = (id: string, critical: boolean, value: Uint8Array): Uint8Array => sequence(oid(id), ...(critical ? [boolean(true)] : []), octetString(value))
 
+/** 20 bytes that stand for a public key (RFC 7093 §2, method 1, over the whole SubjectPublicKeyInfo). */
+const identifier = (spki: Uint8Array): Uint8Array => createHash('sha256').update(spki).digest().subarray(0, 20)
+
 /** For tests: a certificate (RFC 5280 §4.1) as ordered, DER. */
 export const testCertificate = (of: Order): Uint8Array => {
   const usage = of.ca === null ? keyUsages.digitalSignature : keyUsages.keyCertSign
@@ -39,6 +42,8 @@ export const testCertificate = (of: Order): Uint8Array => {
       sequence(
         extension(oids.basicConstraints, true, of.ca === null ? sequence() : sequence(boolean(true), integer(Uint8Array.of(of.ca)))),
         extension(oids.keyUsage, true, namedBits([usage])),
+        extension(oids.subjectKeyIdentifier, false, octetString(identifier(of.spki))),
+        extension(oids.authorityKeyIdentifier, false, sequence(der(0x80, identifier(createPublicKey(of.key).export({ format: 'der', type: 'spki' }))))),
         ...(purpose === undefined ? [] : [extension(oids.extKeyUsage, false, sequence(oid(purpose)))]),
         ...(of.local === true ? [extension(oids.subjectAltName, false, sequence(der(0x87, Uint8Array.of(127, 0, 0, 1))))] : []),
       ),

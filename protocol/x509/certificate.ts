@@ -49,6 +49,7 @@ const fail = (what: string, reason = 'x509.certificate'): never => {
   throw new Problem('malformed', `certificate: ${what}`, { reason })
 }
 
+const maxBytes = 64 << 10
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
 
@@ -57,6 +58,7 @@ const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b
  * a certificate that two parsers read differently is an attack, not a certificate. Throws Problem('malformed').
  */
 export const parseCertificate = (bytes: Uint8Array): Certificate => {
+  if (bytes.length > maxBytes) fail(`${bytes.length} bytes`)
   const outer = inside(whole(bytes, tags.sequence))
   const tbs = outer.next(tags.sequence)
   const algorithm = outer.next(tags.sequence)

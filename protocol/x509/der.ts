@@ -20,7 +20,7 @@ export const tags = {
   set: 0x31,
 } as const
 
-const maxBytes = 64 << 10
+const maxBytes = 4 << 20
 const maxDepth = 24
 
 const fail = (what: string): never => {

@@ -1,6 +1,7 @@
 /** Object identifiers by their standard names. */
 export const oids = {
   commonName: '2.5.4.3',
+  emailAddress: '1.2.840.113549.1.9.1',
   ecPublicKey: '1.2.840.10045.2.1',
   ecdsaSha256: '1.2.840.10045.4.3.2',
   extensionRequest: '1.2.840.113549.1.9.14',
@@ -8,7 +9,10 @@ export const oids = {
   keyUsage: '2.5.29.15',
   subjectAltName: '2.5.29.17',
   basicConstraints: '2.5.29.19',
+  crlNumber: '2.5.29.20',
+  nameConstraints: '2.5.29.30',
   authorityKeyIdentifier: '2.5.29.35',
+  policyConstraints: '2.5.29.36',
   extKeyUsage: '2.5.29.37',
   serverAuth: '1.3.6.1.5.5.7.3.1',
   clientAuth: '1.3.6.1.5.5.7.3.2',
