@@ -44,7 +44,13 @@ export const startBoards = async (args: readonly string[], log: string): Promise
   const ready = Promise.withResolvers<void>()
   let last = 0
   const heard = (line: string): void => {
-    const message = JSON.parse(line) as Reply & BoardStatus
+    let message: Reply & BoardStatus
+    try {
+      message = JSON.parse(line) as Reply & BoardStatus
+    } catch {
+      // The boards' process ended in the middle of a line; how it ended is told by its exit code.
+      return
+    }
     if (message.event === 'ready') return ready.resolve()
     if (message.event === 'status') {
       if (status.get(message.serial)?.connected === true && !message.connected) lostAt.set(message.serial, Date.now())

@@ -103,6 +103,9 @@ const bundleOf = (path: string): z.infer<typeof Bundle> => {
   }
 }
 
+/** Ends once everything that was said is out: the last words of a thousand boards do not fit into a pipe at once. */
+const leave = (): void => void process.stdout.write('', () => process.exit(0))
+
 const run = async (argv: readonly string[]): Promise<void> => {
   const text = { type: 'string' } as const
   const many = { type: 'string', multiple: true } as const
@@ -129,7 +132,7 @@ const run = async (argv: readonly string[]): Promise<void> => {
       process.stdout.write(`${line}\n`)
     },
   )
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void fleet.stop().then(() => process.exit(0)))
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void fleet.stop().then(leave))
   if (values.control === true) {
     print({ event: 'ready', boards: open.serials.length })
     return await serveControl(fleet, process.stdin, print)
@@ -161,7 +164,7 @@ const board = async (argv: readonly string[]): Promise<void> => {
   // INIT on the control channel is a reset of the whole board: its ROM measures again.
   const served = await serveSoftwareTpm({ ...made.tpm, powerCycle: boot }, where)
   print({ event: 'ready', serial, tpm: 'path' in where ? `unix:${where.path}` : `tcp:${where.host}:${where.port}`, eventLog: join(folder, 'event.log') })
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void served.stop().then(() => process.exit(0)))
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void served.stop().then(leave))
 }
 
 const commands: Readonly<Record<string, (argv: readonly string[]) => Promise<void>>> = { factory, run, board }
