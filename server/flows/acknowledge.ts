@@ -86,13 +86,24 @@ const provenUse = async (ctx: Context, device: DeviceId, said: Acknowledgement):
     throw new Problem('unauthenticated', `the proof of use of ${said.key}/${said.epoch} does not verify`, { reason: 'acknowledge.proof' })
 }
 
-const moveTarget = async (ctx: Context, tx: Transaction, device: DeviceId, said: Acknowledgement, stage: Stage): Promise<string | undefined> => {
+/** `below`: which epochs a `retired` is about, null for all of them. */
+const moveTarget = async (
+  ctx: Context,
+  tx: Transaction,
+  device: DeviceId,
+  said: Acknowledgement,
+  stage: Stage,
+  below: number | null = null,
+): Promise<string | undefined> => {
   const campaign = await runningCampaign(ctx, said.key)
   if (campaign === undefined || (stage !== 'retired' && campaign.to !== said.epoch)) return undefined
+  // A device that reconnects erases the old epoch as soon as it has proven the new one, whatever the others have come to: it is not asked again.
+  // An erasure of epochs before the one that is replaced says nothing about this rotation.
+  if (stage === 'retired' && below !== null && below < campaign.to) return undefined
   const target = await ctx.store.get('target', `${campaign.id}/${device}`)
   if (target === undefined) return undefined
   const moves = stage === 'failed' ? ['pending', 'delivered', 'installed'].includes(target.stage) : isForward(target.stage, stage)
-  if (!moves || (stage === 'retired' && campaign.state !== 'retiring')) return undefined
+  if (!moves) return undefined
   tx.update('target', inStage(target, stage, ctx.now(), said.reason))
   return campaign.id
 }
@@ -115,7 +126,7 @@ const retired = async (ctx: Context, device: DeviceId, said: Acknowledgement): P
     )
     for (const holding of erased) tx.update('holding', inHoldingStage(holding, 'retired', ctx.now()))
     tx.note(`erased ${erased.map(({ epoch }) => epoch).join(', ') || 'nothing'}`)
-    return await moveTarget(ctx, tx, device, said, 'retired')
+    return await moveTarget(ctx, tx, device, said, 'retired', asked.below)
   })
   // A crash here: as after any acknowledgement, the device repeats it and hears nothing new.
   ctx.step('acknowledge.retired')

@@ -1,0 +1,41 @@
+import { rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, test } from 'vitest'
+import { openWorld, until, using } from './world.ts'
+
+test('a device that erases the old epoch before the others have proven the new one is not waited for', { timeout: 60_000 }, async () => {
+  const world = await openWorld()
+  try {
+    const { client } = world
+    const [one, two] = [await world.simulated('GW-1'), await world.simulated('GW-2')]
+    await world.enlist([one, two], 'plant')
+    const refuse = join(world.folder, 'refuse')
+    const hook = ['/bin/sh', '-c', `test ! -e '${refuse}'`]
+    const outputs = [{ key: 'telemetry' as never, path: join(world.folder, 'telemetry.key'), format: 'raw' as const, owner: { mode: 0o600 }, hook }]
+    let first = world.agent(one)
+    const second = world.agent(two, { outputs })
+    await client.call('key.create', { body: { id: 'telemetry', protection: 'sealed', recipientUsage: 0 } })
+    await client.call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
+    await until('both use epoch 1', () => using([first, second], 'telemetry', 1))
+    // The second one's application does not take the new epoch yet.
+    writeFileSync(refuse, '')
+    const { campaign } = await client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 3_600_000 } })
+    const show = async () => await client.call('campaign.show', { params: { id: campaign } })
+    const stage = async (id: string, epoch: number): Promise<string | undefined> =>
+      (await client.call('device.show', { params: { id } })).holdings.find((holding) => holding.epoch === epoch)?.stage
+    await until('the first has proven it', async () => (await stage('gw-1', 2)) === 'active')
+    expect(await show()).toMatchObject({ state: 'activating', counts: { installed: 1 } })
+    // The first one reconnects, and is told to erase what nobody may read any more.
+    await first.stop()
+    first = world.agent(one)
+    await until('it has erased epoch 1', async () => (await stage('gw-1', 1)) === 'retired')
+    expect(await show()).toMatchObject({ state: 'activating', counts: { installed: 1, retired: 1 } })
+    rmSync(refuse)
+    // Not at the deadline of an hour.
+    await until('the rotation ends', async () => (await show()).state === 'done')
+    expect(await show()).toMatchObject({ counts: { retired: 2 } })
+    expect((await client.call('key.show', { params: { id: 'telemetry' } })).epochs[0]?.state).toBe('destroyed')
+  } finally {
+    await world.stop()
+  }
+})
