@@ -1,5 +1,6 @@
 // `npm test`: brings the independent programs that judge us, runs every test, ends with one line of counts.
 import { spawnSync } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -25,6 +26,11 @@ const folder = mkdtempSync(join(tmpdir(), 'fleetkey-test-'))
 try {
   const report = join(folder, 'report.json')
   if (values.long) process.env['FLEETKEY_LONG'] = '1'
+  process.env['FLEETKEY_SEED'] ??= String(randomInt(1_000_000_000))
+  const share = values.long
+    ? 'full counts'
+    : 'named cases whole, counted ones (mutations, schedules, properties) at a share; npm run test:long runs the full counts'
+  console.log(`seed FLEETKEY_SEED=${process.env['FLEETKEY_SEED']}, ${share}`)
   const done = spawnSync(
     process.execPath,
     [join(root, 'node_modules/vitest/vitest.mjs'), 'run', '--reporter=default', '--reporter=json', `--outputFile.json=${report}`, ...positionals],
