@@ -19,9 +19,9 @@ const start = (program: Program, args: readonly string[], stdin: 'ignore' | 'pip
   return child
 }
 
-/** Ends every process that still runs, at once. */
+/** Ends every process that still runs. SIGTERM: the server runs below its command, and only what the command can pass on reaches it. */
 export const killAll = (): void => {
-  for (const child of children) child.kill('SIGKILL')
+  for (const child of children) child.kill('SIGTERM')
 }
 
 const ended = async (child: ChildProcess): Promise<number> =>
