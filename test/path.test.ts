@@ -115,6 +115,7 @@ describe.each(['simulator', 'swtpm'] as const)('the main path on %s', (kind) => 
     await until('it is away', async () => !(await world.client.call('device.show', { params: { id } })).online)
     const campaign = await rotated('telemetry', { deadline: 500 })
     await until('it is given up', async () => ((await world.client.call('campaign.show', { params: { id: campaign } })).counts['timed-out'] ?? 0) === 1)
+    await until('the others have ended it', async () => (await world.client.call('campaign.show', { params: { id: campaign } })).state === 'done')
     agent = world.agent(machine)
     await until('it uses epoch 3', () => using([agent, companion], 'telemetry', 3), 40_000)
     await until('it has proven epoch 3, and erased epoch 2', async () => {
