@@ -1,6 +1,15 @@
-/** Bytes that are not what the TPM 2.0 library specification says. The one error of every parser in this folder. */
+/**
+ * Bytes that are not what the TPM 2.0 library specification says. The one error of every parser in this folder. `reason`: a stable name of what is
+ * wrong (`log.truncated`, `ima.violation`, …) where the parser tells one.
+ */
 export class TpmFormatError extends Error {
   override readonly name = 'TpmFormatError'
+  readonly reason: string | undefined
+
+  constructor(message: string, reason?: string) {
+    super(message)
+    this.reason = reason
+  }
 }
 
 const utf8 = new TextEncoder()

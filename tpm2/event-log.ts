@@ -1,9 +1,10 @@
-import { ascii, concat, sameBytes, TpmFormatError } from './bytes.ts'
+import { ascii, concat, sameBytes } from './bytes.ts'
 import { alg } from './constants.ts'
+import { eventType, isZero, logReader, readHeader, refuse, specId, type Banks } from './event-log-header.ts'
 import { digest, hashName } from './kdf.ts'
+import { le16, le32, type LittleEndianReader } from './little-endian.ts'
 
-/** Event types in use (TCG PC Client Platform Firmware Profile §10.4.1). They and the event data are not authenticated: only digests are. */
-export const eventType = { postCode: 0x1, noAction: 0x3, separator: 0x4, action: 0x5, ipl: 0xd, compactHash: 0xc } as const
+export { eventType } from './event-log-header.ts'
 
 /** One TCG_PCR_EVENT2. */
 export interface Event {
@@ -14,129 +15,105 @@ export interface Event {
   readonly data: Uint8Array
 }
 
-const specId = concat(ascii('Spec ID Event03'), new Uint8Array(1))
+const startup = concat(ascii('StartupLocality'), new Uint8Array(1))
 const maxEventData = 64 << 10
 
-/** Little-endian reader: the log, unlike the TPM, is a PC's. */
-class LogReader {
-  readonly #view: DataView
-  readonly #bytes: Uint8Array
-  #at = 0
-
-  constructor(bytes: Uint8Array) {
-    this.#bytes = bytes
-    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  }
-
-  get done(): boolean {
-    return this.#at === this.#bytes.length
-  }
-
-  bytes(length: number): Uint8Array {
-    if (length > this.#bytes.length - this.#at) throw new TpmFormatError('the event log ends inside an event')
-    this.#at += length
-    return this.#bytes.subarray(this.#at - length, this.#at)
-  }
-
-  u8(): number {
-    return this.bytes(1)[0] ?? 0
-  }
-
-  u16(): number {
-    this.bytes(2)
-    return this.#view.getUint16(this.#at - 2, true)
-  }
-
-  u32(): number {
-    this.bytes(4)
-    return this.#view.getUint32(this.#at - 4, true)
-  }
-}
-
-/** Banks and digest sizes of the header event, which has the SHA-1 form of TPM 1.2 logs (§10.4.5.1). */
-const readHeader = (log: LogReader): ReadonlyMap<number, number> => {
-  if (log.u32() !== 0 || log.u32() !== eventType.noAction || log.bytes(20).some((byte) => byte !== 0)) throw new TpmFormatError('no crypto-agile event log')
-  const size = log.u32()
-  if (size > 1024) throw new TpmFormatError('a header event that is too large')
-  const header = new LogReader(log.bytes(size))
-  if (!sameBytes(header.bytes(16), specId)) throw new TpmFormatError('no Spec ID event')
-  header.u32()
-  if (header.u8() !== 0 || header.u8() !== 2) throw new TpmFormatError('another version of the event log')
-  header.u8()
-  const sizeOfUint = header.u8()
-  if (sizeOfUint !== 1 && sizeOfUint !== 2) throw new TpmFormatError('a Spec ID event with another integer size')
-  const count = header.u32()
-  if (count === 0 || count > 8) throw new TpmFormatError(`${count} banks in the event log`)
-  const banks = new Map<number, number>()
+/** TPML_DIGEST_VALUES: one digest for each announced bank, in any order (§10.2.2), also where nothing is extended. */
+const readDigests = (log: LittleEndianReader, banks: Banks): ReadonlyMap<number, Uint8Array> => {
+  const count = log.u32()
+  if (count !== banks.size) refuse('digest.count', `${count} digests where ${banks.size} banks were announced`)
+  const digests = new Map<number, Uint8Array>()
   for (let i = 0; i < count; i++) {
-    const [hash, length] = [header.u16(), header.u16()]
-    const known = [alg.sha1, alg.sha256, alg.sha384, alg.sha512].find((one) => one === hash)
-    if (banks.has(hash) || length > 64 || (known !== undefined && hashName(known).size !== length)) throw new TpmFormatError('a bank with another digest size')
-    banks.set(hash, length)
+    const hash = log.u16()
+    const size = banks.get(hash) ?? refuse('bank.unknown', `a digest of bank ${hash.toString(16)}`)
+    if (digests.has(hash)) refuse('bank.duplicate', `two digests of bank ${hash.toString(16)}`)
+    digests.set(hash, log.bytes(size))
   }
-  header.bytes(header.u8())
-  if (!header.done) throw new TpmFormatError('trailing bytes in the Spec ID event')
-  return banks
+  return digests
 }
 
-/** Parses a TCG crypto-agile event log (§10.4.5). Throws TpmFormatError, also when it is longer than `maxBytes` or has more than `maxEvents` events. */
-export const parseEventLog = (bytes: Uint8Array, limits: { maxEvents: number; maxBytes: number }): readonly Event[] => {
-  if (bytes.length > limits.maxBytes) throw new TpmFormatError(`an event log of ${bytes.length} bytes`)
-  const log = new LogReader(bytes)
-  const banks = readHeader(log)
-  const events: Event[] = []
-  while (!log.done) {
-    if (events.length >= limits.maxEvents) throw new TpmFormatError(`more than ${limits.maxEvents} events`)
-    const [pcr, type, count] = [log.u32(), log.u32(), log.u32()]
-    if (pcr > 23) throw new TpmFormatError(`an event of PCR ${pcr}`)
-    if (count !== banks.size) throw new TpmFormatError(`${count} digests where ${banks.size} banks were announced`)
-    const digests = new Map<number, Uint8Array>()
-    for (let i = 0; i < count; i++) {
-      const hash = log.u16()
-      const size = banks.get(hash)
-      if (size === undefined || digests.has(hash)) throw new TpmFormatError(`a digest of bank ${hash.toString(16)}`)
-      digests.set(hash, log.bytes(size))
+const readEvent = (log: LittleEndianReader, banks: Banks): Event => {
+  const [pcr, type] = [log.u32(), log.u32()]
+  if (pcr > 23) refuse('pcr', `an event of PCR ${pcr}`)
+  const digests = readDigests(log, banks)
+  const size = log.u32()
+  if (size > maxEventData) refuse('limit.event', `an event of ${size} bytes`)
+  return { pcr, type, digests, data: log.bytes(size) }
+}
+
+/** Whether an EV_NO_ACTION says where TPM2_Startup came from (§10.4.5.3). */
+const saysLocality = ({ type, data }: Event): boolean => type === eventType.noAction && sameBytes(data.subarray(0, startup.length), startup)
+
+/**
+ * What EV_NO_ACTION may be (§10.4.5): its digests are zero, for it extends nothing; a startup locality stands once, in PCR 0, before whatever is extended
+ * there. Anything else would let a log choose the start of PCR 0 or hide a measurement among the remarks.
+ */
+const checkNoAction = (events: readonly Event[]): void => {
+  let measured = false
+  let said = false
+  for (const event of events) {
+    if (event.type !== eventType.noAction) {
+      measured ||= event.pcr === 0
+      continue
     }
-    const size = log.u32()
-    if (size > maxEventData) throw new TpmFormatError(`an event of ${size} bytes`)
-    events.push({ pcr, type, digests, data: log.bytes(size) })
+    if (![...event.digests.values()].every(isZero)) refuse('no-action.digest', 'an EV_NO_ACTION with a digest')
+    if (!saysLocality(event)) continue
+    const locality = event.data[startup.length] ?? -1
+    const wellFormed = event.pcr === 0 && event.data.length === startup.length + 1 && [0, 3, 4].includes(locality)
+    if (!wellFormed || measured || said) refuse('startup-locality', `a startup locality that is ${said ? 'a second one' : measured ? 'late' : 'malformed'}`)
+    said = true
   }
-  return events
 }
 
 /**
- * PCR values that the events lead to, from zeros; PCR 0 starts at the startup locality that an EV_NO_ACTION says (§10.4.5.3), PCRs 17 to 22 at ones. Only
- * PCRs with events are in the result. Throws TpmFormatError when an event has no digest of the bank.
+ * Parses a TCG crypto-agile event log (§10.4.5). Throws TpmFormatError with a reason `log.*`, also when it is longer than `maxBytes` or has more than
+ * `maxEvents` events. Nothing is allocated for what a length or count merely announces.
  */
-export const replay = (events: readonly Event[], hash: number = alg.sha256): ReadonlyMap<number, Uint8Array> => {
-  const values = new Map<number, Uint8Array>()
-  const { size } = hashName(hash)
-  const locality = events.find(({ pcr, type, data }) => pcr === 0 && type === eventType.noAction && sameBytes(data.subarray(0, 16), startup))?.data[16] ?? 0
-  const start = (pcr: number): Uint8Array => {
-    const value = new Uint8Array(size).fill(pcr >= 17 && pcr <= 22 ? 0xff : 0)
-    if (pcr === 0) value[size - 1] = locality
-    return value
+export const parseEventLog = (bytes: Uint8Array, limits: { readonly maxEvents: number; readonly maxBytes: number }): readonly Event[] => {
+  if (bytes.length > limits.maxBytes) refuse('limit.bytes', `${bytes.length} bytes`)
+  const log = logReader(bytes)
+  const banks = readHeader(log, bytes)
+  const events: Event[] = []
+  while (!log.done) {
+    if (events.length >= limits.maxEvents) refuse('limit.events', `more than ${limits.maxEvents} events`)
+    events.push(readEvent(log, banks))
   }
+  checkNoAction(events)
+  return events
+}
+
+/** How the machine came to run what was measured last. */
+export interface Launch {
+  /** A dynamic launch (DRTM) sets PCRs 17 to 22 to zero; without one they keep the ones of TPM2_Startup (PC Client Platform TPM Profile §4.6.2). */
+  readonly dynamic?: boolean
+}
+
+/** A PCR before the first event, whatever the startup locality. */
+export const resetValue = (pcr: number, hash: number = alg.sha256, launch: Launch = {}): Uint8Array =>
+  new Uint8Array(hashName(hash).size).fill(pcr >= 17 && pcr <= 22 && launch.dynamic !== true ? 0xff : 0)
+
+/**
+ * PCR values that the events lead to; PCR 0 starts at the startup locality that an EV_NO_ACTION says (§10.4.5.3). Only PCRs with events are in the result.
+ * Throws TpmFormatError `log.bank.missing` when an event has no digest of the bank.
+ */
+export const replay = (events: readonly Event[], hash: number = alg.sha256, launch: Launch = {}): ReadonlyMap<number, Uint8Array> => {
+  const values = new Map<number, Uint8Array>()
+  const locality = events.find((event) => event.pcr === 0 && saysLocality(event))?.data[startup.length] ?? 0
+  if (locality !== 0) values.set(0, concat(resetValue(0, hash).subarray(1), Uint8Array.of(locality)))
   for (const { pcr, type, digests } of events) {
     if (type === eventType.noAction) continue
-    const own = digests.get(hash)
-    if (own === undefined) throw new TpmFormatError(`an event without a digest of bank ${hash.toString(16)}`)
-    values.set(pcr, digest(hash, values.get(pcr) ?? start(pcr), own))
+    const own = digests.get(hash) ?? refuse('bank.missing', `an event without a digest of bank ${hash.toString(16)}`)
+    values.set(pcr, digest(hash, values.get(pcr) ?? resetValue(pcr, hash, launch), own))
   }
-  if (locality !== 0 && !values.has(0)) values.set(0, start(0))
   return values
 }
 
-const startup = concat(ascii('StartupLocality'), new Uint8Array(1))
-
-/** Digest over PCR values in ascending order, as a quote has it (Part 3, TPM2_Quote). A PCR without value counts as zeros. */
+/** Digest over PCR values in ascending order, as a quote has it (Part 3, TPM2_Quote). A PCR without value counts as after TPM2_Startup. */
 export const pcrDigest = (values: ReadonlyMap<number, Uint8Array>, pcrs: readonly number[], hash: number = alg.sha256): Uint8Array =>
-  digest(alg.sha256, ...pcrs.toSorted((a, b) => a - b).map((pcr) => values.get(pcr) ?? new Uint8Array(hashName(hash).size)))
+  digest(alg.sha256, ...pcrs.toSorted((a, b) => a - b).map((pcr) => values.get(pcr) ?? resetValue(pcr, hash)))
 
 /** The log's bytes, with the Spec ID header of these banks. */
 export const marshalEventLog = (events: readonly Event[], banks: readonly number[] = [alg.sha256]): Uint8Array => {
-  const le16 = (value: number): Uint8Array => Uint8Array.of(value, value >> 8)
-  const le32 = (value: number): Uint8Array => Uint8Array.of(value, value >> 8, value >> 16, value >> 24)
   const algorithms = banks.flatMap((hash) => [le16(hash), le16(hashName(hash).size)])
   const header = concat(specId, le32(0), Uint8Array.of(0, 2, 0, 2), le32(banks.length), ...algorithms, Uint8Array.of(0))
   return concat(
