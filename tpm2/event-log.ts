@@ -116,19 +116,14 @@ export const pcrDigest = (values: ReadonlyMap<number, Uint8Array>, pcrs: readonl
 export const marshalEventLog = (events: readonly Event[], banks: readonly number[] = [alg.sha256]): Uint8Array => {
   const algorithms = banks.flatMap((hash) => [le16(hash), le16(hashName(hash).size)])
   const header = concat(specId, le32(0), Uint8Array.of(0, 2, 0, 2), le32(banks.length), ...algorithms, Uint8Array.of(0))
-  return concat(
-    le32(0),
-    le32(eventType.noAction),
-    new Uint8Array(20),
-    le32(header.length),
-    header,
-    ...events.flatMap(({ pcr, type, digests, data }) => [
-      le32(pcr),
-      le32(type),
-      le32(digests.size),
-      ...[...digests].flatMap(([hash, value]) => [le16(hash), value]),
-      le32(data.length),
-      data,
-    ]),
-  )
+  const parts = events.flatMap(({ pcr, type, digests, data }) => [
+    le32(pcr),
+    le32(type),
+    le32(digests.size),
+    ...[...digests].flatMap(([hash, value]) => [le16(hash), value]),
+    le32(data.length),
+    data,
+  ])
+  // An array, no arguments: a log has more parts than a call may have arguments.
+  return new Uint8Array(Buffer.concat([le32(0), le32(eventType.noAction), new Uint8Array(20), le32(header.length), header, ...parts]))
 }

@@ -151,10 +151,10 @@ export const parseIma = (bytes: Uint8Array, limits: ImaLimits): readonly ImaEntr
 }
 
 /** The binary list of these entries. */
-export const marshalIma = (entries: readonly ImaEntry[]): Uint8Array =>
-  concat(
-    ...entries.flatMap(({ template, templateHash, templateData }) => {
-      const name = Buffer.from(template, 'latin1')
-      return [le32(pcr10), templateHash, le32(name.length), name, le32(templateData.length), templateData]
-    }),
-  )
+export const marshalIma = (entries: readonly ImaEntry[]): Uint8Array => {
+  const parts = entries.flatMap(({ template, templateHash, templateData }) => {
+    const name = Buffer.from(template, 'latin1')
+    return [le32(pcr10), templateHash, le32(name.length), name, le32(templateData.length), templateData]
+  })
+  return new Uint8Array(Buffer.concat(parts))
+}
