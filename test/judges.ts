@@ -6,6 +6,7 @@ export const judges = {
   swtpm: 'swtpm',
   tpm2_quote: 'tpm2-tools',
   tpm2_checkquote: 'tpm2-tools',
+  tpm2_eventlog: 'tpm2-tools',
   mosquitto: 'mosquitto',
   mosquitto_sub: 'mosquitto-clients',
   openssl: 'openssl',
