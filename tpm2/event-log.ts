@@ -84,7 +84,7 @@ export const parseEventLog = (bytes: Uint8Array, limits: { readonly maxEvents: n
 
 /** How the machine came to run what was measured last. */
 export interface Launch {
-  /** A dynamic launch (DRTM) sets PCRs 17 to 22 to zero; without one they keep the ones of TPM2_Startup (PC Client Platform TPM Profile §4.6.2). */
+  /** A dynamic launch (DRTM) sets PCRs 17 to 22 to zero; without one they keep the ones of TPM2_Startup (PC Client Platform TPM Profile, PCR attributes). */
   readonly dynamic?: boolean
 }
 
