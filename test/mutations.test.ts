@@ -96,15 +96,17 @@ const envelope = (body: Body): Envelope => ({
 })
 const hello: Hello = {
   type: 'hello',
-  method: 'tpm2',
   serial: 'GW-1',
   purpose: 'enrol',
-  ekCertificate: certificates[1] ?? null,
-  ek: publics[0] ?? rsa,
-  ak: publics[1] ?? rsa,
-  srk: publics[2] ?? rsa,
-  ldevid: publics[3] ?? rsa,
-  recipient: publics[4] ?? rsa,
+  presented: {
+    method: 'tpm2',
+    ekCertificate: certificates[1] ?? null,
+    ek: publics[0] ?? rsa,
+    ak: publics[1] ?? rsa,
+    srk: publics[2] ?? rsa,
+    ldevid: publics[3] ?? rsa,
+    recipient: publics[4] ?? rsa,
+  },
   random: randomBytes(32),
   agent: 'test',
 }
