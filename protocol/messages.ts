@@ -183,6 +183,36 @@ export type Acknowledge = z.infer<typeof Acknowledge>
 export const Renew = z.strictObject({ type: z.literal('renew'), session: fixed(16), csr: bytes(2048, 32), binding: bytes(128, 8) })
 export type Renew = z.infer<typeof Renew>
 
+/** Under which policy firmware-bound keys are made: PolicyAuthorize(Name(signer), ref). `signer`: the server's release-signing key, as LoadExternal takes it. */
+export const FirmwarePolicy = z.strictObject({ signer: tpmPublic, ref: fixed(32) })
+export type FirmwarePolicy = z.infer<typeof FirmwarePolicy>
+
+/**
+ * Server → device with identity: prove the state you are in now. Answered once, on this connection, by `evidence`. `ima`: first IMA entry wanted, null: none.
+ * `firmware`: make a new recipient key under this policy and prove it too.
+ */
+export const Attest = z.strictObject({
+  type: z.literal('attest'),
+  challenge: fixed(16),
+  random: fixed(32),
+  selection: PcrSelection,
+  ima: z.int().min(0).max(0xffff_ffff).nullable(),
+  firmware: FirmwarePolicy.nullable(),
+  expires: time,
+})
+export type Attest = z.infer<typeof Attest>
+
+/** Device → server: the answer to `attest`; transcript.ts says what the quote and the certifications commit to. `ima.from`: index of the list's first entry. */
+export const Evidence = z.strictObject({
+  type: z.literal('evidence'),
+  challenge: fixed(16),
+  quote: attested,
+  eventLog: bytes(1 << 20),
+  ima: z.strictObject({ from: z.int().min(0).max(0xffff_ffff), list: bytes(2 << 20) }).nullable(),
+  recipient: z.strictObject({ public: tpmPublic, certify: attested, srk: attested.nullable() }).nullable(),
+})
+export type Evidence = z.infer<typeof Evidence>
+
 /** Either direction: the next `count` frames (chunks.ts) make up one signed message of `length` bytes with this SHA-256. */
 export const Manifest = z.strictObject({
   type: z.literal('manifest'),
@@ -209,13 +239,15 @@ export const Body = z.discriminatedUnion('type', [
   Retire,
   Acknowledge,
   Renew,
+  Attest,
+  Evidence,
   Manifest,
 ])
 export type Body = z.infer<typeof Body>
 export type BodyOf<T extends Body['type']> = Extract<Body, { type: T }>
 
-export const messagesFromDevice = ['hello', 'answer', 'report', 'acknowledge', 'renew', 'manifest'] as const
-export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'manifest'] as const
+export const messagesFromDevice = ['hello', 'answer', 'report', 'acknowledge', 'renew', 'evidence', 'manifest'] as const
+export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'attest', 'manifest'] as const
 
 /** What is signed. `device` is the client id (device id, or `e-…` before there is one); `id` names the request for retries and answers. */
 export const Envelope = z.strictObject({

@@ -32,6 +32,25 @@ export const enrolmentTranscript = (of: {
   eventLog: Uint8Array
 }): Uint8Array => hash('fleetkey/1/transcript', sha256(of.hello), sha256(of.challenge), sha256(of.ldevidCsr), sha256(of.tlsCsr), sha256(of.eventLog))
 
+/** The nonce of a re-attestation, computed on each side and quoted: `session` is that of the connection's welcome, `challenge` and `random` are of `attest`. */
+export const attestNonce = (of: {
+  tenant: string
+  device: string
+  exporter: Uint8Array
+  session: Uint8Array
+  challenge: Uint8Array
+  random: Uint8Array
+}): Uint8Array => hash('fleetkey/1/attest', of.tenant, of.device, of.exporter, of.session, of.challenge, of.random)
+
+/** What the quote and the certifications of `evidence` cover beside the nonce; `recipient`: TPMT_PUBLIC of a new recipient key. */
+export const evidenceTranscript = (of: { eventLog: Uint8Array; ima: { from: number; list: Uint8Array } | null; recipient: Uint8Array | null }): Uint8Array =>
+  hash(
+    'fleetkey/1/evidence',
+    sha256(of.eventLog),
+    of.ima === null ? null : [of.ima.from, sha256(of.ima.list)],
+    of.recipient === null ? null : sha256(of.recipient),
+  )
+
 /** qualifyingData of TPM2_Certify for one key role (srk, ldevid, recipient); of the quote with role `quote`. */
 export const qualifyingData = (role: 'quote' | 'srk' | 'ldevid' | 'recipient', nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
   hash('fleetkey/1/certify', role, nonce, transcript)
