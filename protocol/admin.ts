@@ -18,7 +18,11 @@ const page = { after: z.string().max(200).optional(), limit: z.coerce.number().i
 const listOf = <T extends z.ZodType>(row: T) => z.strictObject({ items: z.array(row), next: z.string().nullable() })
 const ok = z.strictObject({ ok: z.literal(true) })
 
-export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left'])
+export const DeviceState = z.enum(['registered', 'enrolled', 'quarantined', 'revoked'])
+const deviceCounts = z.strictObject({ registered: z.int(), enrolled: z.int(), quarantined: z.int(), revoked: z.int() })
+export const Assurance = z.enum(['token', 'idevid', 'simulated', 'attested'])
+const releaseId = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}\/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/)
+export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left', 'quarantined'])
 const counts = z.partialRecord(Stage, z.int().min(0))
 
 export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time })
@@ -29,29 +33,52 @@ export const BatchView = z.strictObject({
   manifestHash: z.string(),
   importedAt: time,
   importedBy: z.string(),
-  states: z.strictObject({ registered: z.int(), enrolled: z.int(), revoked: z.int() }),
+  states: deviceCounts,
 })
 export const ReleaseView = z.strictObject({
   id: z.string(),
   model: z.string(),
   name: z.string(),
   number: z.int(),
+  debug: z.boolean(),
   pcrs: z.record(z.string(), z.string()),
   importedAt: time,
+  withdrawn: z.strictObject({ at: time, reason: z.string() }).nullable(),
 })
+/** What a change does to the devices it concerns, judged by what they proved last; `first`: some of those it quarantines, by id. */
+export const ImpactView = z.strictObject({
+  judged: z.int(),
+  quarantines: z.int(),
+  first: z.array(z.strictObject({ device: DeviceId, reason: z.string() })),
+})
+const severity = z.enum(['quarantine', 'warn'])
 export const EndorsementView = z.strictObject({ id: z.string(), subject: z.string(), test: z.boolean(), importedAt: time })
-export const GroupPolicyView = z.strictObject({ connectionProof: z.boolean(), rotateOnLeave: z.boolean() })
+export const GroupPolicyView = z.strictObject({
+  connectionProof: z.boolean(),
+  rotateOnLeave: z.boolean(),
+  releases: z.union([z.literal('any'), z.array(releaseId).max(1000)]),
+  minimumRelease: z.int().min(0).max(0xffff_ffff),
+  onUnknown: severity,
+  onWithdrawn: severity,
+  onDebug: severity,
+  assurance: Assurance,
+  /** Seconds. */
+  attestAge: z.int().min(60).max(31_536_000),
+  rotateOnQuarantine: z.boolean(),
+})
 export const GroupView = z.strictObject({ id: GroupId, createdAt: time, members: z.int(), policy: GroupPolicyView, keys: z.array(KeyId) })
 export const DeviceSummary = z.strictObject({
   id: DeviceId,
   serial: z.string(),
   model: z.string(),
   batch: z.string(),
-  state: z.enum(['registered', 'enrolled', 'revoked']),
+  state: DeviceState,
   online: z.boolean(),
   release: z.string().nullable(),
   assurance: z.string().nullable(),
   refusal: z.string().nullable(),
+  verdict: z.enum(['affirming', 'warning', 'contraindicated']).nullable(),
+  verdictReason: z.string().nullable(),
 })
 export const HoldingView = z.strictObject({
   key: KeyId,
@@ -67,6 +94,11 @@ export const DeviceView = DeviceSummary.extend({
   registeredAt: time,
   enrolledAt: time.nullable(),
   lastSeenAt: time.nullable(),
+  quarantinedAt: time.nullable(),
+  verdictDetail: z.string().nullable(),
+  /** When the evidence was given that the verdict rests on. */
+  verdictAt: time.nullable(),
+  claims: z.array(z.strictObject({ name: z.string(), value: z.string() })),
   revokedAt: time.nullable(),
   revocationReason: z.string().nullable(),
   ekHash: z.string().nullable(),
@@ -140,7 +172,7 @@ export const StatusView = z.strictObject({
   reason: z.string().nullable(),
   connections: z.int(),
   testEndorsements: z.array(z.string()),
-  devices: z.strictObject({ registered: z.int(), enrolled: z.int(), revoked: z.int() }),
+  devices: deviceCounts,
   audit: z.strictObject({ size: z.int(), root: z.string() }),
   certificates: z.array(z.strictObject({ name: z.string(), notAfter: time })),
   store: z.string(),
@@ -203,6 +235,20 @@ export const operations = {
   },
   'release.list': { method: 'GET', path: '/api/1/releases', summary: 'Releases', query: z.object(page), response: listOf(ReleaseView) },
 
+  'release.preview': {
+    method: 'GET',
+    path: '/api/1/releases/{model}/{name}/preview',
+    summary: 'What withdrawing a release would do to the devices of its model',
+    response: ImpactView,
+  },
+  'release.withdraw': {
+    method: 'POST',
+    path: '/api/1/releases/{model}/{name}/withdraw',
+    summary: 'Withdraw a release: devices that run it are quarantined unless their policy only warns',
+    body: z.strictObject({ reason: z.string().min(1).max(200) }),
+    response: ImpactView,
+  },
+
   'endorsement.import': {
     method: 'POST',
     path: '/api/1/endorsements',
@@ -244,11 +290,19 @@ export const operations = {
     response: GroupPolicyView,
   },
 
+  'group.policy.preview': {
+    method: 'POST',
+    path: '/api/1/groups/{id}/policy/preview',
+    summary: 'What a change of policy would do to the members; changes nothing',
+    body: GroupPolicyView.partial(),
+    response: ImpactView,
+  },
+
   'device.list': {
     method: 'GET',
     path: '/api/1/devices',
     summary: 'Devices',
-    query: z.object({ ...page, state: z.enum(['registered', 'enrolled', 'revoked']).optional(), batch: name.optional() }),
+    query: z.object({ ...page, state: DeviceState.optional(), batch: name.optional() }),
     response: listOf(DeviceSummary),
   },
   'device.show': { method: 'GET', path: '/api/1/devices/{id}', summary: 'One device: identity, keys it holds, why it was refused last', response: DeviceView },
@@ -258,6 +312,13 @@ export const operations = {
     summary: 'Revoke: live session cut, certificates refused, keys of its groups rotated without it',
     body: z.strictObject({ reason: z.string().min(1).max(200) }),
     response: z.strictObject({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
+  },
+
+  'device.attest': {
+    method: 'POST',
+    path: '/api/1/devices/{id}/attest',
+    summary: 'Ask a device to attest now; one that is offline is asked when it next connects',
+    response: z.strictObject({ asked: z.enum(['asked', 'offline']) }),
   },
 
   'key.create': {

@@ -19,6 +19,8 @@ import type { Base, Context } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
 import { sweepIntents } from './flows/issue.ts'
+import { settleOwedAppraisals } from './flows/reappraise.ts'
+import { liveSessions } from './flows/sessions.ts'
 import { settleOwedRotations } from './flows/owed-rotation.ts'
 import { perform } from './flows/perform.ts'
 import { openVault } from './flows/vault.ts'
@@ -91,9 +93,10 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     log,
   })
   const bus = around.bus?.(broker) ?? broker
-  const ctx: Context = { ...base, authority, vault, bus, wake: bell.wake }
+  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake }
   await sweepEnrolments(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
+  await settleOwedAppraisals(ctx)
   await settleOwedRotations(ctx)
   const ticking = bell.start(ctx)
 

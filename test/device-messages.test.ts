@@ -41,8 +41,12 @@ const enrolled = (id: string, ldevidSpki: Uint8Array): EnrolledDevice => ({
   tlsSerial: '02',
   previousTlsSerial: null,
   resetCount: 1,
+  reportedResetCount: 1,
   release: 'gateway/1.0.0',
+  floor: 1,
   assurance: 'simulated',
+  verdict: { verdict: 'affirming', reason: 'release.current', detail: '', release: 'gateway/1.0.0', at: Date.UTC(2027, 0, 1), claims: [] },
+  attestOrderedAt: null,
   lastSeenAt: 1,
   agent: 'test',
 })

@@ -7,6 +7,7 @@ import type { Caller, Role } from '@fleetkey/server/access/caller.ts'
 import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import type { Base, Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
+import { liveSessions } from '@fleetkey/server/flows/sessions.ts'
 import { openVault } from '@fleetkey/server/flows/vault.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
 import { openMemoryStore } from '@fleetkey/server/store/memory.ts'
@@ -105,6 +106,7 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
     ...base,
     authority,
     vault,
+    sessions: liveSessions(),
     wake: (campaign) => void woken.push(campaign),
     bus: fakeBus(),
     clock,

@@ -111,7 +111,7 @@ describe('batch manifests', () => {
 })
 
 describe('reference values', () => {
-  const values = { format: 'fleetkey/release/1', model: 'm1', name: '1.0.0', number: 1, pcrs: { '0': ek(1), '11': ek(2) } }
+  const values = { format: 'fleetkey/release/1', model: 'm1', name: '1.0.0', number: 1, debug: false, pcrs: { '0': ek(1), '11': ek(2) } }
   test('a signed release is imported once', async () => {
     expect(await importRelease(ctx, operator(), line.signed(JSON.stringify(values)))).toEqual({ id: 'm1/1.0.0' })
     expect(await ctx.store.get('release', 'm1/1.0.0')).toMatchObject({ model: 'm1', number: 1, pcrs: values.pcrs })
@@ -122,6 +122,7 @@ describe('reference values', () => {
     ['a short value', { ...values, pcrs: { '0': 'ab' } }],
     ['no PCR', { ...values, pcrs: {} }],
     ['an unknown field', { ...values, more: 1 }],
+    ['no word on debug', { ...values, debug: undefined }],
     ['a negative number', { ...values, number: -1 }],
     ['a name that is a path', { ...values, name: '../1' }],
   ])('%s is refused', async (_name, content) => {

@@ -20,6 +20,8 @@ export interface ReleaseManifest {
   readonly name: string
   /** Only grows: the anti-rollback number. */
   readonly number: number
+  /** Built for developers; a server quarantines it unless a group's policy says otherwise. */
+  readonly debug: boolean
   readonly images: Readonly<Record<StageName, { readonly sha256: string; readonly size: number }>>
 }
 
@@ -64,15 +66,16 @@ export const referenceValues = (manifest: ReleaseManifest): string => {
     StageName,
     Uint8Array
   >
-  const { model, name, number } = manifest
-  return `${JSON.stringify({ format: 'fleetkey/release/1', model, name, number, pcrs: predictPcrs(measurementsOf(digests)) }, null, 2)}\n`
+  const { model, name, number, debug } = manifest
+  return `${JSON.stringify({ format: 'fleetkey/release/1', model, name, number, debug, pcrs: predictPcrs(measurementsOf(digests)) }, null, 2)}\n`
 }
 
 /** A release from its images. */
-export const buildRelease = (of: { model: string; name: string; number: number }, images: Images): Release => ({
+export const buildRelease = (of: { model: string; name: string; number: number; debug?: boolean }, images: Images): Release => ({
   manifest: {
     format: 'fleetkey/firmware/1',
     ...of,
+    debug: of.debug ?? false,
     images: Object.fromEntries(
       stages.map(({ stage }) => [stage, { sha256: createHash('sha256').update(images[stage]).digest('hex'), size: images[stage].length }]),
     ) as unknown as ReleaseManifest['images'],

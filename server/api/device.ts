@@ -4,10 +4,10 @@ import { messagesFromDevice, type Body, type BodyOf } from '@fleetkey/protocol/m
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { methodOf, type AttestationPolicy } from '../attestation/methods.ts'
-import type { EnrolledDevice } from '../fleet/device.ts'
+import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { acknowledge } from '../flows/acknowledge.ts'
+import { hearReport, takeEvidence } from '../flows/attest.ts'
 import type { Context, DeviceRef } from '../flows/context.ts'
-import { converge } from '../flows/converge.ts'
 import { callerOf, finishEnrolment, startEnrolment } from '../flows/enrol.ts'
 import { messageTo } from '../flows/message.ts'
 import { refuse } from '../flows/perform.ts'
@@ -53,7 +53,7 @@ interface Session {
   turn: Promise<void>
 }
 
-const identified = ['report', 'acknowledge', 'renew'] as const satisfies readonly Body['type'][]
+const identified = ['report', 'acknowledge', 'evidence', 'renew'] as const satisfies readonly Body['type'][]
 
 const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
 
@@ -137,7 +137,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   }
 
   /** The key that this message must be signed with, and the record it belongs to. */
-  const verified = async (session: Session, message: SignedMessage): Promise<EnrolledDevice | null> => {
+  const verified = async (session: Session, message: SignedMessage): Promise<IdentifiedDevice | null> => {
     const { body } = message.envelope
     if (body.type === 'hello') {
       const spki = methodOf(body.presented).ldevidSpki(body)
@@ -151,12 +151,12 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
     }
     if (session.from.device === null) throw new Problem('unauthenticated', `${body.type} before a hello`, { reason: 'message.no-hello' })
     const device = await ctx.store.get('device', session.from.device)
-    if (device?.state !== 'enrolled') throw new Problem('forbidden', `device ${session.from.device} is not enrolled`, { reason: 'device.not-enrolled' })
+    if (!hasIdentity(device)) throw new Problem('forbidden', `device ${session.from.device} is not enrolled`, { reason: 'device.not-enrolled' })
     verifyMessage(message, device.keys.ldevidSpki)
     return device
   }
 
-  const needDevice = (device: EnrolledDevice | null): DeviceId => {
+  const needDevice = (device: IdentifiedDevice | null): DeviceId => {
     if (device === null) throw new Problem('forbidden', 'a message for devices with an identity', { reason: 'message.no-identity' })
     return device.id
   }
@@ -166,7 +166,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   }
 
   /** One row per type that a device may send. */
-  const dispatch = async (session: Session, message: SignedMessage, device: EnrolledDevice | null): Promise<void> => {
+  const dispatch = async (session: Session, message: SignedMessage, device: IdentifiedDevice | null): Promise<void> => {
     const { from } = session
     const { body } = message.envelope
     switch (body.type) {
@@ -180,10 +180,12 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
         ofSession(session, body.session)
         if (body.sequence <= session.sequence) throw new Problem('conflict', `report ${body.sequence} after ${session.sequence}`, { reason: 'report.replayed' })
         session.sequence = body.sequence
-        return await converge(ctx, needDevice(device), body)
+        return await hearReport(ctx, needDevice(device), body)
       }
       case 'acknowledge':
         return await acknowledge(ctx, needDevice(device), body)
+      case 'evidence':
+        return await takeEvidence(ctx, from, needDevice(device), body)
       case 'renew':
         ofSession(session, body.session)
         return await answer(from, await renew(ctx, from, message))
@@ -242,11 +244,13 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
       const session = sessions.get(from.connection)
       if (session !== undefined) release(session)
       sessions.delete(from.connection)
+      ctx.sessions.close(from)
       return
     }
     const session = sessionOf(from)
-    if (from.device !== null)
-      session.turn = session.turn.then(() => welcome(session)).catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
+    if (from.device === null) return
+    ctx.sessions.open(from, session.nonce)
+    session.turn = session.turn.then(() => welcome(session)).catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
   })
 
   return async (from, bytes) => {

@@ -1,48 +1,100 @@
-import type { Claims } from './claims.ts'
+import type { StateClaims } from './claims.ts'
 
 /** What a maker says a boot of one release measures: PCR index → hex SHA-256 value. */
 export interface ReferenceValues {
   readonly id: string
   readonly model: string
+  /** Anti-rollback number: only grows. */
   readonly number: number
+  readonly debug: boolean
+  readonly withdrawn: { readonly at: number; readonly reason: string } | null
   readonly pcrs: Readonly<Record<string, string>>
 }
 
-/**
- * The verdict of appraisal (RFC 9334 §8.2; words after draft-ietf-rats-ar4si). `reason` is stable and private.
- * `warning`: acceptable firmware, but not the newest that is known.
- */
-export type AttestationResult =
-  | { readonly verdict: 'affirming'; readonly reason: 'release.current'; readonly release: string; readonly number: number }
-  | { readonly verdict: 'warning'; readonly reason: 'release.older'; readonly release: string; readonly number: number }
-  | { readonly verdict: 'contraindicated'; readonly reason: string; readonly detail: string }
+/** What is done about a finding: no keys, or keys with a warning. */
+type Severity = 'quarantine' | 'warn'
 
 export interface AppraisalPolicy {
-  /** Number of the release this device ran when it was last accepted; older firmware is refused from then on. */
+  /** Highest number of a release that this device was accepted with: older firmware is refused from then on. */
   readonly floor: number
+  /** Ids of accepted releases; `any`: every known one of the model. */
+  readonly releases: 'any' | readonly string[]
+  readonly minimumRelease: number
+  readonly onUnknown: Severity
+  readonly onWithdrawn: Severity
+  readonly onDebug: Severity
 }
 
 /**
- * Compares proven claims with the reference values of the device's model. A release matches only if every quoted PCR
- * has a reference value and equals it: an unknown combination is never acceptable in part.
+ * The verdict of appraisal (RFC 9334 §8.2; words after draft-ietf-rats-ar4si). `reason` is stable and private. `warning`: keys are released, and an
+ * operator should know. `release` and `number`: whose reference values matched, whatever the verdict.
  */
-export const appraise = (claims: Claims, model: string, releases: readonly ReferenceValues[], policy: AppraisalPolicy): AttestationResult => {
-  const known = releases.filter((release) => release.model === model)
-  if (known.length === 0) return { verdict: 'contraindicated', reason: 'reference.none', detail: `no reference values for model ${model}` }
-  const match = known.find((release) => Object.entries(claims.pcrs).every(([pcr, value]) => release.pcrs[pcr] === value))
-  if (match === undefined) return { verdict: 'contraindicated', ...nearest(claims, known) }
-  if (match.number < policy.floor)
-    return { verdict: 'contraindicated', reason: 'release.rollback', detail: `release ${match.id} is number ${match.number}, the device ran ${policy.floor}` }
-  const newest = Math.max(...known.map(({ number }) => number))
-  return match.number < newest
-    ? { verdict: 'warning', reason: 'release.older', release: match.id, number: match.number }
-    : { verdict: 'affirming', reason: 'release.current', release: match.id, number: match.number }
+export interface AttestationResult {
+  readonly verdict: 'affirming' | 'warning' | 'contraindicated'
+  readonly reason: string
+  readonly detail: string
+  readonly release: string | null
+  readonly number: number | null
 }
 
+interface Finding {
+  readonly severity: Severity
+  readonly reason: string
+  readonly detail: string
+}
+
+/**
+ * Compares proven claims with the reference values of the device's model. A release matches only if every quoted PCR has a reference value and equals it:
+ * an unknown combination is never acceptable in part. The gravest finding decides; of several equally grave ones the first.
+ */
+export const appraise = (claims: StateClaims, model: string, releases: readonly ReferenceValues[], policy: AppraisalPolicy): AttestationResult => {
+  const known = releases.filter((release) => release.model === model)
+  const match = known.find((release) => Object.entries(claims.pcrs).every(([pcr, value]) => release.pcrs[pcr] === value))
+  if (match === undefined) return resultOf([{ severity: policy.onUnknown, ...unknown(claims, model, known) }], undefined)
+  return resultOf(findings(match, known, policy), match)
+}
+
+const resultOf = (found: readonly Finding[], match: ReferenceValues | undefined): AttestationResult => {
+  const gravest = found.find(({ severity }) => severity === 'quarantine') ?? found[0]
+  const of = { release: match?.id ?? null, number: match?.number ?? null }
+  if (gravest === undefined) return { verdict: 'affirming', reason: 'release.current', detail: `release ${match?.id ?? ''}`, ...of }
+  const { severity, reason, detail } = gravest
+  return { verdict: severity === 'quarantine' ? 'contraindicated' : 'warning', reason, detail, ...of }
+}
+
+const findings = (match: ReferenceValues, known: readonly ReferenceValues[], policy: AppraisalPolicy): readonly Finding[] => {
+  const { id, number } = match
+  const newest = Math.max(number, ...known.filter((release) => isGood(release, policy)).map((release) => release.number))
+  const all: readonly (Finding & { readonly holds: boolean })[] = [
+    { holds: match.withdrawn !== null, severity: policy.onWithdrawn, reason: 'release.withdrawn', detail: `${id}: ${match.withdrawn?.reason ?? ''}` },
+    { holds: match.debug, severity: policy.onDebug, reason: 'release.debug', detail: `${id} is a debug release` },
+    {
+      holds: policy.releases !== 'any' && !policy.releases.includes(id),
+      severity: 'quarantine',
+      reason: 'release.not-accepted',
+      detail: `${id} is not among the accepted releases`,
+    },
+    {
+      holds: number < policy.minimumRelease,
+      severity: 'quarantine',
+      reason: 'release.below-minimum',
+      detail: `${id} is number ${number}, at least ${policy.minimumRelease} is accepted`,
+    },
+    { holds: number < policy.floor, severity: 'quarantine', reason: 'release.rollback', detail: `${id} is number ${number}, the device ran ${policy.floor}` },
+    { holds: number < newest, severity: 'warn', reason: 'release.older', detail: `${id} is number ${number}, the newest is ${newest}` },
+  ]
+  return all.filter(({ holds }) => holds)
+}
+
+/** A release that a device should update to. */
+const isGood = (release: ReferenceValues, policy: AppraisalPolicy): boolean =>
+  release.withdrawn === null && !release.debug && (policy.releases === 'any' || policy.releases.includes(release.id))
+
 /** Names the lowest PCR that differs from the release that agrees most, so that an operator knows which boot stage to look at. */
-const nearest = (claims: Claims, known: readonly ReferenceValues[]): { reason: string; detail: string } => {
+const unknown = (claims: StateClaims, model: string, known: readonly ReferenceValues[]): { reason: string; detail: string } => {
   const differing = known.map((release) => ({ release, pcrs: Object.keys(claims.pcrs).filter((pcr) => release.pcrs[pcr] !== claims.pcrs[pcr]) }))
   const best = differing.toSorted((a, b) => a.pcrs.length - b.pcrs.length || b.release.number - a.release.number)[0]
-  const lowest = Math.min(...(best?.pcrs ?? []).map(Number))
-  return { reason: `reference.pcr-${lowest}`, detail: `PCRs ${best?.pcrs.join(', ')} differ from release ${best?.release.id}` }
+  if (best === undefined) return { reason: 'reference.none', detail: `no reference values for model ${model}` }
+  const lowest = Math.min(...best.pcrs.map(Number))
+  return { reason: `reference.pcr-${lowest}`, detail: `PCRs ${best.pcrs.join(', ')} differ from release ${best.release.id}` }
 }

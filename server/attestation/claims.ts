@@ -1,5 +1,21 @@
 declare const proof: unique symbol
 
+/** What is proven about the state a device is in: its measured boot and its TPM's clock. */
+export interface StateContent {
+  /** PCR index → hex SHA-256 value, replayed from the log and confirmed by the quote. */
+  readonly pcrs: Readonly<Record<string, string>>
+  readonly events: number
+  readonly resetCount: number
+  readonly restartCount: number
+  readonly clockSafe: boolean
+  readonly firmwareVersion: bigint
+}
+
+/** The state alone, as a re-attestation proves it. */
+export interface StateClaims extends StateContent {
+  readonly [proof]: true
+}
+
 /**
  * What is proven authentic and fresh about a device. Proof is a type: only a method's `verify` makes it (`makeClaims` is
  * called there and nowhere else), so policy can take nothing less.
@@ -8,7 +24,7 @@ export interface Claims extends ClaimsContent {
   readonly [proof]: true
 }
 
-export interface ClaimsContent {
+export interface ClaimsContent extends StateContent {
   readonly method: 'tpm2'
   /** Hex SHA-256 of the EK's TPMT_PUBLIC: the hardware. */
   readonly ekHash: string
@@ -27,13 +43,32 @@ export interface ClaimsContent {
   /** DER SubjectPublicKeyInfo. */
   readonly ldevidSpki: Uint8Array
   readonly tlsSpki: Uint8Array
-  /** PCR index → hex SHA-256 value, replayed from the log and confirmed by the quote. */
-  readonly pcrs: Readonly<Record<string, string>>
-  readonly events: number
-  readonly resetCount: number
-  readonly restartCount: number
-  readonly clockSafe: boolean
-  readonly firmwareVersion: bigint
 }
 
+export const makeStateClaims = (content: StateContent): StateClaims => content as StateClaims
 export const makeClaims = (content: ClaimsContent): Claims => content as Claims
+
+/** Claims in the form they are kept in beside a verdict: names are stable, values are text. */
+export const recordOf = (claims: StateContent): readonly { readonly name: string; readonly value: string }[] => [
+  ...Object.entries(claims.pcrs).map(([pcr, value]) => ({ name: `pcr-${pcr}`, value })),
+  { name: 'events', value: String(claims.events) },
+  { name: 'reset-count', value: String(claims.resetCount) },
+  { name: 'restart-count', value: String(claims.restartCount) },
+  { name: 'clock-safe', value: claims.clockSafe ? 'yes' : 'no' },
+  { name: 'tpm-firmware', value: claims.firmwareVersion.toString(16) },
+]
+
+/** The state that was proven when it was recorded; undefined when nothing was measured (devices without a TPM, evidence that did not verify). */
+export const recordedState = (record: readonly { readonly name: string; readonly value: string }[]): StateClaims | undefined => {
+  const values = new Map(record.map(({ name, value }) => [name, value]))
+  const pcrs = Object.fromEntries(record.flatMap(({ name, value }) => (name.startsWith('pcr-') ? [[name.slice(4), value] as const] : [])))
+  if (Object.keys(pcrs).length === 0) return undefined
+  return makeStateClaims({
+    pcrs,
+    events: Number(values.get('events') ?? 0),
+    resetCount: Number(values.get('reset-count') ?? 0),
+    restartCount: Number(values.get('restart-count') ?? 0),
+    clockSafe: values.get('clock-safe') === 'yes',
+    firmwareVersion: BigInt(`0x${values.get('tpm-firmware') ?? '0'}`),
+  })
+}

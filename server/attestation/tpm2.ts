@@ -21,7 +21,7 @@ import type { AttestationPolicy, EndorsementCa, Method, Presented } from './meth
 
 const logLimits = { maxEvents: 4096, maxBytes: 1 << 20 } as const
 
-const fail = (reason: string, detail: string = reason): never => {
+export const fail = (reason: string, detail: string = reason): never => {
   throw new Problem('attestation-failed', detail, { reason })
 }
 
@@ -88,20 +88,18 @@ const present = (hello: Hello, endorsements: readonly EndorsementCa[], policy: A
   }
 }
 
-/** A statement that the presented AK signed over exactly this qualifying data; its signer is the endorsement primary that the AK is. */
-const attested = (hello: Hello, of: Answer['proven']['quote'], role: 'quote' | 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Attest => {
+/** A statement that this AK (TPMT_PUBLIC) signed over exactly this qualifying data; its signer is the endorsement primary that the AK is. */
+export const attested = (ak: Uint8Array, of: Answer['proven']['quote'], role: 'quote' | 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Attest => {
   const attest = parsed(`${role}.malformed`, () => parseAttest(of.attest))
-  if (!parsed(`${role}.signature.malformed`, () => verifyAttest(of.attest, of.signature, hello.presented.ak)))
-    fail(`${role}.signature`, `${role}: not signed by the AK`)
+  if (!parsed(`${role}.signature.malformed`, () => verifyAttest(of.attest, of.signature, ak))) fail(`${role}.signature`, `${role}: not signed by the AK`)
   if (!same(attest.extraData, qualifying)) fail(`${role}.nonce`, `${role}: made for another nonce, connection or transcript`)
-  if (!same(attest.qualifiedSigner, qualifiedName(handle.endorsement, nameOf(hello.presented.ak))))
-    fail(`${role}.signer`, `${role}: the AK is no endorsement primary`)
+  if (!same(attest.qualifiedSigner, qualifiedName(handle.endorsement, nameOf(ak)))) fail(`${role}.signer`, `${role}: the AK is no endorsement primary`)
   return attest
 }
 
 /** The AK vouches that its TPM holds this very key. */
 const certified = (hello: Hello, answer: Answer, role: 'srk' | 'ldevid' | 'recipient', qualifying: Uint8Array): Uint8Array => {
-  const attest = attested(hello, answer.proven.certify[role], role, qualifying)
+  const attest = attested(hello.presented.ak, answer.proven.certify[role], role, qualifying)
   const name = nameOf(hello.presented[role])
   if (attest.type !== 'certify') return fail(`${role}.type`, `${role}: not a certification`)
   if (!same(attest.name, name)) fail(`${role}.name`, `${role}: another key was certified`)
@@ -109,22 +107,27 @@ const certified = (hello: Hello, answer: Answer, role: 'srk' | 'ldevid' | 'recip
 }
 
 /** Bank and PCRs exactly as asked, the log replayed to exactly the quoted digest. */
-const measured = (hello: Hello, answer: Answer, asked: { pcrs: readonly number[] }, qualifying: Uint8Array) => {
-  const quote = attested(hello, answer.proven.quote, 'quote', qualifying)
+export const measured = (
+  ak: Uint8Array,
+  proven: Pick<Answer['proven'], 'quote' | 'eventLog'>,
+  asked: { readonly pcrs: readonly number[] },
+  qualifying: Uint8Array,
+) => {
+  const quote = attested(ak, proven.quote, 'quote', qualifying)
   if (quote.type !== 'quote') return fail('quote.type', 'not a quote')
   const [bank, more] = quote.selection
   if (bank === undefined || more !== undefined || bank.hash !== alg.sha256) return fail('quote.selection.bank', 'another bank than asked')
   const wanted = asked.pcrs.toSorted((one, other) => one - other)
   if (wanted.some((pcr) => !bank.pcrs.includes(pcr))) fail('quote.selection.missing')
   if (bank.pcrs.length !== wanted.length) fail('quote.selection.extra')
-  const values = parsed('log.malformed', () => replay(parseEventLog(answer.proven.eventLog, logLimits)))
+  const values = parsed('log.malformed', () => replay(parseEventLog(proven.eventLog, logLimits)))
   if (!same(quote.pcrDigest, pcrDigest(values, wanted))) fail('log.replay.mismatch', 'the event log does not lead to the quoted PCRs')
   if (!quote.clockInfo.safe) fail('quote.clock.unsafe', 'the TPM clock may have gone back')
   const zero = '00'.repeat(32)
   return {
     quote,
     pcrs: Object.fromEntries(wanted.map((pcr) => [String(pcr), Buffer.from(values.get(pcr) ?? Buffer.from(zero, 'hex')).toString('hex')])),
-    events: parseEventLog(answer.proven.eventLog, logLimits).length,
+    events: parseEventLog(proven.eventLog, logLimits).length,
   }
 }
 
@@ -176,7 +179,7 @@ export const tpm2: Method = {
     if (srk === undefined || ldevid === undefined || recipient === undefined) return fail('certify.missing')
     const asked = challenge.selection[0]
     if (asked === undefined) return fail('quote.selection.bank')
-    const { quote, pcrs, events } = measured(hello, answer, asked, data('quote'))
+    const { quote, pcrs, events } = measured(hello.presented.ak, answer.proven, asked, data('quote'))
     return makeClaims({
       method: 'tpm2',
       ekHash: presented.ekHash,

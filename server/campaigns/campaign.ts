@@ -37,8 +37,8 @@ export interface CampaignPolicy {
 
 export const defaultPolicy: CampaignPolicy = { waves: [1], successThreshold: 0.95, errorThreshold: 0.1, deadline: 3_600_000 }
 
-/** Stage of a device within a campaign; `already-current` is an outcome, as is `left`: it does not belong to the key any more. */
-export const stages = ['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left'] as const
+/** Stage of a device within a campaign; `already-current` is an outcome, as are `left` (it does not belong to the key any more) and `quarantined`. */
+export const stages = ['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left', 'quarantined'] as const
 export type Stage = (typeof stages)[number]
 
 /** `id` is `<campaign>/<device>`. */
@@ -70,7 +70,9 @@ const order: Readonly<Partial<Record<Stage, number>>> = { pending: 0, delivered:
 
 /** Whether a device's statement moves its target on: forward only; a device that was given up and returns goes on from where it is. */
 export const isForward = (from: Stage, to: Stage): boolean =>
-  from === 'timed-out' || from === 'failed' ? to === 'installed' || to === 'active' || to === 'retired' : (order[to] ?? -1) > (order[from] ?? 99)
+  from === 'timed-out' || from === 'failed' || from === 'quarantined'
+    ? to === 'installed' || to === 'active' || to === 'retired'
+    : (order[to] ?? -1) > (order[from] ?? 99)
 
 /** 0-based wave of the target at this place among `total`, in waves that end at these shares. */
 export const waveOf = (at: number, total: number, waves: readonly number[]): number => {

@@ -59,20 +59,57 @@ export interface RegisteredDevice extends DeviceCommon {
   readonly state: 'registered'
 }
 
-export interface EnrolledDevice extends DeviceCommon {
-  readonly state: 'enrolled'
+/** How far the hardware's own proof goes, from low to high: a single-use token, a factory certificate, a simulated TPM, a TPM that its maker vouches for. */
+export const assuranceLevels = ['token', 'idevid', 'simulated', 'attested'] as const
+export type Assurance = (typeof assuranceLevels)[number]
+
+/** One proven fact that a verdict rests on, such as `pcr-4` = hex SHA-256 value, `reset-count` = `7`. */
+export interface ClaimRecord {
+  readonly name: string
+  readonly value: string
+}
+
+/** The attestation result as it is kept (RFC 9334 §8.2). `reason` is stable and private; `release`: whose reference values matched. */
+export interface VerdictRecord {
+  readonly verdict: 'affirming' | 'warning' | 'contraindicated'
+  readonly reason: string
+  readonly detail: string
+  readonly release: string | null
+  readonly at: number
+  readonly claims: readonly ClaimRecord[]
+}
+
+interface WithIdentity extends DeviceCommon {
   readonly keys: DeviceKeys
   readonly enrolledAt: number
   /** Serial (hex) of the current LDevID and TLS certificates; every older TLS certificate stops once `tlsSerial` was used. */
   readonly ldevidSerial: string
   readonly tlsSerial: string
   readonly previousTlsSerial: string | null
+  /** As last proven by a quote. */
   readonly resetCount: number
-  readonly release: string
-  readonly assurance: 'simulated' | 'attested'
+  /** As last reported: when it differs from what is proven, the device has booted since and no key is released before it attests. */
+  readonly reportedResetCount: number
+  /** The release it ran when it was last accepted; null when policy let an unknown one pass. */
+  readonly release: string | null
+  /** Highest number of a release it was ever accepted with: nothing below it is accepted again. */
+  readonly floor: number
+  readonly assurance: Assurance
+  readonly verdict: VerdictRecord
+  /** An operator wants it to attest; null once it has. */
+  readonly attestOrderedAt: number | null
   readonly lastSeenAt: number
-  /** Highest report sequence seen in `lastSession`; a replayed report is refused. */
   readonly agent: string
+}
+
+export interface EnrolledDevice extends WithIdentity {
+  readonly state: 'enrolled'
+}
+
+/** Its firmware is not acceptable: identity and connection stay, no keys. A good quote brings it back, nothing else does. */
+export interface QuarantinedDevice extends WithIdentity {
+  readonly state: 'quarantined'
+  readonly quarantinedAt: number
 }
 
 export interface RevokedDevice extends DeviceCommon {
@@ -83,7 +120,11 @@ export interface RevokedDevice extends DeviceCommon {
   readonly keys: DeviceKeys | null
 }
 
-export type Device = RegisteredDevice | EnrolledDevice | RevokedDevice
+export type Device = RegisteredDevice | EnrolledDevice | QuarantinedDevice | RevokedDevice
+
+/** A device that may connect, report and give evidence. */
+export type IdentifiedDevice = EnrolledDevice | QuarantinedDevice
+export const hasIdentity = (device: Device | undefined): device is IdentifiedDevice => device?.state === 'enrolled' || device?.state === 'quarantined'
 
 export interface Group {
   readonly id: GroupId
@@ -96,6 +137,20 @@ export interface Group {
 export interface GroupPolicy {
   readonly connectionProof: boolean
   readonly rotateOnLeave: boolean
+  /** Accepted releases by id; `any`: every imported one of the model. */
+  readonly releases: 'any' | readonly string[]
+  /** Anti-rollback floor of the group, besides each device's own. */
+  readonly minimumRelease: number
+  /** What becomes of a device on firmware that matches no release, a withdrawn one, a debug one. */
+  readonly onUnknown: 'quarantine' | 'warn'
+  readonly onWithdrawn: 'quarantine' | 'warn'
+  readonly onDebug: 'quarantine' | 'warn'
+  /** Members below this level are not entitled to the group's keys. */
+  readonly assurance: Assurance
+  /** Seconds that a verdict counts for; then the device attests before a key is released to it. */
+  readonly attestAge: number
+  /** Rotates the keys that a device could read, without it, when it is quarantined. */
+  readonly rotateOnQuarantine: boolean
 }
 
 /** `id` is `<group>/<device>`. */
@@ -114,9 +169,11 @@ export interface Release {
   readonly model: string
   readonly name: string
   readonly number: number
+  readonly debug: boolean
   /** PCR index → hex SHA-256 value. */
   readonly pcrs: Readonly<Record<string, string>>
   readonly importedAt: number
+  readonly withdrawn: { readonly at: number; readonly reason: string } | null
 }
 
 /** A CA that vouches for EKs. `test` marks a simulator's CA: admitted only by an audited act and shown in every report. */

@@ -1,10 +1,44 @@
-import type { GroupPolicy } from './device.ts'
+import { assuranceLevels, type Assurance, type GroupPolicy } from './device.ts'
 
 /** What holds for a new group, and for a device that is in none. */
-export const defaultPolicy: GroupPolicy = { connectionProof: true, rotateOnLeave: true }
+export const defaultPolicy: GroupPolicy = {
+  connectionProof: true,
+  rotateOnLeave: true,
+  releases: 'any',
+  minimumRelease: 0,
+  onUnknown: 'quarantine',
+  onWithdrawn: 'quarantine',
+  onDebug: 'quarantine',
+  assurance: 'token',
+  attestAge: 86_400,
+  rotateOnQuarantine: false,
+}
 
-/** Of several groups the strictest wins; a device in no group has the default. */
-export const strictestPolicy = (policies: readonly GroupPolicy[]): GroupPolicy =>
-  policies.length === 0
-    ? defaultPolicy
-    : { connectionProof: policies.some((policy) => policy.connectionProof), rotateOnLeave: policies.some((policy) => policy.rotateOnLeave) }
+/** Whether hardware of this level may hold what demands `least`. */
+export const isAssured = (level: Assurance, least: Assurance): boolean => assuranceLevels.indexOf(level) >= assuranceLevels.indexOf(least)
+
+/** Of several groups the strictest wins; a device in no group has the default. Nothing a second group allows undoes what a first one forbids. */
+export const strictestPolicy = (policies: readonly GroupPolicy[]): GroupPolicy => policies.reduce(stricter, policies[0] ?? defaultPolicy)
+
+const stricter = (one: GroupPolicy, other: GroupPolicy): GroupPolicy => {
+  const either = (field: 'connectionProof' | 'rotateOnLeave' | 'rotateOnQuarantine'): boolean => one[field] || other[field]
+  const harder = (field: 'onUnknown' | 'onWithdrawn' | 'onDebug') => (one[field] === 'quarantine' ? one[field] : other[field])
+  return {
+    connectionProof: either('connectionProof'),
+    rotateOnLeave: either('rotateOnLeave'),
+    releases: both(one.releases, other.releases),
+    minimumRelease: Math.max(one.minimumRelease, other.minimumRelease),
+    onUnknown: harder('onUnknown'),
+    onWithdrawn: harder('onWithdrawn'),
+    onDebug: harder('onDebug'),
+    assurance: isAssured(one.assurance, other.assurance) ? one.assurance : other.assurance,
+    attestAge: Math.min(one.attestAge, other.attestAge),
+    rotateOnQuarantine: either('rotateOnQuarantine'),
+  }
+}
+
+/** Releases that both accept. */
+const both = (one: GroupPolicy['releases'], other: GroupPolicy['releases']): GroupPolicy['releases'] => {
+  if (one === 'any') return other
+  return other === 'any' ? one : one.filter((id) => other.includes(id))
+}

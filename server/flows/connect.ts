@@ -3,7 +3,7 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature } from '@fleetkey/protocol/signed.ts'
 import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
-import type { EnrolledDevice } from '../fleet/device.ts'
+import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import type { Context } from './context.ts'
 import { policyOf } from './membership.ts'
 import { sha256hex } from './message.ts'
@@ -29,7 +29,7 @@ const signature = (password: Uint8Array): Uint8Array => {
 }
 
 /** Certificate, device and proof of a client that claims to be a device. Judged on every CONNECT, on our own rows, never by TLS alone. */
-const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId | null }): Promise<EnrolledDevice> => {
+const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId | null }): Promise<IdentifiedDevice> => {
   const claimed = DeviceId.safeParse(connect.clientId)
   if (!claimed.success) throw new Problem('malformed', `client id ${JSON.stringify(connect.clientId.slice(0, 64))}`, { reason: 'connect.client-id' })
   if (connect.username !== undefined && connect.username !== claimed.data)
@@ -47,7 +47,7 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
   if (certificate.notBefore > now || certificate.notAfter < now)
     throw new Problem('expired', `certificate ${certificate.id} is not valid now`, { reason: 'certificate.expired' })
   const device = await ctx.store.get('device', claimed.data)
-  if (device?.state !== 'enrolled') throw new Problem('forbidden', `device ${claimed.data} is ${device?.state ?? 'unknown'}`, { reason: 'device.not-enrolled' })
+  if (!hasIdentity(device)) throw new Problem('forbidden', `device ${claimed.data} is ${device?.state ?? 'unknown'}`, { reason: 'device.not-enrolled' })
   if (certificate.id !== device.tlsSerial && certificate.id !== device.previousTlsSerial)
     throw new Problem('forbidden', `certificate ${certificate.id} was replaced`, { reason: 'certificate.replaced' })
   const { connectionProof } = await policyOf(ctx, device.id)
@@ -68,7 +68,7 @@ const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Pro
     { caller: { kind: 'device', id, from: connect.from }, action: 'device.connect', subject: id, detail: 'new TLS certificate in use' },
     async (tx) => {
       const device = await ctx.store.get('device', id)
-      if (device?.state === 'enrolled' && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
+      if (hasIdentity(device) && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
     },
   )
   // A crash here: both certificates were valid until now, only the new one is from now on.

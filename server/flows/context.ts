@@ -7,6 +7,7 @@ import type { Campaign, Target } from '../campaigns/campaign.ts'
 import type { Certificate, Intent } from '../ca/certificate.ts'
 import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
 import type { Authority } from './authority.ts'
+import type { Sessions } from './sessions.ts'
 import type { Vault } from './vault.ts'
 import type { DataKey, Grant, Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 
@@ -228,6 +229,7 @@ export interface Context extends Base {
   readonly bus: Bus
   readonly authority: Authority
   readonly vault: Vault
+  readonly sessions: Sessions
   /** Has the clock look at this campaign soon: something happened that may change its next step. */
   readonly wake: (campaign: string) => void
 }

@@ -2,13 +2,15 @@ import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import type { Caller } from '../access/caller.ts'
+import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
-import type { EnrolledDevice } from '../fleet/device.ts'
+import { hasIdentity, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
+import { ask } from './ask.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
-import { keysOf } from './membership.ts'
+import { entitledKeys, policyOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
@@ -32,17 +34,17 @@ export const runningCampaign = async (ctx: Context, key: KeyId): Promise<Campaig
   return found.flat().toSorted((one, other) => other.to - one.to)[0]
 }
 
-const standingOf = async (ctx: Context, device: DeviceId): Promise<Standing> => {
+const standingOf = async (ctx: Context, device: EnrolledDevice): Promise<Standing> => {
   const rotations = new Map<KeyId, { campaign: Campaign; target: Target | undefined }>()
   const desired = await Promise.all(
-    (await keysOf(ctx, device)).map(async (id): Promise<Desired[]> => {
+    (await entitledKeys(ctx, device)).map(async (id): Promise<Desired[]> => {
       const [key, epochs, campaign] = await Promise.all([
         ctx.store.get('key', id),
         findAll(ctx.store, 'epoch', { where: { key: id } }),
         runningCampaign(ctx, id),
       ])
       if (key === undefined) return []
-      const target = campaign === undefined ? undefined : await ctx.store.get('target', `${campaign.id}/${device}`)
+      const target = campaign === undefined ? undefined : await ctx.store.get('target', `${campaign.id}/${device.id}`)
       if (campaign !== undefined) rotations.set(id, { campaign, target })
       const next = campaign?.state === 'installing' && target !== undefined && target.wave <= campaign.wave
       return [desiredEpochs(key, epochs, next, ctx.now())]
@@ -69,14 +71,19 @@ const settle = async (
 ): Promise<void> => {
   const send = await inTurn(ctx.store, `device/${id}`, async () => {
     const device = await ctx.store.get('device', id)
-    if (device?.state !== 'enrolled') return []
+    if (!hasIdentity(device)) return []
+    const policy = await policyOf(ctx, id)
     const seen = told !== null && ctx.now() - device.lastSeenAt >= seenEvery
-    if (!seen && (await outstanding(ctx, device, told?.reported ?? null)).found.length === 0) return []
-    const messages = await perform(ctx, { caller, action: 'key.deliver', subject: id }, async (tx) => {
+    const lacking = device.state === 'enrolled' && (await outstanding(ctx, device, told?.reported ?? null)).found.length > 0
+    const release = lacking && !withheld(ctx, device, policy)
+    // Keys are waiting for it: it is asked now, not at its next report.
+    if (lacking && !release) await ask(ctx, id)
+    if (!seen && !release) return []
+    const messages = await perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
       const now = await ctx.store.get('device', id)
-      if (now?.state !== 'enrolled') return []
+      if (!hasIdentity(now)) return []
       if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
-      return await record(ctx, tx, now, told?.reported ?? null)
+      return release && now.state === 'enrolled' && !withheld(ctx, now, policy) ? await record(ctx, tx, now, told?.reported ?? null) : []
     })
     // A crash here: the messages stand in the outbox; the device reports when it reconnects and gets them then.
     ctx.step('deliver.recorded')
@@ -85,12 +92,18 @@ const settle = async (
   for (const message of send) await ctx.bus.send(id, message)
 }
 
+/** Whether keys wait until the device has attested. */
+const withheld = (ctx: Context, device: IdentifiedDevice, policy: GroupPolicy): boolean => {
+  const due = isAttestationDue(device, policy, null, ctx.now())
+  return due.due && due.withholds
+}
+
 const outstanding = async (
   ctx: Context,
   device: EnrolledDevice,
   reported: readonly Reported[] | null,
 ): Promise<{ standing: Standing; holdings: readonly Holding[]; found: readonly Difference[] }> => {
-  const [standing, holdings] = await Promise.all([standingOf(ctx, device.id), findAll(ctx.store, 'holding', { where: { device: device.id } })])
+  const [standing, holdings] = await Promise.all([standingOf(ctx, device), findAll(ctx.store, 'holding', { where: { device: device.id } })])
   return { standing, holdings, found: differences(standing.desired, holdings, reported) }
 }
 

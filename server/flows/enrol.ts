@@ -1,28 +1,28 @@
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import type { BodyOf, Challenge, Hello, PcrSelection } from '@fleetkey/protocol/messages.ts'
+import type { BodyOf, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
-import { appraise } from '../attestation/appraise.ts'
 import type { Claims } from '../attestation/claims.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
-import type { Device, EnrolledDevice, ManifestEntry } from '../fleet/device.ts'
+import { hasIdentity, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
+import { carryOut, quarantine, released } from './quarantine.ts'
 import { refuseKnown } from './refusal.ts'
 import { findAll } from './rows.ts'
+import { selection } from './selection.ts'
+import { acceptedWith, judge, type Judgement } from './verdict.ts'
 
 export interface EnrolServices {
   readonly policy: AttestationPolicy
 }
 
-/** SHA-256 of the PCRs that firmware and boot chain are measured into. */
-export const selection: PcrSelection = [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }]
 /** Milliseconds: an RSA EK on a real chip takes tens of seconds to derive. */
 const challengeLife = 120_000
 /** Waiting challenges of all peers together: a row is about 6 KB. */
@@ -62,7 +62,7 @@ const admissible = async (
   const device = await ctx.store.get('device', entry.device)
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
   if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
-  if (device.state === 'enrolled' && device.keys.ekHash !== presented.ekHash)
+  if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash)
     throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${device.keys.ekHash}`, { reason: 'identity.other-ek' })
   return device
 }
@@ -166,7 +166,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
       ctx.now(),
     )
     secret.destroy()
-    const verdict = await judge(ctx, device, hello, claims)
+    const verdict = await judged(ctx, device, hello, claims)
     return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, pending })
   })
 }
@@ -201,19 +201,21 @@ const spend = async (ctx: Context, caller: Caller, from: DeviceRef, id: string, 
   return pending
 }
 
-/** Appraisal against the reference values of the device's model, and continuity with what the device's record says of its TPM. */
-const judge = async (ctx: Context, device: Device, hello: Hello, claims: Claims): Promise<{ release: string; note: string }> => {
-  const releases = await findAll(ctx.store, 'release', { where: { model: device.model } })
-  const held = device.state === 'enrolled' ? releases.find(({ id }) => id === device.release) : undefined
-  const result = appraise(claims, device.model, releases, { floor: held?.number ?? 0 })
-  if (result.verdict === 'contraindicated') throw new Problem('attestation-failed', result.detail, { reason: result.reason })
-  const notes = [`${result.verdict} ${result.reason} ${result.release}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
-  if (device.state === 'enrolled') notes.push(continuity(device, hello, claims))
-  return { release: result.release, note: notes.join(', ') }
+/**
+ * Appraisal under the device's policy, and continuity with what its record says of its TPM. Firmware that is not acceptable keeps a newcomer out; a device that
+ * has an identity keeps it and is quarantined.
+ */
+const judged = async (ctx: Context, device: Device, hello: Hello, claims: Claims): Promise<{ judgement: Judgement; note: string }> => {
+  const judgement = await judge(ctx, device, claims)
+  const { verdict, reason, detail, release } = judgement.verdict
+  if (verdict === 'contraindicated' && !hasIdentity(device)) throw new Problem('attestation-failed', detail, { reason })
+  const notes = [`${verdict} ${reason} ${release ?? 'unknown firmware'}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
+  if (hasIdentity(device)) notes.push(continuity(device, hello, claims))
+  return { judgement, note: notes.join(', ') }
 }
 
 /** resetCount never falls while the SRK is the same (TPM2_Clear resets both): lower means a forged or restored TPM. */
-const continuity = (device: EnrolledDevice, hello: Hello, claims: Claims): string => {
+const continuity = (device: IdentifiedDevice, hello: Hello, claims: Claims): string => {
   const sameSrk = Buffer.compare(device.keys.srk, claims.srkPublic) === 0
   if (hello.purpose === 'return' && !sameSrk)
     throw new Problem('attestation-failed', `device ${device.id} returned with another SRK: it must enrol`, { reason: 'return.other-srk' })
@@ -229,7 +231,7 @@ interface Admission {
   readonly device: Exclude<Device, { state: 'revoked' }>
   readonly hello: Hello
   readonly claims: Claims
-  readonly verdict: { readonly release: string; readonly note: string }
+  readonly verdict: { readonly judgement: Judgement; readonly note: string }
   readonly pending: PendingChallenge
 }
 
@@ -243,30 +245,36 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   const [ldevid, tls] = issued
   if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'two certificates were ordered')
   const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls })
-  await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
+  const consequence = await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
     if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
-    if (row.state === 'enrolled' && row.keys.ekHash !== claims.ekHash)
+    if (hasIdentity(row) && row.keys.ekHash !== claims.ekHash)
       throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${row.keys.ekHash}`, { reason: 'identity.other-ek' })
     for (const one of issued) {
       await claimSpki(ctx, tx, one)
       recordIssued(tx, one)
     }
-    tx.update('device', enrolled(ctx.now(), row, of, ldevid, tls))
+    const { judgement } = of.verdict
+    const next = identified(ctx.now(), row, of, ldevid, tls)
+    if (judgement.verdict.verdict !== 'contraindicated') tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
     tx.insert('request', { id: requestId(of.from, of.message), answer: identity, createdAt: ctx.now() })
     const waiting = await ctx.store.get('challenge', of.pending.id)
     if (waiting !== undefined) tx.remove('challenge', waiting)
     tx.note(`EK ${claims.ekHash}, LDevID ${ldevid.intent.id}, TLS ${tls.intent.id}`)
+    return judgement.verdict.verdict === 'contraindicated' ? await quarantine(ctx, tx, next, judgement.verdict) : undefined
   })
   // A crash here: the device is enrolled and does not know it; it says hello again and gets certificates for the same identity.
   ctx.step('enrol.issued')
+  if (consequence !== undefined) await carryOut(ctx, consequence)
   return identity
 }
 
-const enrolled = (now: number, row: Device, of: Admission, ldevid: Issued, tls: Issued): EnrolledDevice => {
+/** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
+const identified = (now: number, row: Device, of: Admission, ldevid: Issued, tls: Issued): IdentifiedDevice => {
   const { id, version, serial, model, batch, registeredAt } = row
   const { claims, hello } = of
-  return {
+  const before = hasIdentity(row) ? row : undefined
+  const device: EnrolledDevice = {
     id,
     version,
     serial,
@@ -287,13 +295,18 @@ const enrolled = (now: number, row: Device, of: Admission, ldevid: Issued, tls: 
     ldevidSerial: ldevid.intent.id,
     tlsSerial: tls.intent.id,
     // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
-    previousTlsSerial: row.state === 'enrolled' ? row.tlsSerial : null,
+    previousTlsSerial: before?.tlsSerial ?? null,
     resetCount: claims.resetCount,
-    release: of.verdict.release,
+    reportedResetCount: claims.resetCount,
+    release: before?.release ?? null,
+    floor: before?.floor ?? 0,
     assurance: claims.assurance,
+    verdict: of.verdict.judgement.verdict,
+    attestOrderedAt: null,
     lastSeenAt: now,
     agent: hello.agent,
   }
+  return before?.state === 'quarantined' ? { ...device, state: 'quarantined', quarantinedAt: before.quarantinedAt } : device
 }
 
 /** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */

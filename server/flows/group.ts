@@ -1,12 +1,14 @@
 import { GroupId, type DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Group, GroupPolicy } from '../fleet/device.ts'
+import { hasIdentity, type Group, type GroupPolicy } from '../fleet/device.ts'
 import { defaultPolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
 import { convergeDevice } from './converge.ts'
+import { hex } from './message.ts'
 import { owe, settle } from './owed-rotation.ts'
 import { perform } from './perform.ts'
+import { oweAppraisal, preview, reappraise, settleAppraisal, type Impact } from './reappraise.ts'
 import { findAll, inChunks } from './rows.ts'
 
 const needGroup = async (ctx: Context, id: GroupId): Promise<Group> => {
@@ -24,20 +26,47 @@ export const createGroup = async (ctx: Context, caller: Caller, id: GroupId): Pr
   ctx.step('group.create')
 }
 
-/** Changes the named parts of a group's policy; the whole policy afterwards. */
-export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, change: Partial<GroupPolicy>): Promise<GroupPolicy> => {
-  const policy = await perform(ctx, { caller, action: 'group.policy', subject: id }, async (tx) => {
+/** A change of some parts of a policy. */
+export type PolicyChange = { readonly [P in keyof GroupPolicy]?: GroupPolicy[P] | undefined }
+
+const changed = async (ctx: Context, before: GroupPolicy, change: PolicyChange): Promise<GroupPolicy> => {
+  const given = Object.fromEntries(Object.entries(change).filter(([, value]) => value !== undefined)) as Partial<GroupPolicy>
+  // A misspelt release would quarantine everybody.
+  if (given.releases !== undefined && given.releases !== 'any')
+    for (const id of given.releases) if ((await ctx.store.get('release', id)) === undefined) throw new Problem('not-found', `no release ${id}`)
+  return { ...before, ...given }
+}
+
+/** What a change of policy would do to the group's members. Changes nothing. */
+export const previewPolicy = async (ctx: Context, id: GroupId, change: PolicyChange): Promise<Impact> =>
+  await preview(ctx, { group: id }, { policy: { group: id, policy: await changed(ctx, (await needGroup(ctx, id)).policy, change) } })
+
+/** Changes the named parts of a group's policy and judges its members by it; the whole policy afterwards. */
+export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, change: PolicyChange): Promise<GroupPolicy> => {
+  const owed = `policy/${id}/${ctx.now()}/${hex(ctx.random(4))}`
+  const { policy, before } = await perform(ctx, { caller, action: 'group.policy', subject: id }, async (tx) => {
     const group = await needGroup(ctx, id)
-    const policy: GroupPolicy = {
-      connectionProof: change.connectionProof ?? group.policy.connectionProof,
-      rotateOnLeave: change.rotateOnLeave ?? group.policy.rotateOnLeave,
-    }
+    const policy = await changed(ctx, group.policy, change)
     tx.update('group', { ...group, policy })
+    oweAppraisal(tx, owed, { scope: { group: id }, because: `policy of group ${id}` })
     tx.note(JSON.stringify(policy))
-    return policy
+    return { policy, before: group.policy }
   })
+  // A crash here: the policy holds; the start-up sweep judges the members by it.
   ctx.step('group.policy')
+  await settleAppraisal(ctx, owed)
+  if (policy.assurance !== before.assurance) await convergeMembers(ctx, id)
   return policy
+}
+
+/** Who is entitled has changed: connected members get what they lack and erase what they may not hold; the others do when they next report. */
+const convergeMembers = async (ctx: Context, id: GroupId): Promise<void> => {
+  const members = await findAll(ctx.store, 'member', { where: { group: id } })
+  await inChunks(
+    members.filter(({ device }) => ctx.bus.online(device)),
+    32,
+    async ({ device }) => await convergeDevice(ctx, device),
+  )
 }
 
 const devicesOf = async (ctx: Context, wanted: Wanted): Promise<readonly DeviceId[]> => {
@@ -55,22 +84,29 @@ export interface Wanted {
 
 /** Adds devices to a group, all or none. Members that are online get the group's keys at once, the others when they next connect. */
 export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, wanted: Wanted): Promise<{ added: number; already: number }> => {
-  const { joined, already } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
+  const owed = `join/${id}/${ctx.now()}/${hex(ctx.random(4))}`
+  const { joined, already, known } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
     await needGroup(ctx, id)
     const devices = await devicesOf(ctx, wanted)
     const joined: DeviceId[] = []
+    const known: DeviceId[] = []
     await inChunks(devices, 200, async (device) => {
       const [row, member] = await Promise.all([ctx.store.get('device', device), ctx.store.get('member', `${id}/${device}`)])
       if (row === undefined) throw new Problem('not-found', `no device ${device}`)
       if (row.state === 'revoked') throw new Problem('conflict', `device ${device} is revoked`)
-      if (member === undefined) joined.push(device)
+      if (member !== undefined) return
+      joined.push(device)
+      if (hasIdentity(row)) known.push(device)
     })
     for (const device of joined) tx.insert('member', { id: `${id}/${device}`, group: id, device, joinedAt: ctx.now() })
     tx.note(`${joined.length} added: ${joined.slice(0, 20).join(', ')}${joined.length > 20 ? ', …' : ''}`)
-    return { joined, already: devices.length - joined.length }
+    if (known.length > 0) oweAppraisal(tx, owed, { scope: { group: id }, because: `joined group ${id}` })
+    return { joined, already: devices.length - joined.length, known }
   })
   // A crash here: the members have no keys of the group yet; their next report fetches them.
   ctx.step('group.add')
+  // What they run may not be acceptable here: that is judged before any key of the group leaves.
+  if (known.length > 0) await settleAppraisal(ctx, owed, known)
   await inChunks(
     joined.filter((device) => ctx.bus.online(device)),
     16,
@@ -99,6 +135,8 @@ export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, de
   // A crash here: the marker stands in the store, the start-up sweep rotates.
   ctx.step('group.remove')
   const campaigns = owed === undefined ? [] : await settle(ctx, owed)
+  // What the group forbade may be acceptable without it.
+  await reappraise(ctx, { devices: [device] }, `left group ${id}`)
   if (ctx.bus.online(device)) await convergeDevice(ctx, device)
   return { campaigns }
 }

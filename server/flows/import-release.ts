@@ -1,8 +1,11 @@
+import { isDeepStrictEqual } from 'node:util'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { z } from 'zod'
 import type { Caller } from '../access/caller.ts'
+import { acceptanceChanged, oweAcceptance } from './acceptance.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
+import { findAll } from './rows.ts'
 import { stationSigned, type Signed } from './station.ts'
 
 const maxBytes = 64 << 10
@@ -15,6 +18,8 @@ const ReferenceValues = z.strictObject({
   name: z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/),
   /** The anti-rollback number: only grows. */
   number: z.int().min(0).max(0xffff_ffff),
+  /** Built for developers: with a console, test keys, or without checks. Its keys are not for production. */
+  debug: z.boolean(),
   pcrs: z.record(z.string().regex(/^(\d|1\d|2[0-3])$/), z.string().regex(/^[0-9a-f]{64}$/)).refine((pcrs) => Object.keys(pcrs).length > 0, 'no PCR'),
 })
 
@@ -38,10 +43,16 @@ export const importRelease = async (ctx: Context, caller: Caller, input: Signed)
     const { format: _, ...release } = parse(input.content)
     const id = `${release.model}/${release.name}`
     if ((await ctx.store.get('release', id)) !== undefined) throw new Problem('conflict', `release ${id} was imported before`)
-    tx.insert('release', { id, ...release, importedAt: ctx.now() })
-    tx.note(`release ${id} number ${release.number}, signed by station ${input.station}`)
-    return { id }
+    const twin = (await findAll(ctx.store, 'release', { where: { model: release.model } })).find(({ pcrs }) => isDeepStrictEqual(pcrs, release.pcrs))
+    // One firmware, one verdict: under two names it could be withdrawn and accepted at once.
+    if (twin !== undefined) throw new Problem('conflict', `release ${id} measures the same as ${twin.id}`, { reason: 'release.same-measurements' })
+    tx.insert('release', { id, ...release, importedAt: ctx.now(), withdrawn: null })
+    oweAcceptance(tx, { id, model: release.model }, 'imported')
+    tx.note(`release ${id} number ${release.number}${release.debug ? ', debug' : ''}, signed by station ${input.station}`)
+    return { id, model: release.model }
   })
+  // A crash here: it is imported; the start-up sweep asks the devices that it may bring back.
   ctx.step('import.release')
-  return imported
+  await acceptanceChanged(ctx, imported, 'imported')
+  return { id: imported.id }
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
-import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
-import type { GroupPolicy } from '../fleet/device.ts'
-import { strictestPolicy } from '../fleet/policy.ts'
+import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
+import type { EnrolledDevice, GroupPolicy } from '../fleet/device.ts'
+import { isAssured, strictestPolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
 import { findAll, inChunks } from './rows.ts'
 
@@ -12,23 +12,40 @@ export const policyOf = async (ctx: Context, device: DeviceId): Promise<GroupPol
   return strictestPolicy(groups.flatMap((group) => (group === undefined ? [] : [group.policy])))
 }
 
-/** Keys that a device may hold: those granted to its groups. What its loss exposes (blast radius). */
+/** Keys that a device may have held: those granted to its groups. What its loss exposes (blast radius). */
 export const keysOf = async (ctx: Context, device: DeviceId): Promise<readonly KeyId[]> => {
   const members = await findAll(ctx.store, 'member', { where: { device } })
   const grants = await Promise.all(members.map(({ group }) => findAll(ctx.store, 'grant', { where: { group } })))
   return [...new Set(grants.flat().map(({ key }) => key))].toSorted()
 }
 
+/** Keys that a device is entitled to now: it is enrolled, and its assurance is what the group demands. A quarantined one is entitled to nothing. */
+export const entitledKeys = async (ctx: Context, device: EnrolledDevice): Promise<readonly KeyId[]> => {
+  const members = await findAll(ctx.store, 'member', { where: { device: device.id } })
+  const groups = await Promise.all(members.map(({ group }) => ctx.store.get('group', group)))
+  const open = groups.filter((group) => group !== undefined && isAssured(device.assurance, group.policy.assurance))
+  const grants = await Promise.all(open.map((group) => findAll(ctx.store, 'grant', { where: { group: group?.id ?? '' } })))
+  return [...new Set(grants.flat().map(({ key }) => key))].toSorted()
+}
+
 /** Enrolled members of the groups that the key is granted to, in an order that nobody chose (by hash): waves are fair samples. */
 export const entitledDevices = async (ctx: Context, key: KeyId, salt = ''): Promise<readonly DeviceId[]> => {
   const grants = await findAll(ctx.store, 'grant', { where: { key } })
-  const members = await Promise.all(grants.map(({ group }) => findAll(ctx.store, 'member', { where: { group } })))
-  const devices = [...new Set(members.flat().map(({ device }) => device))]
-  const enrolled = await inChunks(devices, 500, async (id) => ((await ctx.store.get('device', id))?.state === 'enrolled' ? [id] : []))
+  const members = await Promise.all(grants.map(async ({ group }) => await assuredMembers(ctx, group)))
   const place = (id: string): string => createHash('sha256').update(`${salt}/${id}`).digest('hex')
-  return enrolled
-    .flat()
+  return [...new Set(members.flat())]
     .map((id) => ({ id, at: place(id) }))
     .toSorted((one, other) => (one.at < other.at ? -1 : 1))
     .map(({ id }) => id)
+}
+
+/** Enrolled members of a group whose assurance is what the group demands. */
+const assuredMembers = async (ctx: Context, id: GroupId): Promise<readonly DeviceId[]> => {
+  const [group, members] = await Promise.all([ctx.store.get('group', id), findAll(ctx.store, 'member', { where: { group: id } })])
+  if (group === undefined) return []
+  const entitled = await inChunks(members, 500, async ({ device }) => {
+    const row = await ctx.store.get('device', device)
+    return row?.state === 'enrolled' && isAssured(row.assurance, group.policy.assurance) ? [device] : []
+  })
+  return entitled.flat()
 }

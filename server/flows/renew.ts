@@ -2,6 +2,7 @@ import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import { hasIdentity } from '../fleet/device.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { callerOf, identityMessage } from './enrol.ts'
 import { claimSpki, prepareCertificates, recordIssued } from './issue.ts'
@@ -22,7 +23,7 @@ export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessag
   const repeated = await ctx.store.get('request', request)
   if (repeated !== undefined) return repeated.answer
   const device = await ctx.store.get('device', id)
-  if (device?.state !== 'enrolled') throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+  if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
   const { spki } = parseCsr(body.csr)
   if (!verifySignature(device.keys.ldevidSpki, tlsBinding(ctx.tenant, body.session, spki), body.binding))
     throw new Problem('unauthenticated', 'the LDevID key did not bind this TLS key', { reason: 'csr.tls.binding' })
@@ -31,7 +32,7 @@ export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessag
   const identity = await identityMessage(ctx, from, message, { device: id, ldevid: null, tls })
   await perform(ctx, intent, async (tx) => {
     const row = await ctx.store.get('device', id)
-    if (row?.state !== 'enrolled') throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+    if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
     await claimSpki(ctx, tx, tls)
     recordIssued(tx, tls)
     tx.update('device', { ...row, tlsSerial: tls.intent.id, previousTlsSerial: row.tlsSerial })

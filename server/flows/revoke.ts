@@ -1,7 +1,7 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Device, RevokedDevice } from '../fleet/device.ts'
+import { hasIdentity, type Device, type RevokedDevice } from '../fleet/device.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage } from '../keys/key.ts'
 import type { Context } from './context.ts'
@@ -12,7 +12,7 @@ import { findAll } from './rows.ts'
 
 const revoked = (device: Device, by: string, reason: string, at: number): RevokedDevice => {
   const { id, version, serial, model, batch, registeredAt, lastRefusal } = device
-  const keys = device.state === 'enrolled' ? device.keys : null
+  const keys = hasIdentity(device) ? device.keys : null
   return { id, version, serial, model, batch, registeredAt, lastRefusal, state: 'revoked', revokedAt: at, revokedBy: by, reason, keys }
 }
 

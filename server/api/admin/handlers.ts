@@ -1,21 +1,23 @@
 import { once } from 'node:events'
 import { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Bundle } from '@fleetkey/protocol/admin.ts'
+import type { Bundle, ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { authorise } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { exportFooter, exportHeader, exportLine } from '../../audit/export.ts'
 import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
+import { orderAttestation } from '../../flows/attest.ts'
 import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { importEndorsement } from '../../flows/endorsement.ts'
-import { addMembers, createGroup, removeMember, setGroupPolicy } from '../../flows/group.ts'
+import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { importRelease } from '../../flows/import-release.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
 import { addStation, removeStation } from '../../flows/station.ts'
+import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf } from '../../campaigns/campaign.ts'
 import type { Handlers, Streams } from './router.ts'
 import {
@@ -26,8 +28,10 @@ import {
   deviceView,
   endorsementView,
   groupView,
+  impactView,
   keyView,
   pageOf,
+  policyView,
   releaseView,
   stationView,
   targetView,
@@ -73,10 +77,10 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     signature: bytes(body.signature),
     station: body.station,
   })
-  const states = async (batch?: string): Promise<{ registered: number; enrolled: number; revoked: number }> => {
+  const states = async (batch?: string): Promise<ResponseOf<'status'>['devices']> => {
     const count = async (state: string): Promise<number> => await ctx.store.count('device', { state, ...(batch === undefined ? {} : { batch }) })
-    const [registered, enrolled, revoked] = await Promise.all([count('registered'), count('enrolled'), count('revoked')])
-    return { registered, enrolled, revoked }
+    const [registered, enrolled, quarantined, revoked] = await Promise.all(['registered', 'enrolled', 'quarantined', 'revoked'].map(count))
+    return { registered: registered ?? 0, enrolled: enrolled ?? 0, quarantined: quarantined ?? 0, revoked: revoked ?? 0 }
   }
   return {
     async status({ caller }) {
@@ -129,6 +133,11 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return await pageOf(ctx, 'release', page(query), releaseView)
     },
+    async 'release.preview'({ caller, params }) {
+      read(caller)
+      return impactView(await previewWithdrawal(ctx, `${params.model}/${params.name}`))
+    },
+    'release.withdraw': async ({ caller, params, body }) => impactView(await withdrawRelease(ctx, caller, `${params.model}/${params.name}`, body.reason)),
     'endorsement.import': async ({ caller, body }) => await importEndorsement(ctx, caller, body),
     async 'endorsement.list'({ caller, query }) {
       read(caller)
@@ -159,11 +168,14 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     async 'group.policy.get'({ caller, params }) {
       read(caller)
-      return (await need(ctx, 'group', params.id)).policy
+      return policyView((await need(ctx, 'group', params.id)).policy)
     },
     async 'group.policy.set'({ caller, params, body }) {
-      const change = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined))
-      return await setGroupPolicy(ctx, caller, groupId(params.id), change)
+      return policyView(await setGroupPolicy(ctx, caller, groupId(params.id), body))
+    },
+    async 'group.policy.preview'({ caller, params, body }) {
+      read(caller)
+      return impactView(await previewPolicy(ctx, groupId(params.id), body))
     },
 
     async 'device.list'({ caller, query }) {
@@ -179,6 +191,8 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       const { keys, campaigns } = await revokeDevice(ctx, caller, deviceId(params.id), body.reason)
       return { keys: [...keys], campaigns: [...campaigns] }
     },
+
+    'device.attest': async ({ caller, params }) => ({ asked: await orderAttestation(ctx, caller, deviceId(params.id)) }),
 
     'key.create': async ({ caller, body }) => await createKey(ctx, caller, body),
     async 'key.list'({ caller, query }) {

@@ -4,7 +4,8 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
-import type { Batch, Device, Endorsement, Group, Release, Station } from '../../fleet/device.ts'
+import { hasIdentity, type Batch, type Device, type Endorsement, type Group, type GroupPolicy, type Release, type Station } from '../../fleet/device.ts'
+import type { Impact } from '../../flows/reappraise.ts'
 import { progressOf } from '../../flows/rotate.ts'
 import type { ManagedKey } from '../../keys/key.ts'
 
@@ -41,7 +42,15 @@ export const batchRow = ({ id, station, rows, manifestHash, importedAt, imported
   importedBy,
 })
 
-export const releaseView = ({ id, model, name, number, pcrs, importedAt }: Release): Item<'release.list'> => ({ id, model, name, number, pcrs, importedAt })
+export const releaseView = ({ version: _, ...release }: Release): Item<'release.list'> => release
+
+export const impactView = ({ first, ...counts }: Impact): ResponseOf<'release.withdraw'> => ({ ...counts, first: [...first] })
+
+/** A policy as the API gives it: arrays of its own. */
+export const policyView = ({ releases, ...policy }: GroupPolicy): ResponseOf<'group.policy.get'> => ({
+  ...policy,
+  releases: releases === 'any' ? releases : [...releases],
+})
 
 export const endorsementView = ({ id, subject, test, importedAt }: Endorsement): Item<'endorsement.list'> => ({ id, subject, test, importedAt })
 
@@ -49,7 +58,7 @@ export const groupView = async (ctx: Context, group: Group): Promise<ResponseOf<
   id: group.id,
   createdAt: group.createdAt,
   members: await ctx.store.count('member', { group: group.id }),
-  policy: group.policy,
+  policy: policyView(group.policy),
   keys: (await allOf(ctx, 'grant', { group: group.id })).map(({ key }) => key),
 })
 
@@ -60,9 +69,11 @@ export const deviceSummary = (ctx: Context, device: Device): Item<'device.list'>
   batch: device.batch,
   state: device.state,
   online: ctx.bus.online(device.id),
-  release: device.state === 'enrolled' ? device.release : null,
-  assurance: device.state === 'enrolled' ? device.assurance : null,
+  release: hasIdentity(device) ? device.release : null,
+  assurance: hasIdentity(device) ? device.assurance : null,
   refusal: device.lastRefusal === null ? null : device.lastRefusal.reason,
+  verdict: hasIdentity(device) ? device.verdict.verdict : null,
+  verdictReason: hasIdentity(device) ? device.verdict.reason : null,
 })
 
 export const deviceView = async (ctx: Context, device: Device): Promise<ResponseOf<'device.show'>> => {
@@ -75,8 +86,12 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
   return {
     ...deviceSummary(ctx, device),
     registeredAt: device.registeredAt,
-    enrolledAt: device.state === 'enrolled' ? device.enrolledAt : null,
-    lastSeenAt: device.state === 'enrolled' ? device.lastSeenAt : null,
+    enrolledAt: hasIdentity(device) ? device.enrolledAt : null,
+    lastSeenAt: hasIdentity(device) ? device.lastSeenAt : null,
+    quarantinedAt: device.state === 'quarantined' ? device.quarantinedAt : null,
+    verdictDetail: hasIdentity(device) ? device.verdict.detail : null,
+    verdictAt: hasIdentity(device) ? device.verdict.at : null,
+    claims: hasIdentity(device) ? device.verdict.claims.map(({ name, value }) => ({ name, value })) : [],
     revokedAt: device.state === 'revoked' ? device.revokedAt : null,
     revocationReason: device.state === 'revoked' ? device.reason : null,
     ekHash: manifest[0]?.id ?? null,

@@ -1,0 +1,43 @@
+/** What the decision needs to know of a device. Times are milliseconds since 1970. */
+export interface Attested {
+  readonly state: 'enrolled' | 'quarantined'
+  readonly assurance: 'token' | 'idevid' | 'simulated' | 'attested'
+  readonly resetCount: number
+  readonly reportedResetCount: number
+  readonly verdict: { readonly at: number }
+  readonly attestOrderedAt: number | null
+}
+
+/** `withholds`: no key is released to this device before it has attested. */
+export type Due =
+  | { readonly due: false }
+  | { readonly due: true; readonly because: 'quarantined' | 'boot' | 'stale' | 'order' | 'ageing'; readonly withholds: boolean }
+
+/** Asked this much before its verdict grows too old, a connected device never waits for its keys. */
+const early = 0.8
+/** A quarantined device may show that it is well again this often (milliseconds). */
+const quarantinedEvery = 60_000
+
+/** Devices without a TPM have nothing to quote with: what they proved at enrolment is all there is. */
+const canAttest = ({ assurance }: Attested): boolean => assurance === 'attested' || assurance === 'simulated'
+
+/**
+ * Whether a device has to attest, and whether its keys wait for that. Pure: the same device, policy, report and time give the same answer.
+ * `policy.attestAge`: seconds; `report`: what the device says now, null when it was not heard.
+ */
+export const isAttestationDue = (
+  device: Attested,
+  policy: { readonly attestAge: number },
+  report: { readonly resetCount: number } | null,
+  now: number,
+): Due => {
+  if (!canAttest(device)) return { due: false }
+  const age = now - device.verdict.at
+  const resetCount = report?.resetCount ?? device.reportedResetCount
+  if (resetCount !== device.resetCount) return { due: true, because: 'boot', withholds: true }
+  // A clock that was set back makes no verdict younger than it is.
+  if (age > policy.attestAge * 1000 || age < 0) return { due: true, because: 'stale', withholds: true }
+  if (device.attestOrderedAt !== null) return { due: true, because: 'order', withholds: device.state === 'quarantined' }
+  if (device.state === 'quarantined') return age >= quarantinedEvery ? { due: true, because: 'quarantined', withholds: true } : { due: false }
+  return age > early * policy.attestAge * 1000 ? { due: true, because: 'ageing', withholds: false } : { due: false }
+}

@@ -1,0 +1,73 @@
+import { inStage, type Campaign, type Target } from '../campaigns/campaign.ts'
+import type { EnrolledDevice, IdentifiedDevice, VerdictRecord } from '../fleet/device.ts'
+import type { Context } from './context.ts'
+import { keysOf, policyOf } from './membership.ts'
+import { owe, settle } from './owed-rotation.ts'
+import type { Transaction } from './perform.ts'
+import { findAll } from './rows.ts'
+
+/** What has to be done once a quarantine is durable. */
+export interface Consequence {
+  /** Rotations that go on without the device. */
+  readonly campaigns: readonly string[]
+  /** Marker of the rotation that its quarantine owes. */
+  readonly owed: string | null
+}
+
+const nothing: Consequence = { campaigns: [], owed: null }
+/** Targets in these stages have something before them that a quarantined device cannot do. */
+const unfinished: readonly string[] = ['pending', 'delivered', 'installed', 'active']
+const running: readonly string[] = ['installing', 'activating', 'retiring', 'paused', 'halted']
+
+/**
+ * Adds to a commit: this device has no keys coming from now on. Its waiting deliveries go, running rotations drop it with an outcome of its own, and the keys
+ * it could read are rotated without it when policy says so. `device`: the row with the version that was read. Carry `Consequence` out after the commit.
+ */
+export const quarantine = async (ctx: Context, tx: Transaction, device: IdentifiedDevice, verdict: VerdictRecord): Promise<Consequence> => {
+  const at = ctx.now()
+  const again = device.state === 'quarantined'
+  tx.update('device', {
+    ...device,
+    state: 'quarantined',
+    quarantinedAt: again ? device.quarantinedAt : at,
+    verdict,
+    attestOrderedAt: null,
+    lastRefusal: { at, code: 'attestation-failed', reason: verdict.reason.slice(0, 100) },
+  })
+  tx.note(`${again ? 'stays ' : ''}quarantined: ${verdict.reason}: ${verdict.detail}`.slice(0, 1000))
+  if (again) return nothing
+  // What it was told to erase it still should.
+  for (const message of await findAll(ctx.store, 'outbox', { where: { device: device.id } }))
+    if (!message.subject.startsWith('retire/')) tx.remove('outbox', message)
+  const dropped = await targetsOf(ctx, device)
+  for (const { target } of dropped) tx.update('target', inStage(target, 'quarantined', at, verdict.reason.slice(0, 200)))
+  return { campaigns: dropped.map(({ campaign }) => campaign.id), owed: await oweRotation(ctx, tx, device, verdict) }
+}
+
+const targetsOf = async (ctx: Context, device: IdentifiedDevice): Promise<readonly { readonly target: Target; readonly campaign: Campaign }[]> => {
+  const targets = (await findAll(ctx.store, 'target', { where: { device: device.id } })).filter(({ stage }) => unfinished.includes(stage))
+  const found = await Promise.all(targets.map(async (target) => ({ target, campaign: await ctx.store.get('campaign', target.campaign) })))
+  return found.flatMap(({ target, campaign }) => (campaign !== undefined && running.includes(campaign.state) ? [{ target, campaign }] : []))
+}
+
+const oweRotation = async (ctx: Context, tx: Transaction, device: IdentifiedDevice, verdict: VerdictRecord): Promise<string | null> => {
+  if (!(await policyOf(ctx, device.id)).rotateOnQuarantine) return null
+  const keys = await keysOf(ctx, device.id)
+  if (keys.length === 0) return null
+  const name = `quarantine/${device.id}/${ctx.now()}`
+  owe(tx, name, { keys, because: `device ${device.id} quarantined: ${verdict.reason}`, kick: null })
+  return name
+}
+
+/** After the commit: rotations look again, owed ones start. Harmless to repeat; a crash in between leaves it to the clock and the start-up sweep. */
+export const carryOut = async (ctx: Context, { campaigns, owed }: Consequence): Promise<void> => {
+  for (const campaign of campaigns) ctx.wake(campaign)
+  if (owed !== null) await settle(ctx, owed)
+}
+
+/** The same device without its quarantine. */
+export const released = (device: IdentifiedDevice): EnrolledDevice => {
+  if (device.state === 'enrolled') return device
+  const { quarantinedAt: _, ...rest } = device
+  return { ...rest, state: 'enrolled' }
+}

@@ -1,0 +1,163 @@
+import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
+import type { Caller } from '../access/caller.ts'
+import { recordedState } from '../attestation/claims.ts'
+import { hasIdentity, type GroupPolicy, type IdentifiedDevice, type Release } from '../fleet/device.ts'
+import { strictestPolicy } from '../fleet/policy.ts'
+import { ask } from './ask.ts'
+import type { Context, Setting } from './context.ts'
+import { perform, type Transaction } from './perform.ts'
+import { carryOut, quarantine } from './quarantine.ts'
+import { findAll, inChunks } from './rows.ts'
+import { inTurn } from './turn.ts'
+import { judgementOf, type Judgement } from './verdict.ts'
+
+/** Whose verdicts a change may turn. */
+export type Scope = { readonly model: string } | { readonly group: GroupId } | { readonly devices: readonly DeviceId[] }
+
+/** What would be if the store said otherwise: a policy of one group, a release of one model. */
+export interface WhatIf {
+  readonly policy?: { readonly group: GroupId; readonly policy: GroupPolicy }
+  readonly release?: Release
+}
+
+/** What a change does to the devices of its scope, judged by what they proved last. */
+export interface Impact {
+  /** Devices that were judged. */
+  readonly judged: number
+  readonly quarantines: number
+  /** The first of them by id, with the reason. */
+  readonly first: readonly { readonly device: DeviceId; readonly reason: string }[]
+}
+
+const system: Caller = { kind: 'system', id: 'appraisal', from: 'server' }
+const shown = 20
+const atOnce = 64
+
+const devicesOf = async (ctx: Context, scope: Scope): Promise<readonly IdentifiedDevice[]> => {
+  if ('model' in scope) {
+    const rows = await Promise.all((['enrolled', 'quarantined'] as const).map(async (state) => await findAll(ctx.store, 'device', { where: { state } })))
+    return rows.flat().filter((device): device is IdentifiedDevice => hasIdentity(device) && device.model === scope.model)
+  }
+  const ids = 'devices' in scope ? scope.devices : (await findAll(ctx.store, 'member', { where: { group: scope.group } })).map(({ device }) => device)
+  const found = await inChunks(ids, 500, async (id) => await ctx.store.get('device', id))
+  return found.filter(hasIdentity)
+}
+
+/** Reads releases and policies, each once. */
+const surroundings = (ctx: Context, whatIf: WhatIf) => {
+  const releases = new Map<string, Promise<readonly Release[]>>()
+  const policies = new Map<string, Promise<GroupPolicy | undefined>>()
+  const { release, policy } = whatIf
+  const policyOfGroup = async (id: GroupId): Promise<GroupPolicy | undefined> =>
+    id === policy?.group ? policy.policy : (await ctx.store.get('group', id))?.policy
+  return {
+    async releasesOf(model: string): Promise<readonly Release[]> {
+      const known = releases.get(model) ?? findAll(ctx.store, 'release', { where: { model } })
+      releases.set(model, known)
+      return release?.model !== model ? await known : [...(await known).filter(({ id }) => id !== release.id), release]
+    },
+    async policyOf(device: DeviceId): Promise<GroupPolicy> {
+      const found = await Promise.all(
+        (await findAll(ctx.store, 'member', { where: { device } })).map(async ({ group }) => {
+          const known = policies.get(group) ?? policyOfGroup(group)
+          policies.set(group, known)
+          return await known
+        }),
+      )
+      return strictestPolicy(found.filter((one) => one !== undefined))
+    },
+  }
+}
+
+interface Reappraised {
+  readonly device: IdentifiedDevice
+  readonly judgement: Judgement
+}
+
+/** Every device of the scope that has measured claims on record, with the verdict that they lead to now. */
+const appraisals = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<readonly Reappraised[]> => {
+  const { releasesOf, policyOf } = surroundings(ctx, whatIf)
+  const found = await inChunks(await devicesOf(ctx, scope), atOnce, async (device): Promise<Reappraised[]> => {
+    const state = recordedState(device.verdict.claims)
+    if (state === undefined) return []
+    const [releases, policy] = await Promise.all([releasesOf(device.model), policyOf(device.id)])
+    return [{ device, judgement: judgementOf(device, state, { releases, policy, at: device.verdict.at }) }]
+  })
+  return found.flat()
+}
+
+const isTurned = ({ device, judgement }: Reappraised): boolean => device.state === 'enrolled' && judgement.verdict.verdict === 'contraindicated'
+
+const impactOf = (all: readonly Reappraised[]): Impact => {
+  const turned = all.filter(isTurned).toSorted((one, other) => (one.device.id < other.device.id ? -1 : 1))
+  return {
+    judged: all.length,
+    quarantines: turned.length,
+    first: turned.slice(0, shown).map(({ device, judgement }) => ({ device: device.id, reason: judgement.verdict.reason })),
+  }
+}
+
+/** How many devices a change would quarantine, and which first. Changes nothing. */
+export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<Impact> => impactOf(await appraisals(ctx, scope, whatIf))
+
+/**
+ * Judges the devices of a scope anew by what they proved last: those that are no longer acceptable are quarantined at once; those that may be again are asked
+ * for a fresh quote when they are connected (nothing else brings them back). Harmless to repeat.
+ */
+export const reappraise = async (ctx: Context, scope: Scope, because: string): Promise<Impact> => {
+  const all = await appraisals(ctx, scope, {})
+  await inChunks(all.filter(isTurned), atOnce, async ({ device, judgement }) => await turn(ctx, device.id, judgement, because))
+  const hopeful = all.filter(({ device, judgement }) => device.state === 'quarantined' && judgement.verdict.verdict !== 'contraindicated')
+  await inChunks(hopeful, atOnce, async ({ device }) => await ask(ctx, device.id))
+  return impactOf(all)
+}
+
+const turn = async (ctx: Context, id: DeviceId, judgement: Judgement, because: string): Promise<void> => {
+  const consequence = await inTurn(
+    ctx.store,
+    `device/${id}`,
+    async () =>
+      await perform(ctx, { caller: system, action: 'device.quarantine', subject: id, detail: because }, async (tx) => {
+        const row = await ctx.store.get('device', id)
+        // It has proven something else meanwhile, under the rules that hold now.
+        if (row?.state !== 'enrolled' || row.verdict.at !== judgement.verdict.at) return undefined
+        return await quarantine(ctx, tx, row, judgement.verdict)
+      }),
+  )
+  // A crash here: it is quarantined; the marker of the change has the others judged after the restart.
+  ctx.step('attest.quarantined')
+  if (consequence !== undefined) await carryOut(ctx, consequence)
+}
+
+const prefix = 'owed-appraisal/'
+
+interface Owed {
+  readonly scope: { readonly model: string } | { readonly group: GroupId }
+  readonly because: string
+}
+
+/** Adds to a commit that changes what is acceptable: the devices of this scope are to be judged anew, also after a crash. `name` is unique per change. */
+export const oweAppraisal = (tx: Transaction, name: string, owed: Owed): void =>
+  tx.insert('setting', { id: `${prefix}${name}`, value: new TextEncoder().encode(JSON.stringify(owed)) })
+
+const read = (setting: Setting): Owed => JSON.parse(new TextDecoder().decode(setting.value)) as Owed
+
+/** Pays what `oweAppraisal` owed. `only`: the devices that can be concerned, when that is fewer than the whole scope. */
+export const settleAppraisal = async (ctx: Context, name: string, only?: readonly DeviceId[]): Promise<Impact> => {
+  const setting = await ctx.store.get('setting', `${prefix}${name}`)
+  if (setting === undefined) return { judged: 0, quarantines: 0, first: [] }
+  const { scope, because } = read(setting)
+  const impact = await reappraise(ctx, only === undefined ? scope : { devices: only }, because)
+  const detail = `${because}: ${impact.quarantines} of ${impact.judged} devices quarantined`
+  await perform(ctx, { caller: system, action: 'appraisal.settle', subject: name, detail }, async (tx) => {
+    const now = await ctx.store.get('setting', setting.id)
+    if (now !== undefined) tx.remove('setting', now)
+  })
+  ctx.step('appraisal.settled')
+  return impact
+}
+
+/** Start-up sweep: judges what a crash left to be judged. */
+export const settleOwedAppraisals = async (ctx: Context): Promise<void> => {
+  for (const { id } of await findAll(ctx.store, 'setting', { prefix })) await settleAppraisal(ctx, id.slice(prefix.length))
+}

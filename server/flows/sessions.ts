@@ -1,0 +1,39 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { Attest, BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { DeviceRef } from './context.ts'
+
+/** What the server remembers of one connection of a device with identity; gone when it closes. A restart forgets all of it, and nobody misses it. */
+export interface LiveSession {
+  readonly from: DeviceRef
+  /** The nonce of its welcome. */
+  readonly nonce: Uint8Array
+  /** The one challenge that waits for evidence; spent by the first answer to it. */
+  asked: { readonly attest: Attest; readonly at: number } | null
+  /** resetCount of the first report of this connection. */
+  resetCount: number | null
+  /** The newest report whose difference was withheld until the device has attested. */
+  withheld: BodyOf<'report'> | null
+}
+
+/** Live connections by device. */
+export interface Sessions {
+  open(from: DeviceRef, nonce: Uint8Array): LiveSession
+  close(from: DeviceRef): void
+  of(device: DeviceId): LiveSession | undefined
+}
+
+export const liveSessions = (): Sessions => {
+  const live = new Map<string, LiveSession>()
+  return {
+    open(from, nonce) {
+      const session: LiveSession = { from, nonce, asked: null, resetCount: null, withheld: null }
+      live.set(from.client, session)
+      return session
+    },
+    close(from) {
+      // A newer connection of the same device has taken its place.
+      if (live.get(from.client)?.from.connection === from.connection) live.delete(from.client)
+    },
+    of: (device) => live.get(device),
+  }
+}
