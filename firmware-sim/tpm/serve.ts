@@ -39,10 +39,13 @@ const takeControl = (tpm: SoftwareTpm, frame: Buffer): Uint8Array => {
       // INIT, SHUTDOWN, SET_LOCALITY.
       return concat(u32(0), u32(0x01 | 0x02 | 0x20))
     case control.init:
-      tpm.powerCycle()
+      // As with swtpm: what the client has not shut down was not shut down, and the client starts the TPM.
+      tpm.powerCycle({ shutdown: 'none', startup: 'none' })
+      return u32(0)
+    case control.setLocality:
+      tpm.setLocality(Math.min(4, frame[4] ?? 0))
       return u32(0)
     case control.shutdown:
-    case control.setLocality:
       return u32(0)
     default:
       return u32(badOrdinal)
