@@ -1,14 +1,19 @@
 import { spawnSync } from 'node:child_process'
-import { createHash, verify, X509Certificate } from 'node:crypto'
+import { createHash, randomBytes, verify, X509Certificate } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
+import { createBoard, install } from '@fleetkey/firmware-sim/board/board.ts'
+import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
+import { buildRelease, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
+import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
 import { eventType, marshalEventLog, parseEventLog, replay, type Event } from '@fleetkey/tpm2/event-log.ts'
 import { checkSeparators, knownData, separatorProfiles } from '@fleetkey/tpm2/event-log-rules.ts'
 import { imaLimits, marshalIma, parseIma } from '@fleetkey/tpm2/ima.ts'
 import { measuredFiles, replayIma, type ImaReplay } from '@fleetkey/tpm2/ima-replay.ts'
+import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { hasProgram } from './programs.ts'
 import { reasonOf } from './refusals.ts'
 
@@ -111,6 +116,18 @@ describe('separators', () => {
     const profile = { ...separatorProfiles.pcClient, closed: [2, 3, 6], repeatable: [0] }
     expect(checkSeparators(events, profile)).toBeUndefined()
   })
+})
+
+test('the log of a board leads to the PCRs of its TPM, and has the separators of its profile', async () => {
+  const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+  const board = createBoard({ serial: 'GW-1', tpm: createSoftwareTpm({ random, now: () => 0 }), flash: new Flash() })
+  install(board, buildRelease({ model: 'gateway', name: '1.0.0', number: 1 }, simulatedImages('release 1', Buffer.from('agent'), 2048)))
+  board.boot()
+  const events = parseEventLog(board.eventLog(), limits)
+  expect(checkSeparators(events, separatorProfiles.board)).toBeUndefined()
+  expect(reasonOf(() => checkSeparators([...events, ...events.slice(0, 1)], separatorProfiles.board))).toBe('log.after-separator')
+  const values = replay(events)
+  expect(await new Tpm(board.transport(), { random }).pcrRead(alg.sha256, [...values.keys()])).toEqual(values)
 })
 
 describe('event data', () => {
