@@ -197,3 +197,19 @@ describe('what is announced is not allocated', () => {
     expect(allocated() - before).toBeLessThan(8 << 20)
   })
 })
+
+describe('the survey itself finds', () => {
+  const held: Uint8Array[] = []
+  const rows: readonly (readonly [string, (bytes: Uint8Array) => unknown, RegExp])[] = [
+    ['an error that is no refusal', () => JSON.parse('{'), /no typed refusal/],
+    ['a parser that takes its time', () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300), /ms for/],
+    ['a parser that believes a length', () => held.push(new Uint8Array(64 << 20)), /bytes for/],
+  ]
+  test.each(rows)('%s', (_, parse, what) => expect(() => survey(parse, [board], { count: 1, seed })).toThrow(what))
+
+  test('the same run again from its seed', () => {
+    const one = survey(log, [board], { count: 500, seed: 7 })
+    const other = survey(log, [board], { count: 500, seed: 7 })
+    expect([other.accepted, other.refused]).toEqual([one.accepted, one.refused])
+  })
+})
