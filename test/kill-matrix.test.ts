@@ -133,7 +133,7 @@ const killed = async (at: { readonly server?: string; readonly boards?: string }
   expect(kills).toBe(1)
 }
 
-test('every step that the path reaches is in the tables', { timeout: 150_000 }, async () => {
+test('every step that the path reaches is in the tables', { timeout: 240_000 }, async () => {
   const [server, boards] = [join(factory, 'server.steps'), join(factory, 'boards.steps')]
   await runScenario({ factory, serials: [...serials], server: { FLEETKEY_STEPS: server }, boards: { FLEETKEY_STEPS: boards } })
   const reached = (path: string): readonly string[] => [...new Set(readFileSync(path, 'utf8').trim().split('\n'))]
@@ -141,16 +141,17 @@ test('every step that the path reaches is in the tables', { timeout: 150_000 }, 
   expect(reached(boards).filter((step) => !agentSteps.includes(step))).toStrictEqual([])
 })
 
-describe.concurrent('kill -9 of the server at', { timeout: 150_000 }, () => {
+describe.concurrent('kill -9 of the server at', { timeout: 240_000 }, () => {
   test.for([...serverSteps, ...serverPoints])('%s', async (at) => await killed({ server: at }))
 })
 
-describe.concurrent('kill -9 of the agent, with its TPM, at', { timeout: 150_000 }, () => {
+describe.concurrent('kill -9 of the agent, with its TPM, at', { timeout: 240_000 }, () => {
   test.for([...agentSteps, ...agentPoints])('%s', async (at) => await killed({ boards: at }))
 })
 
-test('after the restart the rest of the path takes less than 10 s (median)', () => {
+test('after the restart the rest of the path takes less than 10 s (median: the machine runs other tests beside this one)', () => {
   const sorted = durations.toSorted((one, other) => one - other)
-  process.stdout.write(`from restart to the end: median ${sorted[sorted.length >> 1]} ms, most ${sorted.at(-1)} ms, ${sorted.length} kills\n`)
-  expect(sorted[sorted.length >> 1]).toBeLessThan(10_000)
+  const share = (of: number): number => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * of))] ?? Number.NaN
+  process.stdout.write(`from restart to the end: median ${share(0.5)} ms, 95 % ${share(0.95)} ms, most ${share(1)} ms, ${sorted.length} kills\n`)
+  expect(share(0.5)).toBeLessThan(10_000)
 })

@@ -27,6 +27,9 @@ const freePorts = async (count: number): Promise<readonly number[]> => {
   return ports
 }
 
+/** For each step of the path. A restart beside other work takes seconds, and the devices' pauses grow meanwhile. */
+const patience = 90_000
+
 type Order = { readonly do: string; readonly [field: string]: unknown }
 
 /** The boards' process and what it has said. */
@@ -103,7 +106,7 @@ export const runScenario = async (of: {
   let boards: Awaited<ReturnType<typeof openBoards>> | undefined
   let client: Client | undefined
   const until = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
-    for (const end = Date.now() + 60_000; ; await sleep(20)) {
+    for (const end = Date.now() + patience; ; await sleep(20)) {
       try {
         if (await holds()) return
       } catch (thrown) {
@@ -111,20 +114,22 @@ export const runScenario = async (of: {
       }
       if (Date.now() > end)
         throw new Error(
-          `within 60 s: ${what}\nserver: ${server.errors}\nboards: ${boards?.process.errors ?? ''}\n${JSON.stringify([...(boards?.status ?? [])])}\n${JSON.stringify(await client?.call('campaign.list'))}`,
+          `within ${patience / 1000} s: ${what}\nserver: ${server.errors}\nboards: ${boards?.process.errors ?? ''}\n${JSON.stringify([...(boards?.status ?? [])])}\n${JSON.stringify(await client?.call('campaign.list'))}`,
         )
     }
   }
+  /** Longer than anybody here waits: a rotation that only its deadline would free is a failure. */
+  const policy = { waves: [0.5, 1], deadline: 3_600_000 }
   /** Repeats while the server is away; `conflict` says that it was done before. */
   const call = async <N extends OperationName>(name: N, with_?: Call<N>): Promise<ResponseOf<N> | undefined> => {
-    for (let tries = 0; ; tries++) {
+    for (const end = Date.now() + patience; ;) {
       try {
         // The file is rewritten at each start.
         client ??= createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
         return await client.call(name, with_)
       } catch (thrown) {
         if (thrown instanceof Refused && thrown.code === 'conflict') return undefined
-        if (!(thrown instanceof Unreachable) || tries > 400) throw thrown
+        if (!(thrown instanceof Unreachable) || Date.now() > end) throw thrown
         client?.close()
         client = undefined
         await sleep(25)
@@ -161,11 +166,11 @@ export const runScenario = async (of: {
     })
     await until('both use both keys', () => using('telemetry', 1) && using('command-auth', 1))
     const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.latest ?? 0
-    if ((await latest()) === 1) await call('key.rotate', { params: { id: 'telemetry' }, body: { waves: [0.5, 1], deadline: 60_000 } })
+    if ((await latest()) === 1) await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
     await until('a rotation was started', async () => {
       // The order may have been lost with the process that took it.
       if ((await latest()) === 2) return true
-      await call('key.rotate', { params: { id: 'telemetry' }, body: { waves: [0.5, 1], deadline: 60_000 } })
+      await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
       return false
     })
     await until('both use epoch 2', () => using('telemetry', 2))
@@ -175,7 +180,14 @@ export const runScenario = async (of: {
     )
     // I4 between two devices: afterwards only one is left. A kill may come between question and answer: then it is asked again.
     await until('both hold the same values', async () => {
-      const asked = sameValues((await call('key.list'))?.items ?? [], of.serials.map(evidence)).then(() => true)
+      const asked = sameValues((await call('key.list'))?.items ?? [], of.serials.map(evidence)).then(
+        () => true,
+        (thrown: unknown) => {
+          // A board that was just killed cannot answer; two values are two values.
+          if (thrown instanceof assert.AssertionError) throw thrown
+          return false
+        },
+      )
       return await Promise.race([asked, sleep(10_000).then(() => false)])
     })
     const [stays, goes] = of.serials
