@@ -4,6 +4,8 @@ import { existsSync, readFileSync } from 'node:fs'
 /** Programs that judge our work, and Debian's package of each. */
 export const judges = {
   swtpm: 'swtpm',
+  swtpm_setup: 'swtpm-tools',
+  socat: 'socat',
   tpm2_quote: 'tpm2-tools',
   tpm2_checkquote: 'tpm2-tools',
   tpm2_eventlog: 'tpm2-tools',

@@ -107,6 +107,7 @@ export const command = {
   testParms: 0x18a,
   policyPassword: 0x18c,
   policyNvWritten: 0x18f,
+  encryptDecrypt2: 0x193,
 } as const
 
 /** TPMA_OBJECT (Part 2 §8.3). */
@@ -140,6 +141,8 @@ export const sessionType = { hmac: 0x00, policy: 0x01, trial: 0x03 } as const
 
 /** TPM_ST (Part 2 §6.9). */
 export const tag = {
+  /** TPM_TAG_RSP_COMMAND: how a TPM 1.2, and a TPM 2.0 that was sent one, answers. */
+  version1: 0x00c4,
   noSessions: 0x8001,
   sessions: 0x8002,
   attestNv: 0x8014,

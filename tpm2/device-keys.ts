@@ -1,9 +1,11 @@
 import { createHash } from 'node:crypto'
-import { concat } from './bytes.ts'
 import { alg, ekCertificateIndex, handle as known } from './constants.ts'
 import { rc, TpmError } from './errors.ts'
 import { parseSignature, rawOf } from './attest.ts'
+import { derPrefix } from './ek-certificates.ts'
+import { withPasswords } from './hierarchy.ts'
 import { Ledger } from './ledger.ts'
+import { freeStale, isCrowded } from './stale.ts'
 import { parsePublic, type PcrBank } from './structures.ts'
 import { templates } from './templates.ts'
 import type { LoadedKey, Tpm } from './tpm.ts'
@@ -63,7 +65,7 @@ const createEk = async (tpm: Tpm): Promise<LoadedKey> => {
 /** Makes the keys of a device that has none: LDevID and recipient key below the SRK, and the sealed storage key. `random`: for the storage key. */
 export const provision = async (tpm: Tpm, random: (length: number) => Uint8Array): Promise<DeviceKeyBlobs> =>
   await tpm.exclusive(async () => {
-    await prepare(tpm)
+    await freeStale(tpm)
     const ledger = new Ledger(tpm)
     try {
       await ensureProtected(tpm, ledger)
@@ -84,15 +86,8 @@ export const provision = async (tpm: Tpm, random: (length: number) => Uint8Array
     }
   })
 
-/** Starts the TPM if nobody has, and frees what a crashed predecessor left loaded (a raw TPM has three slots and no resource manager). */
-const prepare = async (tpm: Tpm): Promise<void> => {
-  await tpm.startup()
-  for (const first of [0x8000_0000, 0x0200_0000, 0x0300_0000]) for (const handle of await tpm.handles(first)) await tpm.flush(handle).catch(() => undefined)
-  tpm.forgetSession()
-}
-
 const ensureProtected = async (tpm: Tpm, ledger: Ledger): Promise<void> => {
-  if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await createEk(tpm)))
+  if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await withPasswords(tpm, async () => await createEk(tpm))))
 }
 
 /** Opens the keys of a device. Throws TpmError `INTEGRITY` when the blobs are another TPM's, or the owner hierarchy was cleared since. */
@@ -103,23 +98,38 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
   const srk = async (): Promise<LoadedKey> => await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
   const child = async (name: string, blob: KeyBlob): Promise<LoadedKey> => await ledger.use(name, async () => await tpm.load(await srk(), blob))
 
-  /** Runs `work`; when the TPM has forgotten everything (it was reset), starts over once. */
+  /** The TPM was reset or out of reach: what was loaded may be gone, and a command may have been carried out without our knowing. */
+  let lost = false
+  const startOver = async (): Promise<void> => {
+    ledger.forget()
+    await freeStale(tpm)
+    lost = false
+  }
+
+  const attempt = async <R>(work: () => Promise<R>): Promise<R> => {
+    try {
+      if (lost) await startOver()
+      await ensureProtected(tpm, ledger)
+      return await work()
+    } catch (error) {
+      lost ||= !(error instanceof TpmError) || wasReset(error) || isCrowded(error)
+      throw error
+    }
+  }
+
+  /** Runs `work`; when the TPM has forgotten everything (it was reset), or others have filled it, starts over once. */
   const run = async <R>(work: () => Promise<R>): Promise<R> =>
     await tpm.exclusive(async () => {
       try {
-        await ensureProtected(tpm, ledger)
-        return await work()
+        return await attempt(work)
       } catch (error) {
-        if (!(error instanceof TpmError) || !wasReset(error)) throw error
-        ledger.forget()
-        await prepare(tpm)
-        await ensureProtected(tpm, ledger)
-        return await work()
+        if (!lost || !(error instanceof TpmError)) throw error
+        return await attempt(work)
       }
     })
 
   const publics = await tpm.exclusive(async () => {
-    await prepare(tpm)
+    await freeStale(tpm)
     await ensureProtected(tpm, ledger)
     const [endorsement, attestation, storage] = [await ek(), await ak(), await srk()]
     await child('ldevid', blobs.ldevid)
@@ -184,12 +194,5 @@ const wasReset = (error: TpmError): boolean =>
   (error.code & 0xff8) === rc.referenceH0 ||
   (error.code & 0xff8) === rc.referenceS0 ||
   ((error.code & 0x0c0) === 0x080 && (error.code & 0x3f) === (rc.handle & 0x3f)) ||
-  // The number of a session that another one has taken since: its HMAC fails.
-  ((error.code & 0x8c0) === 0x880 && (error.code & 0x3f) === 0x0e)
-
-/** NV areas are padded by some makers: the certificate ends where its DER says. */
-const derPrefix = (bytes: Uint8Array): Uint8Array => {
-  const [tag = 0, first = 0, high = 0, low = 0] = bytes
-  if (tag !== 0x30 || first !== 0x82) return bytes
-  return concat(bytes.subarray(0, Math.min(bytes.length, 4 + high * 256 + low)))
-}
+  // The number of a session that another one has taken since: its HMAC fails. What the TPM calls it depends on whether failures are counted.
+  ((error.code & 0x8c0) === 0x880 && [rc.authFail, rc.badAuth].some((base) => error.is(base)))

@@ -1,7 +1,7 @@
 import { concat, empty, Reader, sized, TpmFormatError, u16, u32, u8 } from './bytes.ts'
 import { alg, command, handle as known, session as flag, sessionType, tag } from './constants.ts'
 import { shareSeed, type Random } from './credential.ts'
-import { rc, TpmError, TpmTransportError } from './errors.ts'
+import { rc, TpmError, TpmTransportError, type Hierarchy } from './errors.ts'
 import { nameOf } from './names.ts'
 import { authorisation, decryptParameter, encryptParameter, hashOf, sameMac, sessionKey, type Session } from './session.ts'
 import { marshalPcrSelection, marshalPublic, readPcrSelection, type PcrBank, type Public } from './structures.ts'
@@ -47,7 +47,22 @@ interface Answer {
 const commandName = (code: number): string => Object.entries(command).find(([, value]) => value === code)?.[0] ?? code.toString(16)
 const pause = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
 /** Commands that the TPM asks to be sent again: for how long, in milliseconds, doubling from 5. */
-const retryFor = 30_000
+const usualRetry = 30_000
+/** Authorisation value at most (Part 2, TPM2B_AUTH: as long as the longest digest). */
+const maxAuth = 64
+
+/** An authorisation value whose bytes are fetched only when they are used. */
+export interface AuthValue {
+  bytes(): Uint8Array
+}
+
+export interface TpmOptions {
+  readonly random: Random
+  /** Passwords of hierarchies, where their owner has set one. They go into HMACs, never over the bus. */
+  readonly passwords?: Readonly<Partial<Record<Hierarchy, AuthValue>>>
+  /** How long a command is sent again that the TPM asks to send again, in milliseconds; 30,000 unless said. */
+  readonly retryFor?: number
+}
 
 /**
  * The TPM 2.0 commands that a device needs (Part 3), over any transport. With `protect` every authorised command goes through one HMAC session that is salted to
@@ -58,12 +73,33 @@ const retryFor = 30_000
 export class Tpm {
   readonly #transport: Transport
   readonly #random: Random
+  readonly #passwords: NonNullable<TpmOptions['passwords']>
+  readonly #retryFor: number
   #turn: Promise<unknown> = Promise.resolve()
   #session: Session | undefined
 
-  constructor(transport: Transport, options: { readonly random: Random }) {
+  constructor(transport: Transport, options: TpmOptions) {
     this.#transport = transport
     this.#random = options.random
+    this.#passwords = options.passwords ?? {}
+    this.#retryFor = options.retryFor ?? usualRetry
+  }
+
+  /** Whether a resource manager stands between: others use the TPM at the same time. */
+  get isManaged(): boolean {
+    return this.#transport.managed === true
+  }
+
+  /** A hierarchy with the password that is known for it. */
+  hierarchy(name: Hierarchy): Entity {
+    const password = this.#passwords[name]?.bytes() ?? empty
+    if (password.length > maxAuth) throw new TpmFormatError(`a password of ${password.length} bytes for the ${name} hierarchy: ${maxAuth} is the most`)
+    // Zeros at the end do not count (Part 1 §19.6.5): tools leave them off or pad with them.
+    return { ...permanent(known[name]), auth: password.subarray(0, password.findLastIndex((byte) => byte !== 0) + 1) }
+  }
+
+  hasPassword(name: Hierarchy): boolean {
+    return this.hierarchy(name).auth?.length !== 0
   }
 
   get random(): Random {
@@ -82,14 +118,21 @@ export class Tpm {
   }
 
   /** Sends until the TPM does not ask for patience any more. */
-  async #send(bytes: Uint8Array, code: number): Promise<{ tag: number; body: Reader }> {
+  async #send(bytes: Uint8Array, { code, handles }: Request): Promise<{ tag: number; body: Reader }> {
     for (let waited = 0, next = 5; ; waited += next, next = Math.min(next * 2, 1000)) {
       const response = new Reader(await this.#transport.send(bytes))
       const [responseTag, size, result] = [response.u16(), response.u32(), response.u32()]
+      if (responseTag === tag.version1) throw new TpmTransportError('TPM: it speaks TPM 1.2 only; Fleetkey needs a TPM 2.0')
+      if (responseTag !== tag.sessions && responseTag !== tag.noSessions) throw new TpmFormatError(`a response that begins with 0x${responseTag.toString(16)}`)
       if (size !== response.left + 10) throw new TpmFormatError(`a response of ${response.left + 10} bytes that says ${size}`)
       if (result === rc.success) return { tag: responseTag, body: response }
-      const patience = result === rc.retry || result === rc.yielded || result === rc.testing
-      if (!patience || waited >= retryFor) throw new TpmError(result, commandName(code))
+      const patience = result === rc.retry || result === rc.yielded || result === rc.testing || result === rc.nvRate
+      if (!patience || waited >= this.#retryFor)
+        throw new TpmError(
+          result,
+          commandName(code),
+          handles.map(({ handle }) => handle),
+        )
       await pause(next)
     }
   }
@@ -103,7 +146,7 @@ export class Tpm {
     const auth = uses.length === 0 ? empty : concat(u32(concat(...areas).length), ...areas)
     const size = 10 + handles.length + auth.length + parameters.length
     const bytes = concat(u16(uses.length === 0 ? tag.noSessions : tag.sessions), u32(size), u32(request.code), handles, auth, parameters)
-    const { tag: responseTag, body } = await this.#send(bytes, request.code)
+    const { tag: responseTag, body } = await this.#send(bytes, request)
     const handle = request.givesHandle === true ? body.u32() : 0
     if (uses.length === 0) return { handle, parameters: body }
     if (responseTag !== tag.sessions) throw new TpmTransportError('TPM: a response without its sessions')
@@ -198,7 +241,17 @@ export class Tpm {
     if (parameters.u32() !== 1) throw new TpmFormatError('another capability than asked')
     const count = parameters.u32()
     if (count > 254) throw new TpmFormatError(`${count} handles`)
-    return Array.from({ length: count }, () => parameters.u32()).filter((handle) => handle >>> 24 === first >>> 24)
+    // Loaded sessions are listed from 0x02000000 on, whichever kind they are: policy sessions have handles that begin with 0x03.
+    const kinds = first >>> 24 === 0x02 ? [0x02, 0x03] : [first >>> 24]
+    return Array.from({ length: count }, () => parameters.u32()).filter((handle) => kinds.includes(handle >>> 24))
+  }
+
+  /** TPM2_GetCapability: one page, from `first` on. The rest of it is a list of the capability's kind. */
+  async capability(which: number, first: number, count: number): Promise<{ readonly more: boolean; readonly list: Reader }> {
+    const { parameters } = await this.#execute({ code: command.getCapability, handles: [], parameters: concat(u32(which), u32(first), u32(count)) })
+    const more = parameters.u8() !== 0
+    if (parameters.u32() !== which) throw new TpmFormatError('another capability than asked')
+    return { more, list: parameters }
   }
 
   /** TPM_CAP_TPM_PROPERTIES: one property, undefined when the TPM does not have it. */
@@ -209,8 +262,13 @@ export class Tpm {
     return parameters.u32() === 1 && parameters.u32() === id ? parameters.u32() : undefined
   }
 
+  #permanent(handle: number): Entity {
+    if (handle === known.owner) return this.hierarchy('owner')
+    return handle === known.endorsement ? this.hierarchy('endorsement') : permanent(handle)
+  }
+
   async createPrimary(hierarchy: number, template: Public): Promise<LoadedKey> {
-    const entity = permanent(hierarchy)
+    const entity = this.#permanent(hierarchy)
     const { handle, parameters } = await this.#execute({
       code: command.createPrimary,
       handles: [entity],
@@ -273,7 +331,7 @@ export class Tpm {
   async #endorsementPolicy(): Promise<Session> {
     const policy = await this.startSession(sessionType.policy, null)
     try {
-      const endorsement = permanent(known.endorsement)
+      const endorsement = this.hierarchy('endorsement')
       await this.#execute({
         code: command.policySecret,
         handles: [endorsement, permanent(policy.handle)],
@@ -417,31 +475,34 @@ export class Tpm {
     return parameters.sized(128).slice()
   }
 
-  /** Size of an NV index; undefined when there is none. */
-  async nvSize(index: number): Promise<{ size: number; name: Uint8Array } | undefined> {
+  /** Size, attributes (TPMA_NV) and Name of an NV index; undefined when there is none. */
+  async nvSize(index: number): Promise<{ size: number; attributes: number; name: Uint8Array } | undefined> {
     try {
       const { parameters } = await this.#execute({ code: command.nvReadPublic, handles: [{ handle: index, name: empty }] })
       const area = new Reader(parameters.sized())
-      area.bytes(4 + 2 + 4)
+      area.bytes(4 + 2)
+      const attributes = area.u32()
       area.sized(64)
-      return { size: area.u16(), name: parameters.sized(68).slice() }
+      return { attributes, size: area.u16(), name: parameters.sized(68).slice() }
     } catch (error) {
       if (error instanceof TpmError && error.is(rc.handle)) return undefined
       throw error
     }
   }
 
-  /** An NV index that the owner may read, in pieces of 512 bytes; undefined when there is none. */
+  /** An NV index that anybody or the owner may read, in pieces of 512 bytes; undefined when there is none. */
   async nvRead(index: number): Promise<Uint8Array | undefined> {
     const found = await this.nvSize(index)
     if (found === undefined) return undefined
-    const owner = permanent(known.owner)
+    const area = { handle: index, name: found.name }
+    // By its own (empty) value where that is allowed: an EK certificate is for everybody, also where the owner has set a password.
+    const reader = (found.attributes & nvByAnybody) === nvByAnybody ? area : this.hierarchy('owner')
     const parts: Uint8Array[] = []
     for (let at = 0; at < found.size; at += 512) {
       const { parameters } = await this.#execute({
         code: command.nvRead,
-        handles: [owner, { handle: index, name: found.name }],
-        authorise: [this.#auth(owner)],
+        handles: [reader, area],
+        authorise: [this.#auth(reader)],
         parameters: concat(u16(Math.min(512, found.size - at)), u16(at)),
       })
       parts.push(parameters.sized().slice())
@@ -451,7 +512,7 @@ export class Tpm {
 
   /** Defines an NV index that owner and platform may read and the owner may write (as factories do for EK certificates), and writes it. */
   async nvStore(index: number, bytes: Uint8Array): Promise<void> {
-    const owner = permanent(known.owner)
+    const owner = this.hierarchy('owner')
     // TPMA_NV: OWNERWRITE, AUTHWRITE, PPREAD, OWNERREAD, AUTHREAD, NO_DA.
     const area = concat(u32(index), u16(alg.sha256), u32(0x0207_0006 & ~0x4), sized(empty), u16(bytes.length))
     await this.#execute({ code: command.nvDefineSpace, handles: [owner], authorise: [this.#auth(owner)], parameters: concat(sized(empty), sized(area)) })
@@ -504,13 +565,21 @@ export class Tpm {
     return { clock: parameters.u64(), resetCount: parameters.u32(), restartCount: parameters.u32(), safe: parameters.u8() === 1 }
   }
 
+  /** TPM2_DictionaryAttackLockReset by lockout authorisation: forgets the failed attempts. */
+  async resetLockout(): Promise<void> {
+    const lockout = this.hierarchy('lockout')
+    await this.#execute({ code: command.dictionaryAttackLockReset, handles: [lockout], authorise: [this.#auth(lockout)] })
+  }
+
   /** TPM2_Clear by lockout authorisation: a new owner hierarchy; everything below it is gone. */
   async clear(): Promise<void> {
-    const lockout = permanent(known.lockout)
-    await this.#execute({ code: command.clear, handles: [lockout], authorise: ['password'] })
+    const lockout = this.hierarchy('lockout')
+    await this.#execute({ code: command.clear, handles: [lockout], authorise: [this.#auth(lockout)] })
   }
 }
 
+/** TPMA_NV AUTHREAD and NO_DA: read by the index's own value, and a failure counts for nothing. */
+const nvByAnybody = 0x0204_0000
 /** TPMS_SENSITIVE_CREATE without auth value and data. */
 const noSensitive = concat(sized(empty), sized(empty))
 const passwordArea = concat(u32(known.password), sized(empty), u8(flag.continue), sized(empty))

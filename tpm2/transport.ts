@@ -1,5 +1,5 @@
-import { open, type FileHandle } from 'node:fs/promises'
 import { connect, type NetConnectOpts, type Socket } from 'node:net'
+import { maxResponse, openDevice } from './device-transport.ts'
 import { TpmTransportError } from './errors.ts'
 
 /** Carries one command at a time; whoever shares a transport must take turns (tpm.ts does). A simulator in this process is one too. */
@@ -7,49 +7,33 @@ export interface Transport {
   /** One command, its whole response. Throws TpmTransportError. */
   send(command: Uint8Array): Promise<Uint8Array>
   close(): Promise<void>
+  /** A resource manager stands between: other programs use the TPM at the same time, and what is loaded here goes when this is closed. */
+  readonly managed?: boolean
+  /** It has failed for good; another one has to be opened. */
+  readonly isBroken?: boolean
 }
 
-/** Longest response that is believed; a TPM's buffers are 4 KiB. */
-const maxResponse = 16 << 10
-/** Milliseconds: an RSA key on a slow chip takes tens of seconds. */
-const patience = 120_000
+/** Milliseconds: an RSA key on a slow chip takes tens of seconds, and whoever shares the chip may be making one. */
+const usualPatience = 120_000
+/** Milliseconds for the connection itself. */
+const connectPatience = 10_000
 
-/** `device:/dev/tpmrm0`, `tcp:HOST:PORT` or `unix:PATH` (swtpm's raw command protocol). Throws TpmTransportError for anything else. */
-export const openTransport = async (spec: string): Promise<Transport> => {
+/**
+ * `device:/dev/tpmrm0`, `tcp:HOST:PORT` or `unix:PATH` (swtpm's raw command protocol). `patience`: milliseconds a command may take, 120,000 unless said. Throws
+ * TpmTransportError.
+ */
+export const openTransport = async (spec: string, { patience = usualPatience }: { readonly patience?: number } = {}): Promise<Transport> => {
   const [kind, rest] = [spec.slice(0, spec.indexOf(':')), spec.slice(spec.indexOf(':') + 1)]
-  if (kind === 'device' && rest !== '') return await deviceTransport(rest)
-  if (kind === 'unix' && rest !== '') return await socketTransport({ path: rest }, spec)
+  if (kind === 'device' && rest !== '') return await openDevice(rest, patience)
+  if (kind === 'unix' && rest !== '') return await socketTransport({ path: rest }, spec, patience)
   const colon = rest.lastIndexOf(':')
   const port = Number(rest.slice(colon + 1))
   if (kind === 'tcp' && colon > 0 && Number.isInteger(port) && port > 0 && port < 65_536)
-    return await socketTransport({ host: rest.slice(0, colon), port }, spec)
+    return await socketTransport({ host: rest.slice(0, colon), port }, spec, patience)
   throw new TpmTransportError(`TPM "${spec}": expected device:PATH, tcp:HOST:PORT or unix:PATH`)
 }
 
-/** The kernel's resource-managed device: a write is a command, the next read its response. Both run off the event loop. */
-const deviceTransport = async (path: string): Promise<Transport> => {
-  let file: FileHandle
-  try {
-    file = await open(path, 'r+')
-  } catch (cause) {
-    throw new TpmTransportError(`TPM device ${path}: ${cause instanceof Error ? cause.message : 'cannot be opened'}`, { cause })
-  }
-  return {
-    async send(command) {
-      try {
-        await file.write(command)
-        const buffer = new Uint8Array(maxResponse)
-        const { bytesRead } = await file.read(buffer, 0, buffer.length, null)
-        return buffer.slice(0, bytesRead)
-      } catch (cause) {
-        throw new TpmTransportError(`TPM device ${path}: ${cause instanceof Error ? cause.message : 'failed'}`, { cause })
-      }
-    },
-    close: async () => await file.close(),
-  }
-}
-
-const socketTransport = async (to: NetConnectOpts, name: string): Promise<Transport> => {
+const socketTransport = async (to: NetConnectOpts, name: string, patience: number): Promise<Transport> => {
   const socket = await connected(to, name)
   let received = Buffer.alloc(0)
   let waiting: { resolve(response: Uint8Array): void; reject(error: Error): void } | undefined
@@ -75,6 +59,9 @@ const socketTransport = async (to: NetConnectOpts, name: string): Promise<Transp
   socket.on('error', (error) => fail(error.message))
   socket.on('close', () => fail('closed the connection'))
   return {
+    get isBroken() {
+      return broken !== undefined
+    },
     async send(command) {
       if (broken !== undefined) throw broken
       if (waiting !== undefined) throw new TpmTransportError('two commands at a time')
@@ -89,9 +76,7 @@ const socketTransport = async (to: NetConnectOpts, name: string): Promise<Transp
       }
     },
     async close() {
-      broken ??= new TpmTransportError(`TPM ${name}: closed`)
-      socket.removeAllListeners('close')
-      socket.destroy()
+      fail('closed')
     },
   }
 }
@@ -106,5 +91,10 @@ const connected = async (to: NetConnectOpts, name: string): Promise<Socket> => {
     socket.removeListener('error', failed)
     resolve(socket)
   })
-  return await promise
+  const timer = setTimeout(() => socket.destroy(new Error(`no connection within ${connectPatience / 1000} s`)), connectPatience)
+  try {
+    return await promise
+  } finally {
+    clearTimeout(timer)
+  }
 }
