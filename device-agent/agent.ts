@@ -6,7 +6,8 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
-import { rc, TpmError } from '@fleetkey/tpm2/errors.ts'
+import { rc, TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
+import { reopening } from '@fleetkey/tpm2/reopening.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import { z } from 'zod'
@@ -25,6 +26,8 @@ import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
 import { prepareRenewal, renewedIdentity } from './renew.ts'
+import { inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
+import { readPasswords } from './tpm-passwords.ts'
 import { openTrust } from './trust.ts'
 
 /** Name and version that devices report. */
@@ -96,6 +99,8 @@ interface Parts {
   readonly keys: DeviceKeys
   readonly attester: Attester
   readonly storage: Secret
+  /** Of the TPM's hierarchies. */
+  readonly passwords: Readonly<Partial<Record<Hierarchy, Secret>>>
   readonly identities: Store<Identity>
   readonly renewals: Store<PendingRenewal | null>
   readonly resetCount: number
@@ -264,6 +269,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       const reason = thrown instanceof Problem ? (thrown.reason ?? thrown.code) : thrown instanceof TpmError ? 'tpm' : 'internal'
       log(`${key}: ${messageOf(thrown)}`)
       if (isMediumError(thrown)) problem = `storage: ${messageOf(thrown)}`
+      if (isTpmTrouble(thrown)) problem = `TPM: ${messageOf(thrown).replace(/^TPM:? /, '')}`
       dispatch({ on: 'failed', reason, transient: isTransient(thrown), held: ring?.heldOf(key) })
     }
     void running.then((held) => dispatch({ on: 'done', held }), failed)
@@ -279,7 +285,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     // A crash here: the consumers have it, and the next start gives it to them again.
     step('key.given')
     const held = await ring.settle(of.key, of.epoch)
-    if (problem?.startsWith('storage:') === true) problem = null
+    if (problem !== null && /^(?:storage|TPM):/.test(problem)) problem = null
     return held
   }
 
@@ -566,11 +572,18 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const openParts = async (): Promise<Parts> => {
     await files.makeFolder(settings.data, 0o700)
-    const raw = await options.openTpm()
+    const passwords = await readPasswords(files.read, settings.tpmAuth ?? {})
+    const raw = reopening(options.openTpm, await options.openTpm())
     transport = raw
-    const gated: Transport = { send: async (command) => (alive(), await raw.send(command)), close: async () => await raw.close() }
-    const tpm = new Tpm(gated, { random })
-    const { keys, known } = await openKeysOf(tpm)
+    const gated: Transport = {
+      get managed() {
+        return raw.managed ?? false
+      },
+      send: async (command) => (alive(), await raw.send(command)),
+      close: async () => await raw.close(),
+    }
+    const tpm = new Tpm(gated, { random, passwords })
+    const { keys, known } = await inPlainWords(tpm, settings.tpmAuth ?? {}, async () => await openKeysOf(tpm))
     const storage = new Secret(await keys.storageKey())
     const sealed = { storage, tenant: settings.tenant, random, onLoss: (why: string) => log(`not readable: ${why}`) }
     return {
@@ -578,6 +591,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       keys,
       known,
       storage,
+      passwords,
       attester: tpm2Attester(keys),
       identities: identityStore({ ...sealed, document: document('identity') }),
       renewals: renewalStore({ ...sealed, document: document('renewal') }),
@@ -642,6 +656,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     api?.destroy()
     keyring?.close()
     parts?.storage.destroy()
+    for (const password of Object.values(parts?.passwords ?? {})) password.destroy()
     void transport?.close().catch(() => undefined)
   }
 

@@ -4,10 +4,14 @@ import { Bundle } from '@fleetkey/protocol/admin.ts'
 import { KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
 import { fromPem } from '@fleetkey/protocol/x509/pem.ts'
 import { z } from 'zod'
+import type { Hierarchy } from '@fleetkey/tpm2/errors.ts'
 import type { FileOwner } from './filesystem.ts'
 import { maxSocketPath } from './local-api.ts'
 import type { Output } from './outputs.ts'
 import type { TrustSource } from './trust.ts'
+
+/** Per hierarchy the file that holds its password: the secret itself is never in the configuration. */
+export type PasswordFiles = Readonly<Partial<Record<Hierarchy, string>>>
 
 /** Everything the agent is told from outside; read once. */
 export interface Settings {
@@ -19,6 +23,8 @@ export interface Settings {
   readonly data: string
   /** As tpm2's openTransport takes it. */
   readonly tpm: string
+  /** Files with the passwords of the TPM's hierarchies, where their owner has set any. */
+  readonly tpmAuth?: PasswordFiles
   readonly serial: string
   /** File with the firmware's event log; null: this machine has none. */
   readonly eventLog: string | null
@@ -39,13 +45,14 @@ const mode = z
 const account = z.union([z.int().min(0), z.string().min(1).max(64)])
 const path = z.string().min(1).max(4096)
 
-const defaultEventLog = '/sys/kernel/security/tpm0/binary_bios_measurements'
+export const defaultEventLog = '/sys/kernel/security/tpm0/binary_bios_measurements'
 
 /** The file `agent.json`. Relative paths are taken from its folder. */
 export const AgentFile = z.strictObject({
   bundle: path,
   data: path,
   tpm: z.string().regex(/^(device|unix|tcp):.+$/, { message: 'expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT' }),
+  tpmAuth: z.strictObject({ ownerAuthFile: path.optional(), endorsementAuthFile: path.optional(), lockoutAuthFile: path.optional() }).optional(),
   /** Left out: the serial number of the board (device tree). */
   serial: z.string().min(1).max(64).optional(),
   eventLog: path.nullable().optional(),
@@ -136,6 +143,12 @@ const boardSerial = (): string => {
   return serial
 }
 
+const passwordFiles = (of: NonNullable<AgentFile['tpmAuth']>, at: (name: string) => string): PasswordFiles => ({
+  ...(of.ownerAuthFile === undefined ? {} : { owner: at(of.ownerAuthFile) }),
+  ...(of.endorsementAuthFile === undefined ? {} : { endorsement: at(of.endorsementAuthFile) }),
+  ...(of.lockoutAuthFile === undefined ? {} : { lockout: at(of.lockoutAuthFile) }),
+})
+
 /** Settings from `agent.json` and the bundle that it names. Throws SettingsError with what to correct. */
 export const readSettings = (file: string): Settings => {
   const config = readJson(file, 'configuration', AgentFile)
@@ -154,6 +167,7 @@ export const readSettings = (file: string): Settings => {
     ...trustOfBundle(bundle),
     data: at(config.data),
     tpm: kind === 'tcp' ? config.tpm : `${kind}:${at(tpm)}`,
+    ...(config.tpmAuth === undefined ? {} : { tpmAuth: passwordFiles(config.tpmAuth, at) }),
     serial: config.serial ?? boardSerial(),
     eventLog: config.eventLog === undefined ? defaultEventLog : config.eventLog === null ? null : at(config.eventLog),
     socket: socket === null || socket === undefined ? null : { path: at(socket.path), owner: ownerOf(socket, 0o660) },

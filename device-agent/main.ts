@@ -7,22 +7,30 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { openTransport } from '@fleetkey/tpm2/transport.ts'
 import { startAgent } from './agent.ts'
-import { readSettings, SettingsError, type Settings } from './config.ts'
+import { defaultEventLog, readSettings, SettingsError, type Settings } from './config.ts'
+import { examine } from './doctor/examine.ts'
+import { examinationText } from './doctor/text.ts'
 import { nodeFileSystem } from './filesystem.ts'
+import { resetLockout } from './tpm-command.ts'
 
 const usage = `usage: fleetkey-agent run    --config FILE
        fleetkey-agent status --config FILE
        fleetkey-agent unit   [--config FILE] [--user USER]
+       fleetkey-agent doctor [--config FILE | --tpm TPM [--event-log FILE]] [--json]
+       fleetkey-agent tpm reset-lockout [--config FILE | --tpm TPM] [--lockout-auth-file FILE]
 
 run     attests this device, keeps its keys current and serves them to local applications
 status  asks the running agent (JSON); exit code 5 while it has no identity or is not running
 unit    prints a systemd unit for this installation
+doctor  says what TPM it finds, what is missing, and what this board protects and what not; exit code 5 when the agent cannot run
+tpm     reset-lockout: ends a lockout after wrong passwords; exit code 3 when the TPM refuses
 
+TPM is device:/dev/tpmrm0 (the default), unix:PATH or tcp:HOST:PORT.
 FILE is JSON: {"bundle": "bundle.json", "data": "/var/lib/fleetkey-agent", "tpm": "device:/dev/tpmrm0",
 "serial": "…", "eventLog": "…" or null, "socket": "/run/fleetkey-agent/agent.sock", "outputs": [{"key": "…", "path": "…"}]}`
 
 /** Exit codes: what scripts can rely on. */
-const exit = { ok: 0, usage: 1, remote: 2, notReady: 5 } as const
+const exit = { ok: 0, usage: 1, remote: 2, refused: 3, notReady: 5 } as const
 
 const say = (line: string): void => void process.stderr.write(`fleetkey-agent: ${line}\n`)
 
@@ -44,7 +52,7 @@ const run = async (settings: Settings, around: Surroundings): Promise<number> =>
     openTpm: async () => await openTransport(settings.tpm),
     files: nodeFileSystem,
     now: () => Date.now(),
-    random: (length) => new Uint8Array(randomBytes(length)),
+    random,
     log: say,
     step: around.step ?? (() => undefined),
   })
@@ -55,7 +63,7 @@ const run = async (settings: Settings, around: Surroundings): Promise<number> =>
     if (line !== last) say(line)
     last = line
     if (state === 'failed') ended.resolve(exit.notReady)
-    else if (state === 'opening' && problem !== null) say(hintOf(settings, problem))
+    else if (state === 'opening' && problem !== null) say(hint)
   })
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => ended.resolve(exit.ok))
   const code = await ended.promise
@@ -63,11 +71,7 @@ const run = async (settings: Settings, around: Surroundings): Promise<number> =>
   return code
 }
 
-const hintOf = (settings: Settings, problem: string): string => {
-  if (settings.tpm.startsWith('device:') && /ENOENT/.test(problem)) return `${settings.tpm.slice(7)} is not there: is the TPM's overlay or driver enabled?`
-  if (settings.tpm.startsWith('device:') && /EACCES|EPERM/.test(problem)) return `no permission for ${settings.tpm.slice(7)}: run as a member of the group tss`
-  return 'the TPM or the data folder cannot be opened yet'
-}
+const hint = 'the TPM or the data folder cannot be opened yet; "fleetkey-agent doctor" says what is missing'
 
 /** One question to the running agent. */
 const status = async (settings: Settings): Promise<number> => {
@@ -95,6 +99,48 @@ const status = async (settings: Settings): Promise<number> => {
   return typeof value.device === 'string' ? exit.ok : exit.notReady
 }
 
+/** Options of the commands that look at a TPM. */
+interface TpmOptions {
+  readonly config?: string | undefined
+  readonly tpm?: string | undefined
+  readonly 'event-log'?: string | undefined
+  readonly 'lockout-auth-file'?: string | undefined
+  readonly root?: string | undefined
+  readonly json?: boolean | undefined
+}
+
+const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+
+/** The TPM that is meant: of the configuration, or named on the command line. */
+const patientOf = (values: TpmOptions): Pick<Settings, 'tpm' | 'eventLog'> & { readonly tpmAuth: NonNullable<Settings['tpmAuth']> } => {
+  if (values.config !== undefined && values.tpm !== undefined) throw new SettingsError('--config or --tpm, not both')
+  if (values.config !== undefined) {
+    const { tpm, tpmAuth, eventLog } = readSettings(values.config)
+    return { tpm, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog }
+  }
+  const tpm = values.tpm ?? 'device:/dev/tpmrm0'
+  if (!/^(?:device|unix|tcp):./.test(tpm)) throw new SettingsError(`--tpm ${tpm}: expected device:PATH, unix:PATH or tcp:HOST:PORT`)
+  return { tpm, tpmAuth: {}, eventLog: values['event-log'] ?? defaultEventLog }
+}
+
+const doctor = async (values: TpmOptions): Promise<number> => {
+  const patient = patientOf(values)
+  const found = await examine({ ...patient, root: values.root ?? '/', open: async () => await openTransport(patient.tpm), random, now: Date.now() })
+  const json = values.json === true || !process.stdout.isTTY
+  process.stdout.write(json ? `${JSON.stringify(found, null, 2)}\n` : `${examinationText(found, process.stdout.columns)}\n`)
+  return found.ready ? exit.ok : exit.notReady
+}
+
+const tpmCommand = async (what: string | undefined, values: TpmOptions): Promise<number> => {
+  if (what !== 'reset-lockout') throw new SettingsError(what === undefined ? 'tpm: reset-lockout is missing' : `unknown command tpm ${what}`)
+  const { tpm, tpmAuth } = patientOf(values)
+  const file = values['lockout-auth-file']
+  const named = file === undefined ? tpmAuth : { ...tpmAuth, lockout: file }
+  const { done, text } = await resetLockout({ open: async () => await openTransport(tpm), random, tpmAuth: named })
+  say(text)
+  return done ? exit.ok : exit.refused
+}
+
 const unit = (config: string, user: string): number => {
   const template = readFileSync(new URL('fleetkey-agent.service', import.meta.url), 'utf8')
   const command = `${process.execPath} ${fileURLToPath(import.meta.url)} run --config ${resolve(config)}`
@@ -108,7 +154,17 @@ const main = async (argv: readonly string[], around: Surroundings): Promise<numb
     parsed = parseArgs({
       args: [...argv],
       allowPositionals: true,
-      options: { config: { type: 'string' }, user: { type: 'string' }, help: { type: 'boolean', short: 'h' } },
+      options: {
+        config: { type: 'string' },
+        user: { type: 'string' },
+        tpm: { type: 'string' },
+        'event-log': { type: 'string' },
+        'lockout-auth-file': { type: 'string' },
+        // A folder in the place of `/`, where board and IMA list are looked for: for tests, and for the files of another machine.
+        root: { type: 'string' },
+        json: { type: 'boolean' },
+        help: { type: 'boolean', short: 'h' },
+      },
     })
   } catch (error) {
     throw new SettingsError(error instanceof Error ? error.message : String(error))
@@ -119,12 +175,15 @@ const main = async (argv: readonly string[], around: Surroundings): Promise<numb
     process.stdout.write(`${usage}\n`)
     return exit.ok
   }
+  if (command === 'tpm' && rest.length <= 1) return await tpmCommand(rest[0], values)
   if (rest.length > 0) throw new SettingsError(`unexpected ${rest.join(' ')}`)
   switch (command) {
     case 'run':
       return await run(settingsOf(values.config), around)
     case 'status':
       return await status(settingsOf(values.config))
+    case 'doctor':
+      return await doctor(values)
     case 'unit':
       return unit(values.config ?? '/etc/fleetkey-agent/agent.json', values.user ?? 'fleetkey')
     default:

@@ -1,0 +1,146 @@
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { alg, handle } from '@fleetkey/tpm2/constants.ts'
+import { withPasswords } from '@fleetkey/tpm2/hierarchy.ts'
+import { inspectTpm, type TpmReport } from '@fleetkey/tpm2/inspect.ts'
+import { spkiOf } from '@fleetkey/tpm2/structures.ts'
+import { templates } from '@fleetkey/tpm2/templates.ts'
+import { Tpm } from '@fleetkey/tpm2/tpm.ts'
+import type { Transport } from '@fleetkey/tpm2/transport.ts'
+import type { PasswordFiles } from '../config.ts'
+import { nodeFileSystem } from '../filesystem.ts'
+import { readPasswords } from '../tpm-passwords.ts'
+import { explained } from '../tpm-trouble.ts'
+import { readBoard, tpmKind, type BoardFacts, type TpmKind } from './board.ts'
+import { ekFindings, type EkFacts } from './ek.ts'
+import { fail, messageOf, ok, type Finding } from './finding.ts'
+import { eventLogFinding, imaFinding, pcrFinding } from './measured-boot.ts'
+import { protections, type Protection } from './protection.ts'
+import { tpmFindings } from './tpm.ts'
+
+export interface Patient {
+  /** As openTransport takes it. */
+  readonly tpm: string
+  readonly tpmAuth: PasswordFiles
+  /** Null: this machine has none. */
+  readonly eventLog: string | null
+  /** `/`, or a folder that stands for it. */
+  readonly root: string
+  open(): Promise<Transport>
+  random(length: number): Uint8Array
+  /** Milliseconds since 1970. */
+  readonly now: number
+}
+
+export interface Examination {
+  /** Nothing failed: the agent can run here. */
+  readonly ready: boolean
+  readonly tpm: (Omit<TpmReport, 'ekCertificates'> & { readonly kind: TpmKind }) | null
+  readonly ekCertificates: readonly EkFacts[]
+  readonly board: BoardFacts
+  readonly findings: readonly Finding[]
+  readonly protections: readonly Protection[]
+}
+
+const imaList = 'sys/kernel/security/ima/ascii_runtime_measurements'
+const allPcrs = Array.from({ length: 24 }, (_, pcr) => pcr)
+
+/** The file, null when there is none, or why it cannot be read. */
+const look = async (path: string): Promise<Uint8Array | null | Error> => {
+  try {
+    return new Uint8Array(await readFile(path))
+  } catch (thrown) {
+    const error = thrown instanceof Error ? thrown : new Error(String(thrown))
+    return 'code' in error && (error.code === 'ENOENT' || error.code === 'ENOTDIR') ? null : error
+  }
+}
+
+/** Makes the EK and the storage root key as the agent will, and forgets them. DER SubjectPublicKeyInfo of the EK. */
+const tryKeys = async (tpm: Tpm, rsa: boolean): Promise<Uint8Array> =>
+  await tpm.exclusive(
+    async () =>
+      await withPasswords(tpm, async () => {
+        const ek = await tpm.createPrimary(handle.endorsement, rsa ? templates.ekRsa : templates.ekEcc)
+        await tpm.flush(ek.handle)
+        const srk = await tpm.createPrimary(handle.owner, templates.srk)
+        await tpm.flush(srk.handle)
+        return spkiOf(ek.public)
+      }),
+  )
+
+const keysFinding = async (tpm: Tpm, files: PasswordFiles, rsa: boolean): Promise<{ readonly spki: Uint8Array | null; readonly finding: Finding }> => {
+  try {
+    return { spki: await tryKeys(tpm, rsa), finding: ok('keys', `the endorsement key (${rsa ? 'RSA-2048' : 'P-256'}) and the storage root key can be made`) }
+  } catch (thrown) {
+    const error = await explained(tpm, files, thrown)
+    return { spki: null, finding: fail('keys', messageOf(error), 'the agent cannot start before this works') }
+  }
+}
+
+const measured = async (tpm: Tpm, patient: Patient): Promise<readonly Finding[]> => {
+  const values = await tpm.exclusive(async () => await tpm.pcrRead(alg.sha256, allPcrs))
+  const ima = await look(join(patient.root, imaList))
+  return [
+    pcrFinding(values),
+    patient.eventLog === null ? ok('event log', 'none, as configured') : eventLogFinding(patient.eventLog, await look(patient.eventLog), values),
+    imaFinding(ima instanceof Uint8Array ? Buffer.from(ima).toString('latin1') : ima, values),
+  ]
+}
+
+const examineTpm = async (tpm: Tpm, patient: Patient, known: ReadonlySet<string>): Promise<Examination> => {
+  const board = readBoard(patient.root)
+  const report = await inspectTpm(tpm)
+  const kind = tpmKind(report.manufacturer, board)
+  const used = report.ekCertificates.find((one) => one.used)
+  const keys = await keysFinding(tpm, patient.tpmAuth, used?.kind.startsWith('RSA') === true)
+  const ek = ekFindings(report, { spki: keys.spki, now: patient.now })
+  const hasBank = report.banks.some(({ hash, pcrs }) => hash === alg.sha256 && pcrs.length > 0)
+  const findings = [
+    ...tpmFindings(report, { kind, board, spec: patient.tpm, known }),
+    ...ek.findings,
+    keys.finding,
+    ...(hasBank ? await measured(tpm, patient) : []),
+  ]
+  const { ekCertificates: _, ...rest } = report
+  return {
+    ready: findings.every(({ grade }) => grade !== 'fail'),
+    tpm: { ...rest, kind },
+    ekCertificates: ek.facts,
+    board,
+    findings,
+    protections: protections(kind, board),
+  }
+}
+
+const unreachable = (patient: Patient, finding: Finding): Examination => ({
+  ready: false,
+  tpm: null,
+  ekCertificates: [],
+  board: readBoard(patient.root),
+  findings: [finding],
+  protections: [],
+})
+
+/** Looks at the TPM and the measured boot of this machine. Changes nothing; never throws for what it finds, but for an unusable password file (SettingsError). */
+export const examine = async (patient: Patient): Promise<Examination> => {
+  const passwords = await readPasswords(async (path) => await nodeFileSystem.read(path), patient.tpmAuth)
+  let transport: Transport
+  try {
+    transport = await patient.open()
+  } catch (thrown) {
+    return unreachable(
+      patient,
+      fail('TPM', messageOf(thrown), 'see the agent\'s "tpm" setting; on a Raspberry Pi: dtoverlay=tpm-slb9670 in config.txt, then /dev/tpmrm0'),
+    )
+  }
+  const tpm = new Tpm(transport, { random: (length) => patient.random(length), passwords })
+  try {
+    return await examineTpm(tpm, patient, new Set(Object.keys(passwords)))
+  } catch (thrown) {
+    const error = await explained(tpm, patient.tpmAuth, thrown)
+    return unreachable(patient, fail('TPM', messageOf(error), 'the TPM is there but does not answer as one: dmesg says more; switch the board off and on'))
+  } finally {
+    for (const secret of Object.values(passwords)) secret.destroy()
+    await transport.close().catch(() => undefined)
+  }
+}
