@@ -1,5 +1,5 @@
-import { spawn, type ChildProcess } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, existsSync } from 'node:fs'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { mkdirSync, mkdtempSync, rmSync, existsSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -21,11 +21,24 @@ const until = async (ready: () => boolean | Promise<boolean>, what: string): Pro
   }
 }
 
-/** Debian's swtpm on UNIX sockets in a folder of its own. */
-export const startSwtpm = async (): Promise<RunningSwtpm> => {
+/** What swtpm_setup is told besides folders: it makes a TPM as a maker would, its EK certificates by a CA of its own in `folder`. */
+const setup = (folder: string, state: string, options: readonly string[]): void => {
+  const ca = join(folder, 'ca')
+  mkdirSync(ca)
+  const lines = ['signkey.pem', 'issuercert.pem', 'certserial'].map((file, at) => `${['signingkey', 'issuercert', 'certserial'][at] ?? ''} = ${join(ca, file)}`)
+  writeFileSync(join(folder, 'ca.conf'), [`statedir = ${ca}`, ...lines, ''].join('\n'))
+  const tool = ['create_certs_tool = /usr/bin/swtpm_localca', `create_certs_tool_config = ${join(folder, 'ca.conf')}`]
+  writeFileSync(join(folder, 'setup.conf'), [...tool, 'create_certs_tool_options = /etc/swtpm-localca.options', ''].join('\n'))
+  const done = spawnSync('swtpm_setup', ['--tpm2', '--tpmstate', state, '--config', join(folder, 'setup.conf'), ...options], { encoding: 'utf8' })
+  if (done.status !== 0) throw new Error(`swtpm_setup: ${done.stdout}${done.stderr}`)
+}
+
+/** Debian's swtpm on UNIX sockets in a folder of its own. `setup`: options of swtpm_setup, which makes the TPM's state; without them it starts empty. */
+export const startSwtpm = async (of: { readonly setup?: readonly string[] } = {}): Promise<RunningSwtpm> => {
   const folder = mkdtempSync(join(tmpdir(), 'fk-swtpm-'))
   const [path, control, state] = [join(folder, 's'), join(folder, 's.ctrl'), join(folder, 'state')]
   mkdirSync(state)
+  if (of.setup !== undefined) setup(folder, state, of.setup)
   let child: ChildProcess | undefined
   const start = async (): Promise<void> => {
     rmSync(path, { force: true })

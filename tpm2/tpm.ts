@@ -241,8 +241,8 @@ export class Tpm {
     if (parameters.u32() !== 1) throw new TpmFormatError('another capability than asked')
     const count = parameters.u32()
     if (count > 254) throw new TpmFormatError(`${count} handles`)
-    // Loaded sessions are listed from 0x02000000 on, whichever kind they are: policy sessions have handles that begin with 0x03.
-    const kinds = first >>> 24 === 0x02 ? [0x02, 0x03] : [first >>> 24]
+    // Loaded sessions are listed from 0x02000000 on, saved ones from 0x03000000 on, with the handles of HMAC (0x02) and policy sessions (0x03) in either list.
+    const kinds = first >>> 24 === 0x02 || first >>> 24 === 0x03 ? [0x02, 0x03] : [first >>> 24]
     return Array.from({ length: count }, () => parameters.u32()).filter((handle) => kinds.includes(handle >>> 24))
   }
 
