@@ -92,6 +92,8 @@ const timeEvery = 3_600_000
 const welcomeSlack = 300_000
 const maxInbox = 1_024
 const tpmRetry = 5_000
+/** Milliseconds that a TPM gets to free what is loaded when the agent stops. */
+const tpmFarewell = 5_000
 
 /** Parts that exist once TPM and stored state are open. */
 interface Parts {
@@ -672,7 +674,9 @@ export const startAgent = (options: AgentOptions): Agent => {
     await api?.close()
     // Waits for what is being written, then frees the TPM for the next process.
     await keyring?.setTime(0)
-    await parts?.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    const freed = parts?.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    // A TPM that hangs is left as it is: the next start frees what is loaded.
+    await Promise.race([freed, new Promise((resolve) => setTimeout(resolve, tpmFarewell).unref())])
     kill()
   }
 

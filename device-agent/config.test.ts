@@ -76,6 +76,11 @@ test('everything that can be said; paths from the folder of the file', () => {
   })
 })
 
+test('passwords of the TPM, as files', () => {
+  const tpmAuth = { ownerAuthFile: 'owner.auth', lockoutAuthFile: '/etc/lockout.auth' }
+  expect(read({ ...agent, tpmAuth }).tpmAuth).toEqual({ owner: at('owner.auth'), lockout: '/etc/lockout.auth' })
+})
+
 const variants: readonly (readonly [string, object, object, object])[] = [
   ['a socket as its path: for owner and group', { socket: 'a.sock' }, {}, { socket: { owner: { mode: 0o660 } } }],
   ['no event log', { eventLog: null }, {}, { eventLog: null }],
@@ -92,6 +97,12 @@ const bad: readonly (readonly [string, unknown, unknown, string | RegExp])[] = [
   ['a field missing', withoutBundle, bundle, /^configuration \.\/agent\.json: bundle: Invalid input: expected string/],
   ['a field that is spelled wrong', { ...agent, Serial: 'x' }, bundle, 'configuration ./agent.json: the file: Unrecognized key: "Serial"'],
   ['a TPM of no kind', { ...agent, tpm: '/dev/tpm0' }, bundle, 'configuration ./agent.json: tpm: expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT'],
+  [
+    'a password in the configuration itself',
+    { ...agent, tpmAuth: { owner: 'secret' } },
+    bundle,
+    'configuration ./agent.json: tpmAuth: Unrecognized key: "owner"',
+  ],
   ['an empty serial', { ...agent, serial: '' }, bundle, /agent\.json: serial: Too small/],
   ['a mode in decimal', { ...agent, socket: { path: 'a', mode: '4321' } }, bundle, /agent\.json: socket\.mode: expected an octal mode such as "0640"$/],
   [

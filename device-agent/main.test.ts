@@ -35,6 +35,12 @@ describe('the command', () => {
     ['an unknown command', ['start'], 1, /unknown command start\nusage:/],
     ['an unknown option', ['run', '--verbose'], 1, /Unknown option '--verbose'/],
     ['too much', ['status', 'now', 'please'], 1, /unexpected now please/],
+    ['doctor of two TPMs', ['doctor', '--config', 'a.json', '--tpm', 'unix:b'], 1, /--config or --tpm, not both\nusage:/],
+    ['doctor of something else', ['doctor', '--tpm', '/dev/tpmrm0'], 1, /--tpm \/dev\/tpmrm0: expected device:PATH, unix:PATH or tcp:HOST:PORT\nusage:/],
+    ['tpm and nothing', ['tpm'], 1, /tpm: reset-lockout is missing\nusage:/],
+    ['tpm and something else', ['tpm', 'clear'], 1, /unknown command tpm clear\nusage:/],
+    ['tpm reset-lockout without a TPM', ['tpm', 'reset-lockout', '--tpm', 'unix:/nonexistent/tpm'], 2, /TPM unix:\/nonexistent\/tpm: connect ENOENT/],
+    ['doctor with a password file that is not there', ['doctor', '--config', '/nonexistent/agent.json'], 1, /configuration \/nonexistent\/agent\.json: ENOENT/],
     ['run without configuration', ['run'], 1, /--config FILE is missing/],
     ['a configuration that is not there', ['status', '--config', '/nonexistent/agent.json'], 1, /configuration \/nonexistent\/agent\.json: ENOENT/],
   ]

@@ -23,7 +23,7 @@ import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { hasProgram } from './programs.ts'
 import { socketFree, startSwtpm, type RunningSwtpm } from './swtpm.ts'
-import { random } from './world.ts'
+import { openWorld, random, until } from './world.ts'
 
 const here = hasProgram('swtpm') && hasProgram('swtpm_setup') && hasProgram('tpm2_changeauth')
 const main = fileURLToPath(new URL('../device-agent/main.ts', import.meta.url))
@@ -295,7 +295,7 @@ describe.skipIf(!here)('passwords of hierarchies', () => {
       code: 3,
       stderr: expect.stringMatching(/the lockout hierarchy is shut .* after 5 min/),
     })
-  })
+  }, 120_000)
 })
 
 describe.skipIf(!here)('doctor', () => {
@@ -440,5 +440,37 @@ describe.skipIf(!here)('doctor', () => {
         .split('\n')
         .filter((line) => line.length > 100),
     ).toEqual([])
+  })
+})
+
+describe.skipIf(!here)('an agent on a TPM whose owner has set passwords', () => {
+  test('says what it lacks, and enrols once it is told', async () => {
+    const world = await openWorld()
+    try {
+      const machine = await world.onSwtpm('LOCKED-1')
+      await world.enlist([machine], 'plant')
+      const env = { ...process.env, TPM2TOOLS_TCTI: machine.tcti, TSS2_LOG: 'all+none' }
+      for (const [name, password] of [
+        ['owner', 'first-canary'],
+        ['endorsement', 'second-canary'],
+      ] as const) {
+        await socketFree(machine.spec.slice('unix:'.length))
+        await promisify(execFile)('tpm2_changeauth', ['-c', name, password], { env })
+      }
+      const without = world.agent(machine)
+      await until('it says why it does not start', () => without.status().problem !== null)
+      expect(without.status()).toMatchObject({
+        state: 'opening',
+        problem: expect.stringMatching(/^the endorsement hierarchy of the TPM has a password: name the file/),
+      })
+      await without.stop()
+      const agent_ = world.agent(machine, { tpmAuth: { owner: write('first.auth', 'first-canary\n'), endorsement: write('second.auth', 'second-canary\n') } })
+      await until('it is enrolled and connected', () => agent_.status().connected)
+      expect(agent_.status()).toMatchObject({ state: 'online', problem: null })
+      expect(world.lines.join('\n')).not.toContain('canary')
+      await agent_.stop()
+    } finally {
+      await world.stop()
+    }
   })
 })

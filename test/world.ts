@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, type Client } from '@fleetkey/cli/client.ts'
 import { startAgent, type Agent } from '@fleetkey/device-agent/agent.ts'
-import { trustOfBundle, type Settings } from '@fleetkey/device-agent/config.ts'
+import { trustOfBundle, type PasswordFiles, type Settings } from '@fleetkey/device-agent/config.ts'
 import { openDocument } from '@fleetkey/device-agent/files.ts'
 import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { identityStore, type Identity } from '@fleetkey/device-agent/identity.ts'
@@ -120,7 +120,10 @@ export interface World {
   /** Imports a signed batch of these machines, and puts them into a group. */
   enlist(machines: readonly Machine[], group: string): Promise<void>
   /** Runs an agent on a machine; ended with the world. */
-  agent(machine: Machine, of?: { readonly serial?: string; readonly outputs?: Settings['outputs']; readonly socket?: string }): Agent
+  agent(
+    machine: Machine,
+    of?: { readonly serial?: string; readonly outputs?: Settings['outputs']; readonly socket?: string; readonly tpmAuth?: PasswordFiles },
+  ): Agent
   /** Ends the server process's work and starts it again on the same data and ports. */
   restart(): Promise<void>
   stop(): Promise<void>
@@ -192,6 +195,7 @@ export const openWorld = async (
         ...trustOfBundle({ ...bundle, server: `mqtts://127.0.0.1:${server.mqttPort}` }),
         data,
         tpm: 'in-process',
+        ...(with_.tpmAuth === undefined ? {} : { tpmAuth: with_.tpmAuth }),
         serial: with_.serial ?? machine.serial,
         eventLog: null,
         socket: with_.socket === undefined ? null : { path: with_.socket, owner: { mode: 0o660 } },

@@ -28,7 +28,8 @@ export const readLockout = async (tpm: Tpm): Promise<Lockout> => lockoutOf(await
 /** `90 s`, `12 min`, `2 h 30 min`. */
 export const duration = (seconds: number): string => {
   if (seconds < 120) return `${seconds} s`
-  const [hours, minutes] = [Math.floor(seconds / 3600), Math.ceil((seconds % 3600) / 60)]
+  const all = Math.ceil(seconds / 60)
+  const [hours, minutes] = [Math.floor(all / 60), all % 60]
   if (hours === 0) return `${minutes} min`
   return minutes === 0 ? `${hours} h` : `${hours} h ${minutes} min`
 }

@@ -490,20 +490,21 @@ export class Tpm {
     }
   }
 
-  /** An NV index that anybody or the owner may read, in pieces of 512 bytes; undefined when there is none. */
+  /** An NV index that anybody or the owner may read, in pieces that the TPM has a buffer for; undefined when there is none. */
   async nvRead(index: number): Promise<Uint8Array | undefined> {
     const found = await this.nvSize(index)
     if (found === undefined) return undefined
     const area = { handle: index, name: found.name }
     // By its own (empty) value where that is allowed: an EK certificate is for everybody, also where the owner has set a password.
     const reader = (found.attributes & nvByAnybody) === nvByAnybody ? area : this.hierarchy('owner')
+    const piece = Math.min(512, (await this.property(nvBufferMax)) || 512)
     const parts: Uint8Array[] = []
-    for (let at = 0; at < found.size; at += 512) {
+    for (let at = 0; at < found.size; at += piece) {
       const { parameters } = await this.#execute({
         code: command.nvRead,
         handles: [reader, area],
         authorise: [this.#auth(reader)],
-        parameters: concat(u16(Math.min(512, found.size - at)), u16(at)),
+        parameters: concat(u16(Math.min(piece, found.size - at)), u16(at)),
       })
       parts.push(parameters.sized().slice())
     }
@@ -578,6 +579,8 @@ export class Tpm {
   }
 }
 
+/** TPM_PT_NV_BUFFER_MAX. */
+const nvBufferMax = 0x12c
 /** TPMA_NV AUTHREAD and NO_DA: read by the index's own value, and a failure counts for nothing. */
 const nvByAnybody = 0x0204_0000
 /** TPMS_SENSITIVE_CREATE without auth value and data. */
