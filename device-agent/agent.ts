@@ -224,6 +224,8 @@ export const startAgent = (options: AgentOptions): Agent => {
         return background('report', report(effect.session, effect.sequence))
       case 'renew':
         return background('renew', renewIdentity(effect.session))
+      case 'attest':
+        return background('attest', attest(effect))
       case 'acknowledge':
         return background('acknowledge', acknowledge(effect.body))
       case 'install':
@@ -393,6 +395,8 @@ export const startAgent = (options: AgentOptions): Agent => {
       case 'activate':
       case 'retire':
         return dispatch({ on: 'work', work: body })
+      case 'attest':
+        return dispatch({ on: 'attest', attest: body })
       case 'identity':
         return background('renew', acceptRenewal(body))
       case 'refusal':
@@ -433,11 +437,35 @@ export const startAgent = (options: AgentOptions): Agent => {
       session,
       sequence,
       holdings,
-      resetCount: parts.resetCount,
+      resetCount: await resetCountOf(parts),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
       agent: agentVersion,
     }
     await current.channel.send(body as BodyOf<'report'>)
+  }
+
+  /** As it is now: a TPM that was reset under a running system is told, not hidden. */
+  const resetCountOf = async (of: Parts): Promise<number> =>
+    await of.attester.resetCount().catch((thrown: unknown) => {
+      log(`resetCount: ${messageOf(thrown)}`)
+      return of.resetCount
+    })
+
+  /** The state this device is in, proven to the server for this connection alone. */
+  const attest = async (of: Extract<Effect, { do: 'attest' }>): Promise<void> => {
+    const current = link
+    try {
+      if (current === undefined || parts === undefined || identity === undefined) throw new Error('the connection is gone')
+      const { exporter } = current.connection
+      const asked = { tenant: settings.tenant, device: identity.device, session: of.session, attest: of.attest, exporter, eventLog: await readEventLog() }
+      if (parts.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
+      await current.channel.send(await parts.attester.evidence(asked))
+      step('attested')
+      dispatch({ on: 'attested', failed: null })
+    } catch (thrown) {
+      if (dead || thrown instanceof Killed) return
+      dispatch({ on: 'attested', failed: messageOf(thrown) })
+    }
   }
 
   /** Signed statement of a stage; `active` carries the proof of use, made with the key itself. */

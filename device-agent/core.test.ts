@@ -398,6 +398,54 @@ describe('work on keys', () => {
   })
 })
 
+describe('attestation', () => {
+  const attest = (fill: number, expires = at + 60_000): BodyOf<'attest'> => ({
+    type: 'attest',
+    challenge: new Uint8Array(16).fill(fill),
+    random: new Uint8Array(32),
+    selection: [{ hash: 'sha256', pcrs: [0, 4] }],
+    ima: null,
+    firmware: null,
+    expires,
+  })
+  const asked = (fill: number): Event => ({ on: 'attest', attest: attest(fill) })
+  const done: Event = { on: 'attested', failed: null }
+
+  test('is answered for the session it was asked in', () =>
+    expect(advance(onlineWith(), asked(1), middle)[1]).toEqual([{ do: 'attest', session, attest: attest(1) }]))
+
+  test('before a welcome, or too late, is not', () => {
+    const [early] = play(initialCore, online.slice(0, 3))
+    expect(advance(early, asked(1), middle)[1]).toMatchObject([{ do: 'log' }])
+    expect(advance(onlineWith(), { on: 'attest', attest: attest(1, at) }, middle)[1]).toMatchObject([{ do: 'log' }])
+  })
+
+  test('one quote at a time, and then only the newest question', () => {
+    const [busy, effects] = play(onlineWith(), [asked(1), asked(2), asked(3)])
+    expect(effects).toEqual([])
+    const [next, third] = advance(busy, done, middle)
+    expect(third).toEqual([{ do: 'attest', session, attest: attest(3) }])
+    expect(advance(next, done, middle)[0].attesting).toBeNull()
+  })
+
+  test('what waits for a connection that is gone is forgotten', () => {
+    const [offline] = play(onlineWith(), [asked(1), asked(2), { on: 'offline', why: 'lost' }])
+    const [idle, effects] = advance(offline, { on: 'attested', failed: 'the connection is gone' }, middle)
+    expect([idle.attesting, effects]).toEqual([null, [{ do: 'log', line: 'no evidence: the connection is gone' }]])
+  })
+
+  test('a failure is followed by a report, so that the server asks again', () => {
+    const [busy] = advance(onlineWith(), asked(1), middle)
+    const [idle, effects] = advance(busy, { on: 'attested', failed: 'TPM_RC_RETRY' }, middle)
+    expect([idle.attesting, timerOf(effects, 'report')]).toEqual([null, 1.5 * timing.transientRetry])
+  })
+
+  test('work on keys goes on beside it', () => {
+    const [busy] = advance(onlineWith(), asked(1), middle)
+    expect(advance(busy, { on: 'work', work: delivery(1) }, middle)[1]).toMatchObject([{ do: 'install' }])
+  })
+})
+
 describe('any order of events', () => {
   const names = ['site', 'meter'] as const
   const epochs = fc.integer({ min: 1, max: 6 })
@@ -435,6 +483,8 @@ describe('any order of events', () => {
         { on: 'renewed', identity },
         { on: 'renew-failed' },
         { on: 'refused', code: 'internal', retryAfter: 1 },
+        { on: 'attested', failed: null },
+        { on: 'attested', failed: 'test' },
         { on: 'restart' },
       ),
     },

@@ -34,6 +34,7 @@ type Delivery = BodyOf<'delivery'>
 type Activate = BodyOf<'activate'>
 type Retire = BodyOf<'retire'>
 type Acknowledge = BodyOf<'acknowledge'>
+type Attest = BodyOf<'attest'>
 
 /** `take`: give the epoch in use to the consumers again, after a hook failed or a crash. */
 export interface Take {
@@ -132,6 +133,8 @@ export interface Core {
   readonly working: { readonly work: Work; readonly decision: Decision } | null
   /** Epochs whose consumers have not taken them yet, by key, with the attempts so far. */
   readonly owed: ReadonlyMap<string, Take & { readonly attempts: number }>
+  /** What the server asked to attest, being made and waiting: the newest only, older ones count no more. */
+  readonly attesting: { readonly now: Attest; readonly next: Attest | null } | null
   /** Erasures carried out to their end since the start, files of the consumers included, as KEY/BELOW. */
   readonly cleared: ReadonlySet<string>
 }
@@ -151,6 +154,9 @@ export type Event =
   | { readonly on: 'work'; readonly work: Work }
   | { readonly on: 'done'; readonly held: HeldKey | undefined }
   | { readonly on: 'failed'; readonly reason: string; readonly transient: boolean; readonly held: HeldKey | undefined }
+  | { readonly on: 'attest'; readonly attest: Attest }
+  /** Evidence went out, or could not be made or sent. */
+  | { readonly on: 'attested'; readonly failed: string | null }
   | { readonly on: 'enrolled'; readonly identity: IdentityFacts }
   | { readonly on: 'enrol-failed'; readonly code: string | null; readonly retryAfter: number | null }
   | { readonly on: 'renewed'; readonly identity: IdentityFacts }
@@ -167,6 +173,7 @@ export type Effect =
   | { readonly do: 'cancel'; readonly name: TimerName }
   | { readonly do: 'report'; readonly session: Uint8Array; readonly sequence: number }
   | { readonly do: 'renew'; readonly session: Uint8Array }
+  | { readonly do: 'attest'; readonly session: Uint8Array; readonly attest: Attest }
   | { readonly do: 'install'; readonly delivery: Delivery }
   | { readonly do: 'take'; readonly take: Take }
   | { readonly do: 'erase'; readonly key: string; readonly below: number | null; readonly nonce: Uint8Array }
@@ -214,6 +221,7 @@ export const initialCore: Core = {
   queue: [],
   working: null,
   owed: new Map(),
+  attesting: null,
   cleared: new Set(),
 }
 
@@ -244,6 +252,10 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
       return finished(withHeld(core, event.held), env)
     case 'failed':
       return workFailed(withHeld(core, event.held), event, env)
+    case 'attest':
+      return asked(core, event.attest, env)
+    case 'attested':
+      return attested(core, event.failed, env)
     case 'enrolled':
       return connectSoon({ ...core, identity: event.identity, known: true, attempt: 0, refusals: 0, renewAt: renewalOf(event.identity, env) }, 0)
     case 'enrol-failed':
@@ -282,7 +294,8 @@ const started = (core: Core, event: Extract<Event, { on: 'start' }>, env: Enviro
 }
 
 const connectSoon = (core: Core, after: number): Next => [
-  { ...core, phase: 'waiting', session: null },
+  // A question of the connection that is gone is void; what is being made for it ends by itself.
+  { ...core, phase: 'waiting', session: null, attesting: core.attesting === null ? null : { ...core.attesting, next: null } },
   [
     { do: 'cancel', name: 'welcome' },
     { do: 'cancel', name: 'report' },
@@ -364,6 +377,26 @@ const reporting = (core: Core, env: Environment): Next => {
       { do: 'timer', name: 'report', after: Math.round(reportEvery * 1_000 * (0.8 + 0.4 * env.random())) },
     ],
   ]
+}
+
+/** One quote at a time. A newer question makes an older one void: the server takes evidence for its newest challenge only. */
+const asked = (core: Core, attest: Attest, env: Environment): Next => {
+  if (core.session === null) return [core, [{ do: 'log', line: 'asked to attest before a welcome' }]]
+  if (attest.expires <= env.now) return [core, [{ do: 'log', line: 'asked to attest too late' }]]
+  if (core.attesting !== null) return [{ ...core, attesting: { ...core.attesting, next: attest } }, []]
+  return [{ ...core, attesting: { now: attest, next: null } }, [{ do: 'attest', session: core.session.nonce, attest }]]
+}
+
+/** After a failure the report is repeated, and the server asks again. */
+const attested = (core: Core, failed: string | null, env: Environment): Next => {
+  if (core.attesting === null) return [core, []]
+  const { next } = core.attesting
+  const idle: Core = { ...core, attesting: null }
+  const told: Effect[] = failed === null ? [] : [{ do: 'log', line: `no evidence: ${failed}` }]
+  if (core.session === null) return [idle, told]
+  if (next !== null) return then([idle, told], (now) => asked(now, next, env))
+  const again: Effect[] = failed === null ? [] : [{ do: 'timer', name: 'report', after: Math.round(timing.transientRetry * (1 + env.random())) }]
+  return [idle, [...told, ...again]]
 }
 
 const refused = (core: Core, event: Extract<Event, { on: 'refused' }>, env: Environment): Next => {

@@ -15,12 +15,25 @@ export interface Challenged {
   readonly tls: { readonly spki: Uint8Array; readonly csr: Uint8Array }
 }
 
+/** What an attester says when the server asks for the state the device is in. */
+export interface Asked {
+  readonly tenant: string
+  readonly device: string
+  /** Nonce of the connection's welcome. */
+  readonly session: Uint8Array
+  readonly attest: BodyOf<'attest'>
+  readonly exporter: Uint8Array
+  readonly eventLog: Uint8Array
+}
+
 /** One way to prove what this device is. One more is one file beside this one, and one line in agent.ts. */
 export interface Attester {
   /** Signs the device's messages: the LDevID key. */
   readonly signer: Signer
   hello(of: { readonly serial: string; readonly purpose: 'enrol' | 'return'; readonly random: Uint8Array; readonly agent: string }): Promise<BodyOf<'hello'>>
   answer(of: Challenged): Promise<BodyOf<'answer'>>
+  /** The state it is in now; absent where nothing can quote it. */
+  evidence?(of: Asked): Promise<BodyOf<'evidence'>>
   /** LDevID signature (raw r‖s) over data that the transcript functions made. */
   sign(data: Uint8Array): Promise<Uint8Array>
   /** How often the device was reset since its hardware was made new or cleared. */

@@ -1,6 +1,14 @@
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { keyId } from '@fleetkey/protocol/signed.ts'
-import { activationProof, enrolmentNonce, enrolmentTranscript, qualifyingData, tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import {
+  activationProof,
+  attestNonce,
+  enrolmentNonce,
+  enrolmentTranscript,
+  evidenceTranscript,
+  qualifyingData,
+  tlsBinding,
+} from '@fleetkey/protocol/transcript.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
 import type { DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
@@ -55,6 +63,14 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
         csr: { ldevid: ldevidCsr, tls: of.tls.csr },
         binding: await sign(tlsBinding(tenant, challenge.challenge, of.tls.spki)),
       }
+    },
+
+    async evidence({ attest, eventLog, ...of }) {
+      // Computed here, as in enrolment: this device quotes no nonce that it was handed.
+      const nonce = attestNonce({ ...of, challenge: attest.challenge, random: attest.random })
+      const transcript = evidenceTranscript({ eventLog, ima: null, recipient: null })
+      const quote = await keys.quote(attest.selection, qualifyingData('quote', nonce, transcript))
+      return { type: 'evidence', challenge: attest.challenge, quote, eventLog, ima: null, recipient: null }
     },
   }
 }

@@ -42,7 +42,16 @@ export const batchRow = ({ id, station, rows, manifestHash, importedAt, imported
   importedBy,
 })
 
-export const releaseView = ({ version: _, ...release }: Release): Item<'release.list'> => release
+export const releaseView = ({ id, model, name, number, debug, pcrs, importedAt, withdrawn }: Release): Item<'release.list'> => ({
+  id,
+  model,
+  name,
+  number,
+  debug,
+  pcrs,
+  importedAt,
+  withdrawn,
+})
 
 export const impactView = ({ first, ...counts }: Impact): ResponseOf<'release.withdraw'> => ({ ...counts, first: [...first] })
 

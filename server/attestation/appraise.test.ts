@@ -1,0 +1,104 @@
+import { describe, expect, test } from 'vitest'
+import { appraise, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
+import { makeStateClaims, recordedState, recordOf, type StateContent } from './claims.ts'
+import { discontinuity, type Before } from './reattest.ts'
+
+const pcrs = (kernel: string): Readonly<Record<string, string>> => ({ '0': 'aa', '4': kernel, '11': 'cc' })
+const release = (number: number, more: Partial<ReferenceValues> = {}): ReferenceValues => ({
+  id: `m/${number}`,
+  model: 'm',
+  number,
+  debug: false,
+  withdrawn: null,
+  pcrs: { ...pcrs(`k${number}`), '6': 'ff' },
+  ...more,
+})
+const withdrawn = { at: 1, reason: 'CVE-2027-1' }
+const lenient: AppraisalPolicy = { floor: 0, releases: 'any', minimumRelease: 0, onUnknown: 'warn', onWithdrawn: 'warn', onDebug: 'warn' }
+const strict: AppraisalPolicy = { ...lenient, onUnknown: 'quarantine', onWithdrawn: 'quarantine', onDebug: 'quarantine' }
+const content: StateContent = { pcrs: pcrs('k2'), events: 13, resetCount: 4, restartCount: 1, clockSafe: true, firmwareVersion: 0x2000_0000_0001n }
+const running = (kernel: string) => makeStateClaims({ ...content, pcrs: pcrs(kernel) })
+
+/** What runs, what is known, policy; verdict and reason. */
+const cases: readonly (readonly [string, string, readonly ReferenceValues[], Partial<AppraisalPolicy>, string, string])[] = [
+  ['the newest release', 'k2', [release(1), release(2)], {}, 'affirming', 'release.current'],
+  ['an older release', 'k1', [release(1), release(2)], {}, 'warning', 'release.older'],
+  ['older than a debug release only', 'k1', [release(1), release(2, { debug: true })], {}, 'affirming', 'release.current'],
+  ['older than a withdrawn release only', 'k1', [release(1), release(2, { withdrawn })], {}, 'affirming', 'release.current'],
+  ['older than a release that is not accepted', 'k1', [release(1), release(2)], { releases: ['m/1'] }, 'affirming', 'release.current'],
+  ['a kernel that nobody knows', 'kx', [release(1), release(2)], {}, 'contraindicated', 'reference.pcr-4'],
+  ['a release of another model', 'k1', [release(1, { model: 'other' })], {}, 'contraindicated', 'reference.none'],
+  ['nothing is known', 'k1', [], {}, 'contraindicated', 'reference.none'],
+  ['a quoted PCR without reference value', 'k1', [release(1, { pcrs: { '0': 'aa', '4': 'k1' } })], {}, 'contraindicated', 'reference.pcr-11'],
+  ['a withdrawn release', 'k1', [release(1, { withdrawn })], {}, 'contraindicated', 'release.withdrawn'],
+  ['a debug release', 'k1', [release(1, { debug: true })], {}, 'contraindicated', 'release.debug'],
+  ['a debug release that is listed', 'k1', [release(1, { debug: true })], { releases: ['m/1'] }, 'contraindicated', 'release.debug'],
+  ['not among the accepted ones', 'k1', [release(1), release(2)], { releases: ['m/2'] }, 'contraindicated', 'release.not-accepted'],
+  ['no release is accepted', 'k1', [release(1)], { releases: [] }, 'contraindicated', 'release.not-accepted'],
+  ['below the minimum of the group', 'k1', [release(1)], { minimumRelease: 2 }, 'contraindicated', 'release.below-minimum'],
+  ['at the minimum of the group', 'k2', [release(2)], { minimumRelease: 2 }, 'affirming', 'release.current'],
+  ['below what the device ran', 'k1', [release(1), release(2)], { floor: 2 }, 'contraindicated', 'release.rollback'],
+  ['what the device ran', 'k2', [release(1), release(2)], { floor: 2 }, 'affirming', 'release.current'],
+  ['unknown, let pass', 'kx', [release(1)], { onUnknown: 'warn' }, 'warning', 'reference.pcr-4'],
+  ['withdrawn, let pass', 'k1', [release(1, { withdrawn })], { onWithdrawn: 'warn' }, 'warning', 'release.withdrawn'],
+  ['debug, let pass', 'k1', [release(1, { debug: true })], { onDebug: 'warn' }, 'warning', 'release.debug'],
+  [
+    'debug let pass does not let a withdrawn one pass',
+    'k1',
+    [release(1, { debug: true, withdrawn })],
+    { onDebug: 'warn' },
+    'contraindicated',
+    'release.withdrawn',
+  ],
+  [
+    'withdrawn let pass does not let a rollback pass',
+    'k1',
+    [release(1, { withdrawn })],
+    { onWithdrawn: 'warn', floor: 2 },
+    'contraindicated',
+    'release.rollback',
+  ],
+]
+
+describe('appraisal', () => {
+  test.each(cases)('%s', (_name, kernel, releases, policy, verdict, reason) =>
+    expect(appraise(running(kernel), 'm', releases, { ...strict, ...policy })).toMatchObject({ verdict, reason }),
+  )
+
+  test('says which release matched, whatever the verdict', () => {
+    expect(appraise(running('k1'), 'm', [release(1, { withdrawn })], strict)).toEqual({
+      verdict: 'contraindicated',
+      reason: 'release.withdrawn',
+      detail: 'm/1: CVE-2027-1',
+      release: 'm/1',
+      number: 1,
+    })
+    expect(appraise(running('kx'), 'm', [release(1)], strict)).toMatchObject({ release: null, number: null, detail: 'PCRs 4 differ from release m/1' })
+  })
+})
+
+describe('a record of claims', () => {
+  test('gives back the state that was proven', () => expect(recordedState(recordOf(content))).toEqual(content))
+  test('proves nothing where nothing was measured', () => {
+    expect(recordedState([])).toBeUndefined()
+    expect(recordedState([{ name: 'reset-count', value: '4' }])).toBeUndefined()
+  })
+})
+
+describe('a TPM that goes on', () => {
+  const before: Before = { resetCount: 4, restartCount: 1, firmwareVersion: 7n, session: 4 }
+  const now = { resetCount: 4, restartCount: 1, firmwareVersion: 7n }
+  const going: readonly (readonly [string, Partial<Before>, Partial<typeof now>, string | undefined])[] = [
+    ['unchanged', {}, {}, undefined],
+    ['resumed', {}, { restartCount: 2 }, undefined],
+    ['booted, then connected', { session: 5, restartCount: null }, { resetCount: 5, restartCount: 0 }, undefined],
+    ['a lower resetCount', { session: 3 }, { resetCount: 3 }, 'tpm.reset-count.lower'],
+    ['a lower restartCount without a reset', {}, { restartCount: 0 }, 'tpm.restart-count.lower'],
+    ['reset while connected', {}, { resetCount: 5 }, 'tpm.reset-in-session'],
+    ['older TPM firmware', {}, { firmwareVersion: 6n }, 'tpm.firmware.lower'],
+    ['newer TPM firmware', {}, { firmwareVersion: 8n }, 'tpm.firmware.changed'],
+    ['nothing is known of before', { restartCount: null, firmwareVersion: null, session: null }, { restartCount: 0, firmwareVersion: 1n }, undefined],
+  ]
+  test.each(going)('%s', (_name, was, is, reason) => expect(discontinuity({ ...before, ...was }, { ...now, ...is })?.reason).toBe(reason))
+  test('newer TPM firmware is told, not refused', () => expect(discontinuity(before, { ...now, firmwareVersion: 8n })?.verdict).toBe('warning'))
+})
