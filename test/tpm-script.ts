@@ -2,7 +2,8 @@ import { randomBytes } from 'node:crypto'
 import { concat, empty, Reader, sized, u16, u32, u8 } from '@fleetkey/tpm2/bytes.ts'
 import { alg, command, handle as known, session as flag, sessionType, tag } from '@fleetkey/tpm2/constants.ts'
 import { shareSeed } from '@fleetkey/tpm2/credential.ts'
-import { authorisation, decryptParameter, encryptParameter, hashOf, sessionKey } from '@fleetkey/tpm2/session.ts'
+import { kdfA } from '@fleetkey/tpm2/kdf.ts'
+import { authorisation, decryptParameter, encryptParameter, hashOf } from '@fleetkey/tpm2/session.ts'
 
 /** A session as a script keeps it. `auth` is the value of the entity that it authorises, when its HMAC covers it. */
 export interface ScriptSession {
@@ -121,7 +122,10 @@ export class ScriptTpm {
       givesHandle: true,
     })
     const nonceTpm = new Reader(parameters).sized().slice()
-    return { handle, key: sessionKey(concat(of.bound?.auth ?? empty, seed), nonceTpm, nonceCaller), nonceTpm }
+    // Bound to an entity with an empty value, or salted: a key there is, though it may be made of nothing.
+    const keyed = of.bound !== undefined || of.salter !== undefined
+    const key = keyed ? kdfA(alg.sha256, concat(of.bound?.auth ?? empty, seed), 'ATH', nonceTpm, nonceCaller, 256) : empty
+    return { handle, key, nonceTpm }
   }
 }
 

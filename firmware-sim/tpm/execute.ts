@@ -38,7 +38,7 @@ export const run = (machine: Machine, bytes: Uint8Array): Uint8Array => {
   machine.tick()
   const input = new Input(bytes)
   const commandTag = input.u16()
-  if (commandTag !== tag.noSessions && commandTag !== tag.sessions) throw new Refusal(rc.badTag)
+  if (commandTag !== tag.noSessions && commandTag !== tag.sessions) throw new Refusal(rc.value)
   const size = input.u32()
   if (size !== bytes.length || size > maxCommand) throw new Refusal(rc.commandSize)
   const number = input.u32()

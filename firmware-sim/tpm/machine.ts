@@ -29,7 +29,8 @@ export class Machine {
   locality = 0
   /** Seed and proof of the null hierarchy, key of saved contexts: new with every reset. */
   nullSeed: Uint8Array
-  contextSequence = 0n
+  /** The first numbers stand for loaded sessions. */
+  contextSequence = BigInt(slots.sessions)
   objectSequence = 0n
   restartCount = 0
   exclusiveSession: number | null = null

@@ -50,9 +50,9 @@ export class Pcrs {
     if ((localities(pcr).extend & (1 << locality)) === 0) throw new Refusal(rc.locality)
   }
 
-  /** TPM2_PCR_Reset. */
+  /** TPM2_PCR_Reset. At locality 4 only the hardware resets, by its own signals. */
   clear(pcr: number, locality: number): void {
-    if ((localities(pcr).reset & (1 << locality)) === 0) throw new Refusal(rc.locality)
+    if (locality === 4 || (localities(pcr).reset & (1 << locality)) === 0) throw new Refusal(rc.locality)
     this.#values[pcr] = new Uint8Array(32)
     this.#count(pcr)
   }

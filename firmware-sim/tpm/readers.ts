@@ -130,7 +130,7 @@ export const publicParameters: Read<void> = (input) => {
 
 /** TPMS_SENSITIVE_CREATE in its TPM2B. */
 export const sensitiveCreate: Read<{ auth: Uint8Array; data: Uint8Array }> = (input) =>
-  input.inner((inner) => ({ auth: inner.sized(64).slice(), data: inner.sized(256).slice() }))
+  input.inner((inner) => ({ auth: inner.sized(64).slice(), data: inner.sized(128).slice() }))
 
 export const eccPoint: Read<{ x: Uint8Array; y: Uint8Array }> = (input) => ({ x: input.sized(80).slice(), y: input.sized(80).slice() })
 

@@ -33,7 +33,6 @@ export const rc = {
   nvDefined: 0x14c,
   cpHash: 0x151,
   sensitive: 0x155,
-  badTag: 0x01e,
   asymmetric: 0x081,
   attributes: 0x082,
   hash: 0x083,

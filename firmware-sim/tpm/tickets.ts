@@ -17,7 +17,7 @@ const proofOf = (machine: Machine, hierarchy: number): Uint8Array => {
   }
 }
 
-const mac = (machine: Machine, hierarchy: number, ...parts: readonly Uint8Array[]): Uint8Array => hmac(alg.sha256, proofOf(machine, hierarchy), ...parts)
+const mac = (machine: Machine, hierarchy: number, ...parts: readonly Uint8Array[]): Uint8Array => hmac(alg.sha512, proofOf(machine, hierarchy), ...parts)
 
 /** Digest of each kind of ticket (Part 2 §10.7). */
 export const ticketDigest = {

@@ -1,12 +1,11 @@
-import { createCipheriv, createDecipheriv } from 'node:crypto'
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { concat, sized, u32, u64 } from '@fleetkey/tpm2/bytes.ts'
-import { attribute, command as code, handle as known } from '@fleetkey/tpm2/constants.ts'
-import { digest } from '@fleetkey/tpm2/kdf.ts'
-import { alg } from '@fleetkey/tpm2/constants.ts'
+import { alg, attribute, command as code, handle as known } from '@fleetkey/tpm2/constants.ts'
+import { cfbDecrypt, cfbEncrypt, digest, hmac } from '@fleetkey/tpm2/kdf.ts'
+import { sameMac } from '@fleetkey/tpm2/session.ts'
 import { command, handleAt, named, put, user, type Call, type Command } from '../command.ts'
 import { accepts } from '../entities.ts'
-import type { Input } from '../input.ts'
+import { Input } from '../input.ts'
 import { slots, type Machine } from '../machine.ts'
 import { has } from '../objects.ts'
 import { hierarchyOrNull } from '../readers.ts'
@@ -21,26 +20,24 @@ interface Context {
   readonly hierarchy: number
 }
 
-const cipher = 'aes-256-gcm'
 const keyOf = (machine: Machine): Uint8Array => digest(alg.sha256, machine.nullSeed, machine.durable.proof)
 const header = ({ sequence, handle, hierarchy }: Context): Uint8Array => concat(u64(sequence), u32(handle), u32(hierarchy))
+const macOf = (machine: Machine, of: Context, encrypted: Uint8Array): Uint8Array => hmac(alg.sha512, keyOf(machine), header(of), encrypted)
 
 const seal = (machine: Machine, of: Context, content: unknown): Uint8Array => {
-  const nonce = machine.random(12)
-  const sealing = createCipheriv(cipher, keyOf(machine), nonce)
-  sealing.setAAD(header(of))
-  return concat(nonce, sealing.update(encode(content)), sealing.final(), sealing.getAuthTag())
+  const iv = machine.random(16)
+  const encrypted = concat(iv, cfbEncrypt(keyOf(machine), encode(content), iv))
+  return concat(sized(macOf(machine, of, encrypted)), encrypted)
 }
 
+/** A blob too short for its integrity value is refused without saying which parameter it was, as the reference implementation does. */
 const open = (machine: Machine, of: Context, blob: Uint8Array): unknown => {
-  try {
-    const opening = createDecipheriv(cipher, keyOf(machine), blob.subarray(0, 12))
-    opening.setAAD(header(of))
-    opening.setAuthTag(blob.subarray(-16))
-    return decode(concat(opening.update(blob.subarray(12, -16)), opening.final()))
-  } catch {
-    throw parameter(1, rc.integrity)
-  }
+  const input = new Input(blob)
+  const mac = input.sized(64)
+  const encrypted = input.rest()
+  if (mac.length !== 64 || encrypted.length < 8) throw parameter(1, rc.size)
+  if (!sameMac(mac, macOf(machine, of, encrypted))) throw parameter(1, rc.integrity)
+  return decode(cfbDecrypt(keyOf(machine), encrypted.subarray(16), encrypted.subarray(0, 16)))
 }
 
 const saved = (context: Context, machine: Machine, content: unknown): Uint8Array => concat(header(context), sized(seal(machine, context, content)))
@@ -136,7 +133,6 @@ export const contextCommands: readonly (readonly [number, Command])[] = [
       sessions: false,
       read: (p) => p.take(contextStructure),
       run({ machine }, { context, blob }) {
-        if (blob.length < 42) throw parameter(1, rc.size)
         const content = open(machine, context, blob) as { object?: unknown; session?: TpmSession }
         machine.disorder()
         if (content.session !== undefined) return { handle: loadSession(machine, context, content.session) }

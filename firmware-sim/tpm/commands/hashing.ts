@@ -4,10 +4,11 @@ import { alg, attribute, command as code, generated, handle as known, tag } from
 import { digest, hashName, hmac } from '@fleetkey/tpm2/kdf.ts'
 import { command, handleAt, needRoom, objectAt, put, sequenceAt, user, type Answer, type Call, type Command } from '../command.ts'
 import { accepts } from '../entities.ts'
+import type { Input } from '../input.ts'
 import type { Machine } from '../machine.ts'
 import { has, trimmed } from '../objects.ts'
-import { digestBytes, hashAlg, hashOrNull, hierarchyOrNull, maxBuffer } from '../readers.ts'
-import { handleFault, parameter, rc } from '../refusal.ts'
+import { digestBytes, hashAlg, hashOrNull, hierarchyOrNull, maxBuffer, sizeOfHash } from '../readers.ts'
+import { handleFault, parameter, rc, Refusal } from '../refusal.ts'
 import { marshalTicket, nullTicket, ticketDigest } from '../tickets.ts'
 import { extendEvent, eventDigests } from './pcr.ts'
 
@@ -23,8 +24,18 @@ const hmacKey = (call: Call, asked: number | null): { secret: Uint8Array; hash: 
   return { secret: key.sensitive.secret, hash }
 }
 
+/** TPMI_ALG_MAC_SCHEME: the command is also TPM2_MAC, whose ciphers are not here. */
+const macScheme = (input: Input): number | null => {
+  const scheme = input.u16()
+  if (scheme === alg.null) return null
+  if (sizeOfHash(scheme) === 0) throw new Refusal(rc.symmetric)
+  return scheme
+}
+
 /** Data that begins like the TPM's own statements must not be signed by a restricted key (Part 1 §31.4.3). */
-const isSafe = (first: Uint8Array): boolean => first.length >= 4 && Buffer.compare(first.subarray(0, 4), u32(generated)) !== 0
+const isStatement = (data: Uint8Array): boolean => Buffer.compare(data.subarray(0, 4), u32(generated)) === 0
+/** Of a sequence the first block must be long enough to tell. */
+const isSafe = (first: Uint8Array): boolean => first.length >= 4 && !isStatement(first)
 
 const hashed = (machine: Machine, hierarchy: number, of: { hash: number; digest: Uint8Array; safe: boolean }): Answer => {
   const good = hierarchy !== known.null && of.safe
@@ -40,6 +51,8 @@ const hashStart = ({ machine }: Call, auth: Uint8Array, hash: number | null): An
 }
 
 const update = (call: Call, data: Uint8Array): void => {
+  // The reference implementation blames the first parameter for the wrong handle.
+  if (call.entities[0]?.kind !== 'sequence') throw parameter(1, rc.mode)
   const { work } = sequenceAt(call, 0)
   if (work.kind === 'event') for (const state of work.states.values()) state.update(data)
   else {
@@ -75,7 +88,7 @@ export const hashingCommands: readonly (readonly [number, Command])[] = [
       decrypt: true,
       encrypt: true,
       read: (p) => ({ data: p.take(maxBuffer), hash: p.take(hashAlg), hierarchy: p.take(hierarchyOrNull) }),
-      run: ({ machine }, { data, hash, hierarchy }) => hashed(machine, hierarchy, { hash, digest: digest(hash, data), safe: isSafe(data) }),
+      run: ({ machine }, { data, hash, hierarchy }) => hashed(machine, hierarchy, { hash, digest: digest(hash, data), safe: !isStatement(data) }),
     }),
   ],
   [
@@ -84,7 +97,7 @@ export const hashingCommands: readonly (readonly [number, Command])[] = [
       handles: [user(accepts.object)],
       decrypt: true,
       encrypt: true,
-      read: (p) => ({ data: p.take(maxBuffer), asked: p.take(hashOrNull) }),
+      read: (p) => ({ data: p.take(maxBuffer), asked: p.take(macScheme) }),
       run(call, { data, asked }) {
         const { secret, hash } = hmacKey(call, asked)
         return { parameters: sized(hmac(hash, secret, data)) }
@@ -96,7 +109,7 @@ export const hashingCommands: readonly (readonly [number, Command])[] = [
     command({
       handles: [user(accepts.object)],
       decrypt: true,
-      read: (p) => ({ auth: p.take(digestBytes), asked: p.take(hashOrNull) }),
+      read: (p) => ({ auth: p.take(digestBytes), asked: p.take(macScheme) }),
       run(call, { auth, asked }) {
         const { secret, hash } = hmacKey(call, asked)
         needRoom(call.machine)
