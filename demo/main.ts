@@ -63,7 +63,7 @@ const demo = async ({ devices, folder, json }: Options): Promise<Record<string, 
   const say = narrator(json ? process.stderr : process.stdout)
   const server = join(folder, 'server')
   const factory = join(folder, 'factory')
-  const patience = 30_000 + devices * 200
+  const patience = 60_000 + devices * 500
   const summary: Record<string, unknown> = { devices }
 
   /** One command of the operator; its JSON. */
@@ -113,6 +113,8 @@ const demo = async ({ devices, folder, json }: Options): Promise<Record<string, 
   const ticking = setInterval(() => say.progress(`${connected()} of ${honest.length} connected`), 250)
   try {
     const on = boards.ask({ do: 'on', serials: everyone })
+    // When the wait below gives up, what becomes of this order is of no interest.
+    on.catch(() => undefined)
     await boards.until(`${honest.length} devices connected`, () => connected() === honest.length, patience)
     await boards.until('two boards refused', () => [impostor, tampered].every((one) => boards.status.get(one)?.lastRefusal === 'attestation-failed'), patience)
     await on
