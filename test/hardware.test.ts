@@ -1,5 +1,4 @@
 import { execFile, spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -412,20 +411,6 @@ describe.skipIf(!here)('doctor', () => {
     put('proc/device-tree/chosen/bootloader/signed', Uint8Array.of(0x80, 0, 0, 9))
     const locked = await doctor({ root })
     expect(locked.protections.find(({ threat }) => threat === 'changed firmware or kernel')).toMatchObject({ protected: 'yes' })
-  })
-
-  test('the IMA list against the PCRs', async () => {
-    running = await startSwtpm()
-    const entry = (aggregate: string): string =>
-      `10 ${'ab'.repeat(20)} ima-ng sha256:${aggregate} boot_aggregate\n10 ${'cd'.repeat(20)} ima-ng sha256:${'ef'.repeat(32)} /usr/bin/true\n`
-    const of = async (text: string): Promise<string> => {
-      put('sys/kernel/security/ima/ascii_runtime_measurements', text)
-      return finding(await doctor({ root }), 'IMA list')
-    }
-    // SHA-256 of ten PCRs of zeros.
-    const zeros = createHash('sha256').update(new Uint8Array(320)).digest('hex')
-    expect(await of(entry(zeros))).toBe('ok: 2 entries; boot_aggregate is that of PCRs 0 to 9')
-    expect(await of(entry('00'.repeat(32)))).toMatch(/^warn: 2 entries; boot_aggregate is not that of PCRs 0 to 9/)
   })
 
   test('the command: 0 and JSON where the agent can run, 5 where not, text at a terminal', async () => {

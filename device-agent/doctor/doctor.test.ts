@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { TpmReport } from '@fleetkey/tpm2/inspect.ts'
@@ -114,7 +114,7 @@ test('PCRs and lists that say nothing', () => {
   expect(pcrFinding(new Map([...zeros, [4, Uint8Array.of(1)]]))).toMatchObject({ grade: 'ok', found: expect.stringContaining('0, 1, 2, 3, 5, 6, 7 of 0 to 7') })
   expect(imaFinding(null, zeros)).toMatchObject({ grade: 'ok' })
   expect(imaFinding(new Error('EACCES'), zeros)).toMatchObject({ grade: 'warn', found: 'EACCES' })
-  expect(imaFinding('', zeros)).toMatchObject({ grade: 'ok', found: '0 entries' })
+  expect(imaFinding(new Uint8Array(0), zeros)).toMatchObject({ grade: 'warn', found: expect.stringContaining('does not start with boot_aggregate') })
   expect(eventLogFinding('/log', new Error('EACCES'), zeros)).toMatchObject({ grade: 'warn', found: '/log: EACCES' })
 })
 
@@ -129,4 +129,32 @@ test('what a certificate says does not steer the terminal', () => {
   }
   expect(examinationText(of, 80)).toMatch(/NOT READY: see FAIL above$/)
   for (const control of ['\u001B', '\u0007', '\u202E']) expect(examinationText(of, 80)).not.toContain(control)
+})
+
+interface Boot {
+  readonly log: string
+  readonly pcrs: { readonly sha256: Readonly<Record<string, string>> }
+  readonly ima?: { readonly binary: string; readonly pcr10: { readonly sha256: string } }
+}
+const bootOf = (name: string): Boot => JSON.parse(readFileSync(new URL(`../../test/vectors/event-logs/${name}.json`, import.meta.url), 'utf8')) as Boot
+
+test.each(['ovmf', 'ovmf-ima-sig', 'u-boot'])('the log of a real boot (%s) against the PCRs of that boot, and against others', (name) => {
+  const { log, pcrs, ima } = bootOf(name)
+  const values = new Map(Object.entries(pcrs.sha256).map(([pcr, value]) => [Number(pcr), new Uint8Array(Buffer.from(value, 'hex'))] as const))
+  const bytes = new Uint8Array(Buffer.from(log, 'base64'))
+  expect(eventLogFinding('/log', bytes, values)).toMatchObject({
+    grade: 'ok',
+    found: expect.stringMatching(/^\d+ events, PCRs 0, .*it leads to the values in the TPM$/),
+  })
+  const reset = new Map([...values, [4, new Uint8Array(32)], [7, new Uint8Array(32)]])
+  expect(eventLogFinding('/log', bytes, reset)).toMatchObject({
+    grade: 'fail',
+    found: expect.stringMatching(/PCR 4 is the first that differs: .* the TPM has 0{64}$/),
+  })
+  expect(eventLogFinding('/log', bytes.subarray(0, -1), values)).toMatchObject({ grade: 'fail' })
+  if (ima === undefined) return
+  const list = new Uint8Array(Buffer.from(ima.binary, 'base64'))
+  const measured = new Map([...values, [10, new Uint8Array(Buffer.from(ima.pcr10.sha256, 'hex'))]])
+  expect(imaFinding(list, measured)).toMatchObject({ grade: 'ok', found: expect.stringMatching(/^\d+ entries.*; \d+ lead to PCR 10$/) })
+  expect(imaFinding(list, reset)).toMatchObject({ grade: 'warn', found: expect.stringContaining('boot_aggregate is not the digest of PCRs 0 to 9') })
 })

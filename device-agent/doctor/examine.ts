@@ -42,7 +42,7 @@ export interface Examination {
   readonly protections: readonly Protection[]
 }
 
-const imaList = 'sys/kernel/security/ima/ascii_runtime_measurements'
+const imaList = 'sys/kernel/security/ima/binary_runtime_measurements'
 const allPcrs = Array.from({ length: 24 }, (_, pcr) => pcr)
 
 /** The file, null when there is none, or why it cannot be read. */
@@ -83,7 +83,7 @@ const measured = async (tpm: Tpm, patient: Patient): Promise<readonly Finding[]>
   return [
     pcrFinding(values),
     patient.eventLog === null ? ok('event log', 'none, as configured') : eventLogFinding(patient.eventLog, await look(patient.eventLog), values),
-    imaFinding(ima instanceof Uint8Array ? Buffer.from(ima).toString('latin1') : ima, values),
+    imaFinding(ima, values),
   ]
 }
 

@@ -1,5 +1,7 @@
-import { createHash } from 'node:crypto'
+import { alg } from '@fleetkey/tpm2/constants.ts'
 import { parseEventLog, replay } from '@fleetkey/tpm2/event-log.ts'
+import { imaLimits, parseIma } from '@fleetkey/tpm2/ima.ts'
+import { replayIma } from '@fleetkey/tpm2/ima-replay.ts'
 import { fail, messageOf, ok, warn, type Finding } from './finding.ts'
 
 /** As the server takes it at most. */
@@ -46,25 +48,19 @@ export const pcrFinding = (values: ReadonlyMap<number, Uint8Array>): Finding => 
   return warn('PCRs', '0 to 7 are all zero: the firmware measures nothing', 'attestation then only says which TPM this is, not what runs: enable measured boot')
 }
 
-/** First line of the kernel's ascii list: PCR, template hash, template name, then for ima-ng `algorithm:digest name`. */
-const firstEntry = /^10 [0-9a-f]{40,} \S+ sha256:([0-9a-f]{64}) boot_aggregate/
-
-/** The kernel's list of measured files. `text`: of `ascii_runtime_measurements`. Pure. */
-export const imaFinding = (text: string | null | Error, values: ReadonlyMap<number, Uint8Array>): Finding => {
+/** The kernel's list of measured files against PCR 10. `bytes`: null when there is none, or why it could not be read. Pure. */
+export const imaFinding = (bytes: Uint8Array | null | Error, values: ReadonlyMap<number, Uint8Array>): Finding => {
   const check = 'IMA list'
-  if (text instanceof Error) return warn(check, text.message, "run as root, or let the agent's group read it")
-  if (text === null) return ok(check, 'none: this kernel measures no files (ima_policy=)')
-  const entries = text.split('\n').filter((line) => line !== '')
-  const aggregate = firstEntry.exec(entries[0] ?? '')?.[1]
-  const count = `${entries.length} ${entries.length === 1 ? 'entry' : 'entries'}`
-  if (aggregate === undefined) return ok(check, count)
-  const expected = createHash('sha256')
-  for (let pcr = 0; pcr < 10; pcr++) expected.update(values.get(pcr) ?? new Uint8Array(32))
-  return aggregate === expected.digest('hex')
-    ? ok(check, `${count}; boot_aggregate is that of PCRs 0 to 9`)
-    : warn(
-        check,
-        `${count}; boot_aggregate is not that of PCRs 0 to 9`,
-        'they were extended after the kernel started, or the TPM was reset since: switch the board off and on',
-      )
+  if (bytes instanceof Error) return warn(check, bytes.message, "run as root, or let the agent's group read it")
+  if (bytes === null) return ok(check, 'none: this kernel measures no files (ima_policy=)')
+  try {
+    const list = parseIma(bytes, imaLimits.offline)
+    // Violations are a matter for the server's policy.
+    const { length } = replayIma(list, { quoted: values.get(10) ?? new Uint8Array(32), boot: new Map([[alg.sha256, values]]), allowViolations: true })
+    const broken = list.filter(({ violation }) => violation).length
+    const more = broken === 0 ? '' : `, ${broken} of them violations (files that were written to while they were measured)`
+    return ok(check, `${list.length} entries${more}; ${length} lead to PCR 10`)
+  } catch (thrown) {
+    return warn(check, messageOf(thrown), 'extended since the kernel started, a reset of the TPM, or a kernel before 5.8: the server will not accept this list')
+  }
 }
