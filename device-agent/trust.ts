@@ -89,6 +89,7 @@ const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
   delivery: ['delivery'],
   activate: ['delivery'],
   retire: ['delivery'],
+  attest: ['delivery'],
   refusal: ['challenge', 'delivery'],
   manifest: ['challenge', 'delivery'],
 }

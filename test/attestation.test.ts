@@ -565,7 +565,8 @@ describe('a return by enrolment', () => {
     expect(await stateAndReason()).toEqual(['quarantined', 'reference.pcr-4'])
     await getsNothing()
     await connect()
-    expect(types(await report())).toEqual([])
+    // It is asked whenever it connects.
+    expect(types(await report())).toEqual(['attest'])
     tamper()
     ctx.bus.disconnect(from)
     board.boot()

@@ -279,6 +279,61 @@ describe('answers', () => {
     expect((await here('group', 'policy', 'set', 'plant', '--connection-proof', 'on')).stdout).toMatch(/connection-proof: +on/)
   })
 
+  test('every part of a policy, and what a change would do before it is made', async () => {
+    const change = ['--minimum-release', '2', '--on-debug', 'warn', '--attest-age', '2h', '--assurance', 'simulated', '--rotate-on-quarantine', 'on']
+    const preview = await here('group', 'policy', 'set', 'plant', ...change, '--dry-run', '--json')
+    expect(JSON.parse(preview.stdout)).toEqual({
+      judged: 2,
+      quarantines: 2,
+      first: [
+        { device: 'gw-1', reason: 'release.below-minimum' },
+        { device: 'gw-2', reason: 'release.below-minimum' },
+      ],
+    })
+    expect((await here('group', 'policy', 'set', 'plant', ...change, '--dry-run')).stdout).toMatch(/^2 of 2 devices would be quarantined: gw-1 \(release/)
+    const before = JSON.parse((await here('group', 'policy', 'get', 'plant', '--json')).stdout) as object
+    expect(before).toMatchObject({ minimumRelease: 0, onDebug: 'quarantine', attestAge: 86_400, releases: 'any' })
+    expect((await here('group', 'policy', 'set', 'plant', '--on-debug', 'warn', '--attest-age', '2h', '--releases', 'gateway/1.0.0')).stdout).toMatch(
+      /releases: +gateway\/1\.0\.0[^]*on-debug: +warn[^]*attest-age: +7200s/,
+    )
+    expect((await here('device', 'list', '--state', 'quarantined', '--json')).stdout.trim()).toBe('[]')
+    expect((await here('group', 'policy', 'set', 'plant', '--releases', 'any', '--on-debug', 'quarantine', '--attest-age', '1d')).code).toBe(0)
+    expect(JSON.parse((await here('group', 'policy', 'get', 'plant', '--json')).stdout)).toEqual(before)
+  })
+
+  test.each([
+    [['group', 'policy', 'set', 'plant', '--on-debug', 'maybe'], '--on-debug takes quarantine, warn'],
+    [['group', 'policy', 'set', 'plant', '--releases', '1.0.0'], '--releases takes any or MODEL/NAME'],
+    [['group', 'policy', 'set', 'plant', '--attest-age', '7'], '--attest-age takes a duration'],
+    [['group', 'policy', 'set', 'plant'], 'name what to change'],
+    [['release', 'withdraw', '1.0.0', '--dry-run'], 'MODEL/NAME'],
+    [['release', 'withdraw', 'gateway/1.0.0'], '--reason TEXT'],
+  ])('%s is a wrong command line', async (argv, why) => {
+    const { code, stderr } = await here(...argv)
+    expect([code, stderr]).toEqual([1, expect.stringContaining(why)])
+  })
+
+  test('a device is asked to attest, and told when it is offline', async () => {
+    const { code, stdout } = await here('device', 'attest', 'gw-1')
+    expect([code, stdout.trim()]).toEqual([0, 'gw-1 is offline: asked when it next connects'])
+    expect((await here('device', 'attest', 'gw-9')).code).toBe(3)
+  })
+
+  test('withdrawing a release says whom it would quarantine, then does', async () => {
+    expect(JSON.parse((await here('release', 'withdraw', 'gateway/1.0.0', '--dry-run', '--json')).stdout)).toMatchObject({ judged: 2, quarantines: 2 })
+    expect((await here('release', 'withdraw', 'gateway/1.0.0', '--reason', 'CVE-2027-1')).stdout).toMatch(
+      /^release gateway\/1\.0\.0 withdrawn; 2 of 2 devices quarantined: gw-1 \(release\.withdrawn\)/,
+    )
+    expect(JSON.parse((await here('device', 'list', '--state', 'quarantined', '--json')).stdout)).toMatchObject([
+      { id: 'gw-1', verdict: 'contraindicated', verdictReason: 'release.withdrawn' },
+      { id: 'gw-2' },
+    ])
+    expect((await here('device', 'show', 'gw-1')).stdout).toMatch(/quarantinedAt: +20[^]*pcr-4 +[0-9a-f]{64}/)
+    expect((await here('release', 'list')).stdout).toMatch(/CVE-2027-1/)
+    const doctor = JSON.parse((await here('doctor', '--json')).stdout) as { check: string; grade: string }[]
+    expect(doctor.find(({ check }) => check === 'quarantined devices')?.grade).toBe('warning')
+  })
+
   test('a revoked device', async () => {
     const { code, stdout } = await here('device', 'revoke', 'gw-2', '--reason', 'stolen')
     expect({ code, stdout }).toEqual({ code: 0, stdout: expect.stringMatching(/^gw-2 revoked; keys rotated: telemetry/) })

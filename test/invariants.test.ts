@@ -95,6 +95,15 @@ const broken: readonly (readonly [string, () => Promise<Partial<Evidence>>])[] =
   ['I9: an entry that is missing', async () => ({ log: sound.log.replace(/.*"device\.acknowledge".*\n/, '') })],
   ['I12: a key that was never sent', async () => ({ store: seen('holding', ({ key, ...row }) => (key === 'telemetry' ? undefined : { key, ...row })) })],
   ['I15: a target that is misplaced', async () => ({ store: seen('target', (row) => ({ ...row, wave: 7 })) })],
+  [
+    'I23: a delivery to a quarantined device',
+    async () => ({
+      log: sound.log.replace(/^.*"action":"key\.deliver".*"subject":"gw-1".*\n/m, (line) => {
+        const entry = JSON.parse(line) as { detail: string; action: string }
+        return `${JSON.stringify({ ...entry, action: 'device.quarantine', detail: 'quarantined: release.withdrawn' })}\n${line}`
+      }),
+    }),
+  ],
   ['I15: a device twice in a campaign', async () => ({ store: seen('target', (row) => ({ ...row, device: 'gw-1' as never })) })],
 ]
 

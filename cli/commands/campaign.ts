@@ -30,7 +30,7 @@ const isProven = (campaign: Campaign): boolean =>
 
 const verdict = (campaign: Campaign): number => {
   if (campaign.state !== 'done' && !isProven(campaign)) return exit.partial
-  return countOf(campaign, 'failed', 'timed-out') > 0 ? exit.partial : exit.ok
+  return countOf(campaign, 'failed', 'timed-out', 'quarantined') > 0 ? exit.partial : exit.ok
 }
 
 const outcome = (campaign: Campaign): string => {

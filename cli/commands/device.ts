@@ -3,12 +3,12 @@ import { facts, table, when } from '../output.ts'
 import { deviceId } from './group.ts'
 import { everyPage } from './paging.ts'
 
-const states = ['registered', 'enrolled', 'revoked'] as const
+const states = ['registered', 'enrolled', 'quarantined', 'revoked'] as const
 
 export const deviceCommands: readonly Command[] = [
   {
     name: 'device list',
-    usage: '[--state registered|enrolled|revoked] [--batch BATCH] [--limit N]',
+    usage: '[--state registered|enrolled|quarantined|revoked] [--batch BATCH] [--limit N]',
     summary: 'devices',
     args: [0, 0],
     options: { state: { type: 'string' }, batch: { type: 'string' }, limit: { type: 'string' } },
@@ -23,7 +23,7 @@ export const deviceCommands: readonly Command[] = [
       )
       call.out.result(items, () =>
         table([
-          ['DEVICE', 'SERIAL', 'MODEL', 'STATE', 'ONLINE', 'RELEASE', 'ASSURANCE', 'LAST REFUSAL'],
+          ['DEVICE', 'SERIAL', 'MODEL', 'STATE', 'ONLINE', 'RELEASE', 'ASSURANCE', 'VERDICT', 'LAST REFUSAL'],
           ...items.map((row) => [
             row.id,
             row.serial,
@@ -32,6 +32,7 @@ export const deviceCommands: readonly Command[] = [
             row.online ? 'yes' : 'no',
             row.release ?? '-',
             row.assurance ?? '-',
+            row.verdict === null ? '-' : `${row.verdict} ${row.verdictReason ?? ''}`,
             row.refusal ?? '-',
           ]),
         ]),
@@ -42,11 +43,11 @@ export const deviceCommands: readonly Command[] = [
   {
     name: 'device show',
     usage: 'DEVICE',
-    summary: 'one device: identity, certificates, keys it holds, why it was refused last',
+    summary: 'one device: identity, verdict and claims, certificates, keys it holds, why it was refused last',
     args: [1, 1],
     async run(call) {
       const device = await call.client().call('device.show', { params: { id: deviceId(call.args[0] ?? '') } })
-      const { certificates, holdings, lastRefusal, ...rest } = device
+      const { certificates, holdings, lastRefusal, claims, ...rest } = device
       call.out.result(device, () =>
         [
           facts({
@@ -54,9 +55,12 @@ export const deviceCommands: readonly Command[] = [
             registeredAt: when(device.registeredAt),
             enrolledAt: when(device.enrolledAt),
             lastSeenAt: when(device.lastSeenAt),
+            quarantinedAt: when(device.quarantinedAt),
+            verdictAt: when(device.verdictAt),
             revokedAt: when(device.revokedAt),
             refusal: lastRefusal === null ? '-' : `${lastRefusal.reason} (${when(lastRefusal.at)})`,
           }),
+          table([['CLAIM', 'VALUE'], ...claims.map(({ name, value }) => [name, value])]),
           table([
             ['CERTIFICATE', 'PROFILE', 'STATUS', 'FROM', 'UNTIL'],
             ...certificates.map((row) => [row.serial, row.profile, row.status, when(row.notBefore), when(row.notAfter)]),
@@ -66,6 +70,20 @@ export const deviceCommands: readonly Command[] = [
             ...holdings.map((row) => [row.key, String(row.epoch), row.stage, when(row.installedAt), when(row.activeAt), row.reason ?? '-']),
           ]),
         ].join('\n\n'),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'device attest',
+    usage: 'DEVICE',
+    summary: 'ask a device to attest now; one that is offline is asked when it next connects',
+    args: [1, 1],
+    async run(call) {
+      const id = deviceId(call.args[0] ?? '')
+      const { asked } = await call.client().call('device.attest', { params: { id } })
+      call.out.result({ id, asked }, () =>
+        asked === 'asked' ? `${id} asked: device show ${id} tells the verdict` : `${id} is offline: asked when it next connects`,
       )
       return exit.ok
     },

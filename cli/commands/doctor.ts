@@ -56,6 +56,12 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
       'ok',
       `${status.devices.enrolled} enrolled, ${status.devices.registered} registered, ${status.devices.revoked} revoked, ${status.connections} connected`,
     ),
+    finding(
+      'quarantined devices',
+      status.devices.quarantined === 0 ? 'ok' : 'warning',
+      `${status.devices.quarantined}`,
+      'fleetkey device list --state quarantined says which, and device show why; they get no keys until they attest acceptable firmware',
+    ),
     ...status.certificates.map(({ name, notAfter }) =>
       finding(
         `certificate ${name}`,

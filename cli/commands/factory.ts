@@ -125,8 +125,14 @@ export const factoryCommands: readonly Command[] = [
       const items = await everyPage((after) => call.client().call('release.list', { query: { after } }))
       call.out.result(items, () =>
         table([
-          ['RELEASE', 'MODEL', 'NAME', 'NUMBER', 'IMPORTED'],
-          ...items.map((row) => [row.id, row.model, row.name, String(row.number), when(row.importedAt)]),
+          ['RELEASE', 'NUMBER', 'KIND', 'IMPORTED', 'WITHDRAWN'],
+          ...items.map((row) => [
+            row.id,
+            String(row.number),
+            row.debug ? 'DEBUG' : 'release',
+            when(row.importedAt),
+            row.withdrawn === null ? '-' : `${when(row.withdrawn.at)}: ${row.withdrawn.reason}`,
+          ]),
         ]),
       )
       return exit.ok

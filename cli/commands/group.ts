@@ -3,12 +3,6 @@ import { exit, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { everyPage } from './paging.ts'
 
-const onOff = (value: string | undefined, option: string): boolean | undefined => {
-  if (value === undefined) return undefined
-  if (value !== 'on' && value !== 'off') throw new UsageError(`--${option} takes on or off, not ${value}`)
-  return value === 'on'
-}
-
 export const groupId = (value: string): GroupId => {
   const parsed = GroupId.safeParse(value)
   if (!parsed.success) throw new UsageError(`'${value}' is no group name: lower-case letters, digits and dashes, at most 64`)
@@ -92,37 +86,6 @@ export const groupCommands: readonly Command[] = [
       const [group = '', device = ''] = call.args
       await call.client().call('group.remove', { params: { id: groupId(group), device: deviceId(device) } })
       call.out.result({ group, device }, () => `${device} removed from ${group}`)
-      return exit.ok
-    },
-  },
-  {
-    name: 'group policy get',
-    usage: 'GROUP',
-    summary: 'policy of a group',
-    args: [1, 1],
-    async run(call) {
-      const policy = await call.client().call('group.policy.get', { params: { id: groupId(call.args[0] ?? '') } })
-      call.out.result(policy, () =>
-        facts({ 'connection-proof': policy.connectionProof ? 'on' : 'off', 'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off' }),
-      )
-      return exit.ok
-    },
-  },
-  {
-    name: 'group policy set',
-    usage: 'GROUP [--connection-proof on|off] [--rotate-on-leave on|off]',
-    summary: 'change the policy; of several groups the strictest wins',
-    args: [1, 1],
-    options: { 'connection-proof': { type: 'string' }, 'rotate-on-leave': { type: 'string' } },
-    async run(call) {
-      const connectionProof = onOff(text(call, 'connection-proof'), 'connection-proof')
-      const rotateOnLeave = onOff(text(call, 'rotate-on-leave'), 'rotate-on-leave')
-      if (connectionProof === undefined && rotateOnLeave === undefined) throw new UsageError('name what to change')
-      const body = { ...(connectionProof === undefined ? {} : { connectionProof }), ...(rotateOnLeave === undefined ? {} : { rotateOnLeave }) }
-      const policy = await call.client().call('group.policy.set', { params: { id: groupId(call.args[0] ?? '') }, body })
-      call.out.result(policy, () =>
-        facts({ 'connection-proof': policy.connectionProof ? 'on' : 'off', 'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off' }),
-      )
       return exit.ok
     },
   },

@@ -7,13 +7,17 @@ import { factoryCommands } from './factory.ts'
 import { groupCommands } from './group.ts'
 import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
+import { policyCommands } from './policy.ts'
+import { releaseCommands } from './release.ts'
 import { serverCommands } from './server.ts'
 
 /** One more command is one more row in one of these files. */
 export const commands: readonly Command[] = [
   ...serverCommands,
   ...factoryCommands,
+  ...releaseCommands,
   ...groupCommands,
+  ...policyCommands,
   ...deviceCommands,
   ...keyCommands,
   ...campaignCommands,

@@ -15,20 +15,23 @@ export type Due =
 
 /** Asked this much before its verdict grows too old, a connected device never waits for its keys. */
 const early = 0.8
-/** A quarantined device may show that it is well again this often (milliseconds). */
+/** A quarantined device may show that it is well again whenever it connects, and this often after that (milliseconds). */
 const quarantinedEvery = 60_000
+
+/** What a clock may be corrected by (milliseconds). */
+const clockSlack = 60_000
 
 /** Devices without a TPM have nothing to quote with: what they proved at enrolment is all there is. */
 const canAttest = ({ assurance }: Attested): boolean => assurance === 'attested' || assurance === 'simulated'
 
 /**
  * Whether a device has to attest, and whether its keys wait for that. Pure: the same device, policy, report and time give the same answer.
- * `policy.attestAge`: seconds; `report`: what the device says now, null when it was not heard.
+ * `policy.attestAge`: seconds; `report`: what the device says now, null when it was not heard; `first`: on this connection.
  */
 export const isAttestationDue = (
   device: Attested,
   policy: { readonly attestAge: number },
-  report: { readonly resetCount: number } | null,
+  report: { readonly resetCount: number; readonly first: boolean } | null,
   now: number,
 ): Due => {
   if (!canAttest(device)) return { due: false }
@@ -36,8 +39,9 @@ export const isAttestationDue = (
   const resetCount = report?.resetCount ?? device.reportedResetCount
   if (resetCount !== device.resetCount) return { due: true, because: 'boot', withholds: true }
   // A clock that was set back makes no verdict younger than it is.
-  if (age > policy.attestAge * 1000 || age < 0) return { due: true, because: 'stale', withholds: true }
+  if (age > policy.attestAge * 1000 || age < -clockSlack) return { due: true, because: 'stale', withholds: true }
   if (device.attestOrderedAt !== null) return { due: true, because: 'order', withholds: device.state === 'quarantined' }
-  if (device.state === 'quarantined') return age >= quarantinedEvery ? { due: true, because: 'quarantined', withholds: true } : { due: false }
+  if (device.state === 'quarantined')
+    return report?.first === true || age >= quarantinedEvery ? { due: true, because: 'quarantined', withholds: true } : { due: false }
   return age > early * policy.attestAge * 1000 ? { due: true, because: 'ageing', withholds: false } : { due: false }
 }

@@ -29,10 +29,11 @@ const deviceCaller = (id: DeviceId, from: string): Caller => ({ kind: 'device', 
  */
 export const hearReport = async (ctx: Context, id: DeviceId, report: BodyOf<'report'>): Promise<void> => {
   const session = ctx.sessions.of(id)
+  const first = session?.resetCount === null
   if (session !== undefined) session.resetCount ??= report.resetCount
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-  const due = isAttestationDue(device, await policyOf(ctx, id), report, ctx.now())
+  const due = isAttestationDue(device, await policyOf(ctx, id), { resetCount: report.resetCount, first }, ctx.now())
   if (report.resetCount !== device.reportedResetCount) await noteBoot(ctx, id, report.resetCount)
   if (due.due && due.withholds && session !== undefined) session.withheld = report
   if (due.due) await ask(ctx, id)

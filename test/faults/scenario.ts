@@ -178,6 +178,19 @@ export const runScenario = async (of: {
       'epoch 1 is destroyed',
       async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed',
     )
+    // Power off and on: each proves its new boot before anything else is sent to it. A kill meanwhile boots them as well.
+    const verdicts = async (): Promise<readonly number[]> =>
+      await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.verdictAt ?? 0))
+    const before = await verdicts()
+    for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
+    await until('both have attested the new boot', async () => (await verdicts()).every((at, index) => at > (before[index] ?? 0)))
+    // A policy that they do not meet, and back: quarantined, then asked, then theirs again.
+    const states = async (): Promise<readonly (string | undefined)[]> =>
+      await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.state))
+    await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 2 } })
+    await until('both are quarantined', async () => (await states()).every((state) => state === 'quarantined'))
+    await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 0 } })
+    await until('both are back', async () => (await states()).every((state) => state === 'enrolled'))
     // I4 between two devices: afterwards only one is left. A kill may come between question and answer: then it is asked again.
     await until('both hold the same values', async () => {
       const asked = sameValues((await call('key.list'))?.items ?? [], of.serials.map(evidence)).then(

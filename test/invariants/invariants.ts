@@ -127,6 +127,22 @@ export const stagesAddUp = async ({ store }: Evidence): Promise<void> => {
   }
 }
 
+/** I23: a quarantined device receives no key: nothing waits for it, and the log shows no delivery between its quarantine and the evidence that ended it. */
+export const quarantinedGetNothing = async ({ store, log }: Evidence): Promise<void> => {
+  for (const { id } of await store.find('device', { where: { state: 'quarantined' }, limit: 500 }))
+    for (const { subject } of await store.find('outbox', { where: { device: id }, limit: 500 }))
+      assert.ok(subject.startsWith('retire/'), `I23: ${subject} waits for quarantined ${id}`)
+  const quarantined = new Set<string>()
+  for (const [, line = ''] of log.matchAll(/^(\{.*"outcome":"done".*\})$/gm)) {
+    const { entry = JSON.parse(line) as object } = JSON.parse(line) as { entry?: object }
+    const { action, subject, detail } = entry as { action: string; subject: string; detail: string }
+    if (!['device.evidence', 'device.quarantine', 'enrol.issue', 'key.deliver'].includes(action)) continue
+    assert.ok(action !== 'key.deliver' || !quarantined.has(subject), `I23: a delivery to quarantined ${subject}`)
+    if (/(^|; )(stays )?quarantined: /.test(detail)) quarantined.add(subject)
+    else if (action !== 'key.deliver') quarantined.delete(subject)
+  }
+}
+
 /** Those that hold after every fault run. */
 export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)[] = [
   acknowledgedKeysAreHeld,
@@ -139,4 +155,5 @@ export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)
   auditIsWhole,
   onlyWhatWasSent,
   stagesAddUp,
+  quarantinedGetNothing,
 ]

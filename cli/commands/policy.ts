@@ -1,0 +1,118 @@
+import type { BodyIn, ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { duration, exit, number, text, UsageError, type Command, type Invocation } from '../command.ts'
+import { facts } from '../output.ts'
+import { groupId } from './group.ts'
+import { impactText } from './impact.ts'
+
+type Policy = ResponseOf<'group.policy.get'>
+type Change = BodyIn<'group.policy.set'>
+
+/** One of a few words, or a usage error that names the option and the words. */
+const word = <W extends string>(call: Invocation, option: string, words: readonly W[]): W | undefined => {
+  const given = text(call, option)
+  const known = words.find((one) => one === given)
+  if (given !== undefined && known === undefined) throw new UsageError(`--${option} takes ${words.join(', ')}, not ${given}`)
+  return known
+}
+
+const onOff = (call: Invocation, option: string): boolean | undefined => {
+  const given = word(call, option, ['on', 'off'])
+  return given === undefined ? undefined : given === 'on'
+}
+
+const severities = ['quarantine', 'warn'] as const
+
+/** `any`, or ids separated by commas. */
+const releasesOf = (given: string | undefined): Policy['releases'] | undefined => {
+  if (given === undefined || given === 'any') return given
+  const ids = given.split(',').map((id) => id.trim())
+  const wrong = ids.find((id) => !/^[a-z0-9][a-z0-9-]*\/[A-Za-z0-9][A-Za-z0-9._-]*$/.test(id))
+  if (wrong !== undefined) throw new UsageError(`--releases takes any or MODEL/NAME,MODEL/NAME…, not ${wrong}`)
+  return ids
+}
+
+const whole = (value: number | undefined): number | undefined => (value === undefined ? undefined : Math.round(value))
+
+/** What the command line changes: one row per option. */
+const changeOf = (call: Invocation): Change => {
+  const age = duration(call, 'attest-age')
+  const given: { [P in keyof Change]: Change[P] | undefined } = {
+    connectionProof: onOff(call, 'connection-proof'),
+    rotateOnLeave: onOff(call, 'rotate-on-leave'),
+    rotateOnQuarantine: onOff(call, 'rotate-on-quarantine'),
+    releases: releasesOf(text(call, 'releases')),
+    minimumRelease: whole(number(call, 'minimum-release', 0, 0xffff_ffff)),
+    onUnknown: word(call, 'on-unknown', severities),
+    onWithdrawn: word(call, 'on-withdrawn', severities),
+    onDebug: word(call, 'on-debug', severities),
+    assurance: word(call, 'assurance', ['token', 'idevid', 'simulated', 'attested']),
+    attestAge: age === undefined ? undefined : Math.round(age / 1000),
+  }
+  const change = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as Change
+  if (Object.keys(change).length === 0) throw new UsageError('name what to change')
+  return change
+}
+
+const shown = (policy: Policy): string =>
+  facts({
+    'connection-proof': policy.connectionProof ? 'on' : 'off',
+    'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off',
+    'rotate-on-quarantine': policy.rotateOnQuarantine ? 'on' : 'off',
+    releases: policy.releases === 'any' ? 'any' : policy.releases.join(',') || 'none',
+    'minimum-release': policy.minimumRelease,
+    'on-unknown': policy.onUnknown,
+    'on-withdrawn': policy.onWithdrawn,
+    'on-debug': policy.onDebug,
+    assurance: policy.assurance,
+    'attest-age': `${policy.attestAge}s`,
+  })
+
+const string = { type: 'string' } as const
+
+export const policyCommands: readonly Command[] = [
+  {
+    name: 'group policy get',
+    usage: 'GROUP',
+    summary: 'policy of a group',
+    args: [1, 1],
+    async run(call) {
+      const policy = await call.client().call('group.policy.get', { params: { id: groupId(call.args[0] ?? '') } })
+      call.out.result(policy, () => shown(policy))
+      return exit.ok
+    },
+  },
+  {
+    name: 'group policy set',
+    usage: [
+      'GROUP [--connection-proof on|off] [--rotate-on-leave on|off] [--rotate-on-quarantine on|off] [--releases any|MODEL/NAME,…]',
+      '[--minimum-release N] [--on-unknown|--on-withdrawn|--on-debug quarantine|warn] [--assurance token|idevid|simulated|attested]',
+      '[--attest-age DURATION] [--dry-run]',
+    ].join(' '),
+    summary: 'change the policy; of several groups the strictest wins; --dry-run says whom it would quarantine and changes nothing',
+    args: [1, 1],
+    options: {
+      'connection-proof': string,
+      'rotate-on-leave': string,
+      'rotate-on-quarantine': string,
+      releases: string,
+      'minimum-release': string,
+      'on-unknown': string,
+      'on-withdrawn': string,
+      'on-debug': string,
+      assurance: string,
+      'attest-age': string,
+      'dry-run': { type: 'boolean', default: false },
+    },
+    async run(call) {
+      const of = { params: { id: groupId(call.args[0] ?? '') }, body: changeOf(call) }
+      if (call.options['dry-run'] === true) {
+        const impact = await call.client().call('group.policy.preview', of)
+        call.out.result(impact, () => impactText(impact, 'would be quarantined'))
+        return exit.ok
+      }
+      const policy = await call.client().call('group.policy.set', of)
+      call.out.result(policy, () => shown(policy))
+      return exit.ok
+    },
+  },
+]
