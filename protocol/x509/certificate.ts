@@ -1,5 +1,6 @@
 import { createHash, createPublicKey, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
+import { sameAltNames, sameSubject } from './agreement.ts'
 import {
   inside,
   oid,
@@ -54,7 +55,7 @@ const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
 
 /**
- * Reads one certificate. It counts only if node's parser reads it too and both agree on serial, public key, subject's common name and names:
+ * Reads one certificate. It counts only if node's parser reads it too and both agree on serial, public key, subject and alternative names:
  * a certificate that two parsers read differently is an attack, not a certificate. Throws Problem('malformed').
  */
 export const parseCertificate = (bytes: Uint8Array): Certificate => {
@@ -122,12 +123,10 @@ const agree = (certificate: Certificate): void => {
     ? certificate.spki
     : createPublicKey({ key: Buffer.from(certificate.spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' })
   const serial = native.serialNumber.toLowerCase()
-  const names = native.toLegacyObject().subject as unknown as Record<string, string | string[] | undefined> | undefined
-  const cn = names?.['CN']
   if (!sameBytes(spki, ours)) fail('two readings of the public key', 'x509.disagree')
   if (serial.padStart(certificate.serial.length, '0') !== certificate.serial.padStart(serial.length, '0')) fail('two readings of the serial', 'x509.disagree')
-  if (certificate.commonName !== null && (Array.isArray(cn) ? cn.at(-1) : cn) !== certificate.commonName) fail('two readings of the subject', 'x509.disagree')
-  if ((native.subjectAltName === undefined) !== (certificate.altNames.length === 0)) fail('two readings of the names', 'x509.disagree')
+  if (!sameSubject(native, certificate.subject)) fail('two readings of the subject', 'x509.disagree')
+  if (!sameAltNames(native, certificate.altNames)) fail('two readings of the names', 'x509.disagree')
 }
 
 const readExtensions = (element: Element | undefined): Certificate['extensions'] => {

@@ -9,10 +9,15 @@ export const toPem = (label: string, der: Uint8Array): string => {
   return `-----BEGIN ${label}-----\n${lines.join('\n')}\n-----END ${label}-----\n`
 }
 
-/** Every block of this label, in order; at most 64 blocks, 256 KiB. Throws Problem('malformed') when there is none. */
-export const fromPem = (label: string, text: string): readonly Uint8Array[] => {
-  if (text.length > 256 << 10) throw new Problem('malformed', 'PEM of more than 256 KiB')
+const pemLimits = { blocks: 64, length: 256 << 10 } as const
+
+/** The labels of the blocks in a text, in order. */
+export const pemLabels = (text: string): readonly string[] => [...text.matchAll(/-----BEGIN ([A-Z0-9 ]+)-----/g)].map(([, label = '']) => label)
+
+/** Every block of this label, in order; at most 64 blocks and 256 KiB unless told. Throws Problem('malformed') when there is none. */
+export const fromPem = (label: string, text: string, most: { readonly blocks: number; readonly length: number } = pemLimits): readonly Uint8Array[] => {
+  if (text.length > most.length) throw new Problem('malformed', `PEM of more than ${most.length >> 10} KiB`)
   const blocks = [...text.matchAll(/-----BEGIN ([A-Z0-9 ]+)-----([A-Za-z0-9+/=\s]*)-----END \1-----/g)].filter(([, found]) => found === label)
-  if (blocks.length === 0 || blocks.length > 64) throw new Problem('malformed', `${blocks.length} PEM blocks of ${label}`)
+  if (blocks.length === 0 || blocks.length > most.blocks) throw new Problem('malformed', `${blocks.length} PEM blocks of ${label}`)
   return blocks.map(([, , body = '']) => new Uint8Array(Buffer.from(body, 'base64')))
 }
