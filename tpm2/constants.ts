@@ -104,6 +104,7 @@ export const command = {
   hashSequenceStart: 0x186,
   policyDuplicationSelect: 0x188,
   policyGetDigest: 0x189,
+  policyAuthorizeNv: 0x192,
   testParms: 0x18a,
   policyPassword: 0x18c,
   policyNvWritten: 0x18f,
@@ -123,6 +124,7 @@ export const attribute = {
   restricted: 1 << 16,
   decrypt: 1 << 17,
   sign: 1 << 18,
+  x509sign: 1 << 19,
 } as const
 
 /** TPM_RH and TPM_RS (Part 2 §7.4). */
@@ -162,7 +164,7 @@ export const tag = {
 export const generated = 0xff54_4347
 
 /** NV indices of EK certificates (TCG EK credential profile §2.2.1.4) by algorithm. */
-export const ekCertificateIndex = { rsa: 0x01c0_0002, ecc: 0x01c0_000a } as const
+export const ekCertificateIndex = { rsa: 0x01c0_0002, ecc: 0x01c0_000a, ecc384: 0x01c0_0016 } as const
 
 /** Format-zero response codes (Part 2 §6.6.3), without the version bit 0x100. */
 export const responseV0: Readonly<Record<number, string>> = {

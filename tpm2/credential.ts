@@ -4,6 +4,11 @@ import { alg, curve } from './constants.ts'
 import { cfbEncrypt, hashName, hmac, kdfA, kdfE } from './kdf.ts'
 import { keyObjectOf, marshalPoint, parsePublic } from './structures.ts'
 
+const curves: ReadonlyMap<number, { readonly name: string; readonly size: number }> = new Map([
+  [curve.p256, { name: 'prime256v1', size: 32 }],
+  [curve.p384, { name: 'secp384r1', size: 48 }],
+])
+
 /** Fresh random bytes. */
 export type Random = (length: number) => Uint8Array
 
@@ -20,13 +25,14 @@ export const shareSeed = (publicBytes: Uint8Array, label: 'IDENTITY' | 'DUPLICAT
     const secret = publicEncrypt({ key: keyObjectOf(key), padding, oaepHash: name, oaepLabel: Buffer.from(concat(ascii(label), u8(0))) }, seed)
     return { seed, secret: new Uint8Array(secret) }
   }
-  if (key.type !== alg.ecc || key.curve !== curve.p256) throw new TpmFormatError('seeds are shared with RSA and P-256 keys')
+  const known = key.type === alg.ecc ? curves.get(key.curve) : undefined
+  if (key.type !== alg.ecc || known === undefined) throw new TpmFormatError('seeds are shared with RSA, P-256 and P-384 keys')
   keyObjectOf(key)
-  const pair = createECDH('prime256v1')
+  const pair = createECDH(known.name)
   pair.generateKeys()
   const ephemeral = new Uint8Array(pair.getPublicKey())
-  const [x, y] = [ephemeral.subarray(1, 33), ephemeral.subarray(33)]
-  const field = (bytes: Uint8Array): Uint8Array => concat(new Uint8Array(32 - bytes.length), bytes)
+  const [x, y] = [ephemeral.subarray(1, 1 + known.size), ephemeral.subarray(1 + known.size)]
+  const field = (bytes: Uint8Array): Uint8Array => concat(new Uint8Array(known.size - bytes.length), bytes)
   const z = pair.computeSecret(concat(u8(4), field(key.x), field(key.y)))
   return { seed: kdfE(key.nameAlg, z, label, x, field(key.x), size * 8), secret: marshalPoint(x, y) }
 }

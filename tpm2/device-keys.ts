@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { alg, ekCertificateIndex, handle as known } from './constants.ts'
+import { alg, curve, ekCertificateIndex, handle as known } from './constants.ts'
 import { rc, TpmError } from './errors.ts'
 import { parseSignature, rawOf } from './attest.ts'
 import { derPrefix } from './ek-certificates.ts'
@@ -55,11 +55,19 @@ export interface DeviceKeys {
 
 const hashIds = { sha256: alg.sha256, sha384: alg.sha384 } as const
 
-/** The EK of this TPM: P-256 (L-2) unless only an RSA certificate is there (L-1). */
+/** The EK of this TPM: P-256 (L-2) unless only a certificate of a P-384 (H-3) or an RSA key (L-1) is there. */
 const createEk = async (tpm: Tpm): Promise<LoadedKey> => {
-  const ecc = (await tpm.nvSize(ekCertificateIndex.ecc)) !== undefined
-  const rsa = !ecc && (await tpm.nvSize(ekCertificateIndex.rsa)) !== undefined
-  return await tpm.createPrimary(known.endorsement, rsa ? templates.ekRsa : templates.ekEcc)
+  const has = async (index: number): Promise<boolean> => (await tpm.nvSize(index)) !== undefined
+  if (await has(ekCertificateIndex.ecc)) return await tpm.createPrimary(known.endorsement, templates.ekEcc)
+  if (await has(ekCertificateIndex.ecc384)) return await tpm.createPrimary(known.endorsement, templates.ekEcc384)
+  return await tpm.createPrimary(known.endorsement, (await has(ekCertificateIndex.rsa)) ? templates.ekRsa : templates.ekEcc)
+}
+
+/** Where the certificate of this EK is. */
+const certificateIndex = (ek: Uint8Array): number => {
+  const key = parsePublic(ek)
+  if (key.type === alg.rsa) return ekCertificateIndex.rsa
+  return key.type === alg.ecc && key.curve === curve.p384 ? ekCertificateIndex.ecc384 : ekCertificateIndex.ecc
 }
 
 /** Makes the keys of a device that has none: LDevID and recipient key below the SRK, and the sealed storage key. `random`: for the storage key. */
@@ -144,8 +152,7 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
     ekName: publics.ekName,
     ekCertificate: async () =>
       await run(async () => {
-        const index = parsePublic(publics.keys.ek).type === alg.rsa ? ekCertificateIndex.rsa : ekCertificateIndex.ecc
-        const bytes = await tpm.nvRead(index)
+        const bytes = await tpm.nvRead(certificateIndex(publics.keys.ek))
         return bytes === undefined ? null : derPrefix(bytes)
       }),
     activate: async (credential) =>

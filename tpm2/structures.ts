@@ -164,11 +164,14 @@ export const keyObjectOf = (key: Public): KeyObject => {
   throw new TpmFormatError('not an asymmetric key of a known curve')
 }
 
+/** DER SubjectPublicKeyInfo of a key that was imported already. */
+export const spkiOfKey = (key: Public, object: KeyObject): Uint8Array =>
+  key.type === alg.ecc ? eccSpki(key) : new Uint8Array(object.export({ format: 'der', type: 'spki' }))
+
 /** DER SubjectPublicKeyInfo of a TPMT_PUBLIC (RSA, P-256, P-384). */
 export const spkiOf = (publicBytes: Uint8Array): Uint8Array => {
   const key = parsePublic(publicBytes)
-  const object = keyObjectOf(key)
-  return key.type === alg.ecc ? eccSpki(key) : new Uint8Array(object.export({ format: 'der', type: 'spki' }))
+  return spkiOfKey(key, keyObjectOf(key))
 }
 
 /** One bank of a TPML_PCR_SELECTION. */
@@ -190,10 +193,10 @@ export const marshalPcrSelection = (banks: readonly PcrBank[]): Uint8Array =>
 
 export const readPcrSelection = (reader: Reader): readonly PcrBank[] => {
   const count = reader.u32()
-  if (count > 16) throw new TpmFormatError(`${count} PCR banks`)
+  if (count > 16) throw new TpmFormatError(`${count} PCR banks`, 'quote.selection.size')
   return Array.from({ length: count }, () => {
     const hash = readHash(reader)
-    if (reader.u8() !== 3) throw new TpmFormatError('a PCR selection that is not of three bytes')
+    if (reader.u8() !== 3) throw new TpmFormatError('a PCR selection that is not of three bytes', 'quote.selection.size')
     const bits = reader.bytes(3)
     return { hash, pcrs: Array.from({ length: 24 }, (_, pcr) => pcr).filter((pcr) => ((bits[pcr >> 3] ?? 0) >> (pcr & 7)) & 1) }
   })

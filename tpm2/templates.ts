@@ -1,6 +1,6 @@
 import { ascii, empty, sameBytes } from './bytes.ts'
 import { alg, attribute, curve } from './constants.ts'
-import { ekPolicy } from './policies.ts'
+import { ekPolicy, ekPolicyB } from './policies.ts'
 import { parsePublic, type EccPublic, type KeyedHashPublic, type Public, type RsaPublic, type Symmetric } from './structures.ts'
 
 const { fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, adminWithPolicy, noDA, restricted, decrypt, sign } = attribute
@@ -37,6 +37,30 @@ const ekRsa: RsaPublic = {
   modulus: new Uint8Array(256),
 }
 
+/** Templates H-1 to H-3 of the high range: PolicyB, and the password (empty) may be used. H-3 is P-384 with SHA-384 and AES-256. */
+const high = { attributes: ekEcc.attributes | userWithAuth, authPolicy: ekPolicyB(alg.sha256) }
+const ekRsaHigh: RsaPublic = { ...ekRsa, ...high }
+const ekEccHigh = ecc({ ...ekEcc, ...high })
+const ekEcc384 = ecc({
+  ...high,
+  nameAlg: alg.sha384,
+  authPolicy: ekPolicyB(alg.sha384),
+  symmetric: { algorithm: alg.aes, keyBits: 256, mode: alg.cfb },
+  curve: curve.p384,
+})
+
+/** Every template that an EK may be made by (TCG EK credential profile §B.3, §B.4): the one whose key type, curve and policy these are comes closest. */
+export const ekTemplates: readonly (RsaPublic | EccPublic)[] = [ekEcc, ekRsa, ekEccHigh, ekRsaHigh, ekEcc384]
+
+/** The EK template that a public area should have been made by. */
+export const ekTemplateFor = (key: Public): RsaPublic | EccPublic => {
+  const score = (of: RsaPublic | EccPublic): number =>
+    (of.type === key.type ? 4 : 0) +
+    (key.type === alg.ecc && of.type === alg.ecc && of.curve === key.curve ? 2 : 0) +
+    (sameBytes(of.authPolicy, key.authPolicy) ? 1 : 0)
+  return ekTemplates.reduce((best, one) => (score(one) > score(best) ? one : best))
+}
+
 /** TCG storage root key, P-256 (TPM v2.0 provisioning guidance §7.5.1). */
 const srk = ecc({ attributes: own | userWithAuth | noDA | restricted | decrypt, symmetric: aes128, x: zeros, y: zeros })
 
@@ -59,24 +83,27 @@ const sealed: KeyedHashPublic = {
   unique: empty,
 }
 
-export const templates = { ekEcc, ekRsa, srk, ak, ldevid, recipient, sealed } as const
+export const templates = { ekEcc, ekRsa, ekEccHigh, ekRsaHigh, ekEcc384, srk, ak, ldevid, recipient, sealed } as const
 export type KeyRole = 'ek' | 'srk' | 'ak' | 'ldevid' | 'recipient'
 
-const expectedOf = (role: KeyRole, type: number): Public => (role === 'ek' ? (type === alg.rsa ? ekRsa : ekEcc) : templates[role])
+const expectedOf = (role: KeyRole, key: Public): Public => (role === 'ek' ? ekTemplateFor(key) : templates[role])
 
-const sameScheme = (a: { scheme: number; hash: number } | null, b: { scheme: number; hash: number } | null): boolean =>
+/** Bytes of a coordinate. */
+export const fieldSize = (key: EccPublic): number => (key.curve === curve.p384 ? 48 : 32)
+
+export const sameScheme = (a: { scheme: number; hash: number } | null, b: { scheme: number; hash: number } | null): boolean =>
   a === null || b === null ? a === b : a.scheme === b.scheme && a.hash === b.hash
 
-const sameSymmetric = (a: Symmetric | null, b: Symmetric | null): boolean =>
+export const sameSymmetric = (a: Symmetric | null, b: Symmetric | null): boolean =>
   a === null || b === null ? a === b : a.algorithm === b.algorithm && a.keyBits === b.keyBits && a.mode === b.mode
 
 /**
  * First field in which a public area differs from the template of its role, `undefined` when only the key itself differs. A key that differs anywhere
- * else is not ours: one attribute decides whether it can leave the TPM or sign what it likes. An EK may be L-1 or L-2. Throws TpmFormatError.
+ * else is not ours: one attribute decides whether it can leave the TPM or sign what it likes. An EK may be of any EK template. Throws TpmFormatError.
  */
 export const mismatch = (publicBytes: Uint8Array, role: KeyRole): string | undefined => {
   const key = parsePublic(publicBytes)
-  const expected = expectedOf(role, key.type)
+  const expected = expectedOf(role, key)
   if (key.type !== expected.type) return 'type'
   if (key.nameAlg !== expected.nameAlg) return 'name-algorithm'
   if (key.attributes !== expected.attributes) return 'attributes'
@@ -85,7 +112,11 @@ export const mismatch = (publicBytes: Uint8Array, role: KeyRole): string | undef
   if (key.type === alg.keyedhash || expected.type === alg.keyedhash) return undefined
   if (!sameSymmetric(key.symmetric, expected.symmetric)) return 'symmetric'
   if (key.type === alg.ecc)
-    return expected.type === alg.ecc && key.curve !== expected.curve ? 'curve' : key.x.length !== 32 || key.y.length !== 32 ? 'point' : undefined
+    return expected.type === alg.ecc && key.curve !== expected.curve
+      ? 'curve'
+      : key.x.length !== fieldSize(key) || key.y.length !== fieldSize(key)
+        ? 'point'
+        : undefined
   if (expected.type !== alg.rsa) return 'type'
   if (key.keyBits !== expected.keyBits || key.modulus.length !== 256 || (key.modulus[0] ?? 0) < 0x80) return 'key-size'
   return key.exponent === 0 || key.exponent === 65_537 ? undefined : 'exponent'

@@ -1,10 +1,10 @@
 import { concat, empty, Reader, sized, TpmFormatError, u16, u32, u8 } from './bytes.ts'
-import { alg, command, handle as known, session as flag, sessionType, tag } from './constants.ts'
+import { alg, attribute, command, handle as known, session as flag, sessionType, tag } from './constants.ts'
 import { shareSeed, type Random } from './credential.ts'
 import { rc, TpmError, TpmTransportError, type Hierarchy } from './errors.ts'
 import { nameOf } from './names.ts'
 import { authorisation, decryptParameter, encryptParameter, hashOf, sameMac, sessionKey, type Session } from './session.ts'
-import { marshalPcrSelection, marshalPublic, readPcrSelection, type PcrBank, type Public } from './structures.ts'
+import { marshalPcrSelection, marshalPublic, parsePublic, readPcrSelection, type PcrBank, type Public } from './structures.ts'
 import type { Transport } from './transport.ts'
 
 /** A loaded object or a permanent entity, with its Name: what command HMACs cover, so that a bus interposer cannot swap handles. */
@@ -346,7 +346,17 @@ export class Tpm {
   }
 
   /** TPM2_ActivateCredential with the EK's policy. The secret, at most 32 bytes. */
-  async activateCredential(ak: Entity, ek: Entity, credential: { blob: Uint8Array; secret: Uint8Array }): Promise<Uint8Array> {
+  async activateCredential(ak: Entity, ek: LoadedKey, credential: { blob: Uint8Array; secret: Uint8Array }): Promise<Uint8Array> {
+    // An EK of the high range takes its (empty) authorisation value too, whatever hash its policy has.
+    if ((parsePublic(ek.public).attributes & attribute.userWithAuth) !== 0) {
+      const { parameters } = await this.#execute({
+        code: command.activateCredential,
+        handles: [ak, ek],
+        authorise: [this.#auth(ak, 'both'), this.#second(ek)],
+        parameters: concat(sized(credential.blob), sized(credential.secret)),
+      })
+      return parameters.sized(64).slice()
+    }
     const policy = await this.#endorsementPolicy()
     try {
       const { parameters } = await this.#execute({
