@@ -45,6 +45,40 @@ export const ReleaseView = z.strictObject({
   importedAt: time,
   withdrawn: z.strictObject({ at: time, reason: z.string() }).nullable(),
 })
+export const EndorsementView = z.strictObject({
+  id: z.string(),
+  subject: z.string(),
+  test: z.boolean(),
+  kind: z.enum(['root', 'intermediate']),
+  notAfter: time,
+  /** When its CRL must be replaced; null: none was imported. */
+  crlUntil: time.nullable(),
+  importedAt: time,
+})
+const tpmManufacturer = z.string().regex(/^(\*|id:[0-9A-F]{8})$/)
+const tpmFirmware = z.string().regex(/^\d{1,5}\.\d{1,5}(\.\d{1,5}\.\d{1,5})?$/)
+const sha256hex = z.string().regex(/^[0-9a-f]{64}$/)
+/**
+ * What is refused though a CA vouches for it: an EK (SHA-256 of its TPMT_PUBLIC), a certificate (issuer's endorsement id, serial in hex), a TPM firmware version
+ * (`7.85` or `7.85.4555.0`); lowest firmware per manufacturer; firmware updates that were ordered; the only manufacturers allowed (null: the TCG registry).
+ */
+export const EndorsementPolicyView = z.strictObject({
+  deny: z
+    .array(
+      z.union([
+        z.strictObject({ ek: sha256hex }),
+        z.strictObject({ issuer: sha256hex, serial: z.string().regex(/^[0-9a-f]{1,40}$/) }),
+        z.strictObject({ manufacturer: tpmManufacturer, firmware: tpmFirmware }),
+      ]),
+    )
+    .max(100_000),
+  floors: z.array(z.strictObject({ manufacturer: tpmManufacturer, minimum: tpmFirmware })).max(1000),
+  updates: z.array(z.strictObject({ from: tpmFirmware, to: tpmFirmware })).max(1000),
+  manufacturers: z
+    .array(z.string().regex(/^id:[0-9A-F]{8}$/))
+    .max(1000)
+    .nullable(),
+})
 /** What a change does to the devices it concerns, judged by what they proved last; `first`: some of those it quarantines, by id. */
 export const ImpactView = z.strictObject({
   judged: z.int(),
@@ -52,7 +86,6 @@ export const ImpactView = z.strictObject({
   first: z.array(z.strictObject({ device: DeviceId, reason: z.string() })),
 })
 const severity = z.enum(['quarantine', 'warn'])
-export const EndorsementView = z.strictObject({ id: z.string(), subject: z.string(), test: z.boolean(), importedAt: time })
 export const GroupPolicyView = z.strictObject({
   connectionProof: z.boolean(),
   rotateOnLeave: z.boolean(),
@@ -252,11 +285,31 @@ export const operations = {
   'endorsement.import': {
     method: 'POST',
     path: '/api/1/endorsements',
-    summary: 'Trust a CA that vouches for EKs; `test` admits a simulator, is audited and shown in every report',
-    body: z.strictObject({ certificate: z.string().max(8000), test: z.boolean() }),
-    response: z.strictObject({ id: z.string() }),
+    summary: 'Trust the CAs of a PEM bundle (certificates, CRLs) that vouch for EKs; `test` admits a simulator, is audited and shown in every report',
+    body: z.strictObject({ certificate: z.string().max(2 << 20), test: z.boolean() }),
+    response: z.strictObject({ id: z.string(), roots: z.int(), intermediates: z.int(), crls: z.int() }),
   },
   'endorsement.list': { method: 'GET', path: '/api/1/endorsements', summary: 'Trusted EK CAs', query: z.object(page), response: listOf(EndorsementView) },
+  'endorsement.remove': {
+    method: 'DELETE',
+    path: '/api/1/endorsements/{id}',
+    summary: 'Trust a CA no more; how many devices rest on it. With `dryRun` only that',
+    query: z.object({ dryRun: z.enum(['true', 'false']).default('false') }),
+    response: z.strictObject({ devices: z.int() }),
+  },
+  'endorsement.policy.get': {
+    method: 'GET',
+    path: '/api/1/endorsement-policy',
+    summary: 'Deny list, TPM firmware floors and updates, allowed manufacturers',
+    response: EndorsementPolicyView,
+  },
+  'endorsement.policy.set': {
+    method: 'PUT',
+    path: '/api/1/endorsement-policy',
+    summary: 'Replace the parts of the endorsement policy that are given',
+    body: EndorsementPolicyView.partial(),
+    response: EndorsementPolicyView,
+  },
 
   'group.create': { method: 'POST', path: '/api/1/groups', summary: 'Create a group of devices', body: z.strictObject({ id: GroupId }), response: ok },
   'group.list': { method: 'GET', path: '/api/1/groups', summary: 'Groups', query: z.object(page), response: listOf(GroupView) },

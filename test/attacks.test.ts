@@ -216,7 +216,7 @@ describe('keys', () => {
   test('a parent that the AK has not certified', async () => {
     const { machine, keys, id } = await genuine()
     const srk = softwareKey(templates.srk)
-    expect(await outcome({ machine, keys: { ...keys, publics: { ...keys.publics, srk } } }, id)).toEqual(refused('srk.name'))
+    expect(await outcome({ machine, keys: { ...keys, publics: { ...keys.publics, srk } } }, id)).toEqual(refused('key.parent-not-certified'))
   })
 
   const softwareKey = (template: typeof templates.ak): Uint8Array => {

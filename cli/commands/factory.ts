@@ -138,33 +138,4 @@ export const factoryCommands: readonly Command[] = [
       return exit.ok
     },
   },
-  {
-    name: 'endorsement import',
-    usage: 'CA.pem [--test]',
-    summary: "trust a CA that vouches for EKs; --test admits a simulator's CA (audited, shown in every report)",
-    args: [1, 1],
-    options: { test: { type: 'boolean', default: false } },
-    async run(call) {
-      const [path = ''] = call.args
-      const imported = await call.client().call('endorsement.import', { body: { certificate: pem(path, 'CERTIFICATE'), test: call.options['test'] === true } })
-      call.out.result(imported, () => `endorsement ${imported.id} imported${call.options['test'] === true ? ' FOR TESTS: simulated TPMs are admitted' : ''}`)
-      return exit.ok
-    },
-  },
-  {
-    name: 'endorsement list',
-    usage: '',
-    summary: 'CAs that vouch for EKs',
-    args: [0, 0],
-    async run(call) {
-      const items = await everyPage((after) => call.client().call('endorsement.list', { query: { after } }))
-      call.out.result(items, () =>
-        table([
-          ['ENDORSEMENT', 'KIND', 'SUBJECT', 'IMPORTED'],
-          ...items.map((row) => [row.id.slice(0, 16), row.test ? 'TEST' : 'maker', row.subject, when(row.importedAt)]),
-        ]),
-      )
-      return exit.ok
-    },
-  },
 ]

@@ -3,6 +3,7 @@ import { auditCommands } from './audit.ts'
 import { campaignCommands } from './campaign.ts'
 import { deviceCommands } from './device.ts'
 import { doctorCommands } from './doctor.ts'
+import { endorsementCommands } from './endorsement.ts'
 import { factoryCommands } from './factory.ts'
 import { groupCommands } from './group.ts'
 import { inspectCommands } from './inspect.ts'
@@ -16,6 +17,7 @@ export const commands: readonly Command[] = [
   ...serverCommands,
   ...factoryCommands,
   ...releaseCommands,
+  ...endorsementCommands,
   ...groupCommands,
   ...policyCommands,
   ...deviceCommands,

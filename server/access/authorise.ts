@@ -10,6 +10,7 @@ export const actions = {
   'release.withdraw': ['owner'],
   'endorsement.import': ['owner'],
   'endorsement.remove': ['owner'],
+  'endorsement.policy': ['owner'],
   'group.create': ['owner', 'operator'],
   'group.change': ['owner', 'operator'],
   'group.policy': ['owner'],

@@ -8,6 +8,8 @@ export interface StateContent {
   readonly resetCount: number
   readonly restartCount: number
   readonly clockSafe: boolean
+  /** Milliseconds that the TPM was powered. */
+  readonly clock: bigint
   readonly firmwareVersion: bigint
 }
 
@@ -32,6 +34,10 @@ export interface ClaimsContent extends StateContent {
   readonly assurance: 'simulated' | 'attested'
   /** Subject of the endorsement that vouches for the EK; null when the signed batch manifest alone does. */
   readonly endorsement: string | null
+  /** SHA-256 (hex) of every CA certificate that vouches for the EK, nearest first; empty when the manifest alone does. */
+  readonly endorsedBy: readonly string[]
+  /** `id:49465800`, as the EK certificate names the maker; null without certificate. */
+  readonly manufacturer: string | null
   /** TPM names of the proven keys. */
   readonly ak: Uint8Array
   readonly srk: Uint8Array
@@ -55,6 +61,7 @@ export const recordOf = (claims: StateContent): readonly { readonly name: string
   { name: 'reset-count', value: String(claims.resetCount) },
   { name: 'restart-count', value: String(claims.restartCount) },
   { name: 'clock-safe', value: claims.clockSafe ? 'yes' : 'no' },
+  { name: 'clock', value: String(claims.clock) },
   { name: 'tpm-firmware', value: claims.firmwareVersion.toString(16) },
 ]
 
@@ -69,6 +76,7 @@ export const recordedState = (record: readonly { readonly name: string; readonly
     resetCount: Number(values.get('reset-count') ?? 0),
     restartCount: Number(values.get('restart-count') ?? 0),
     clockSafe: values.get('clock-safe') === 'yes',
+    clock: BigInt(values.get('clock') ?? 0),
     firmwareVersion: BigInt(`0x${values.get('tpm-firmware') ?? '0'}`),
   })
 }

@@ -2,18 +2,17 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Answer, Challenge, Hello, PresentedEvidence } from '@fleetkey/protocol/messages.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Claims } from './claims.ts'
+import type { EndorsementPolicy } from './endorsement-policy.ts'
+import type { EndorsementCa } from './endorsements.ts'
 import { tpm2 } from './tpm2.ts'
-
-/** A CA that vouches for endorsement keys. `test`: a simulator's; whatever it vouches for is `simulated`. */
-export interface EndorsementCa {
-  readonly certificate: Uint8Array
-  readonly subject: string
-  readonly test: boolean
-}
 
 export interface AttestationPolicy {
   /** A device must present an EK certificate that a known endorsement issued. Without it the signed batch manifest alone vouches for an EK. */
   readonly requireEkCertificate: boolean
+  /** The operator's deny list and TPM firmware floors. */
+  readonly endorsement?: EndorsementPolicy
+  /** The authPolicy that a recipient key must be under; null (or absent) when its template has none. */
+  readonly recipientPolicy?: Uint8Array | null
 }
 
 /** A hello whose every public area was found to be ours: what the challenge is made from. */
@@ -27,7 +26,12 @@ export interface Presented {
   readonly ldevidSpki: Uint8Array
   readonly assurance: 'simulated' | 'attested'
   readonly endorsement: string | null
+  /** SHA-256 (hex) of the CA certificates that vouch for the EK, nearest first. */
+  readonly endorsedBy: readonly string[]
+  readonly manufacturer: string | null
 }
+
+export type { EndorsementCa }
 
 /** What a device sent in the two round trips. `helloBytes`, `challengeBytes`: the signed messages as they were on the wire. */
 export interface Evidence {

@@ -98,6 +98,8 @@ interface WithIdentity extends DeviceCommon {
   readonly verdict: VerdictRecord
   /** An operator wants it to attest; null once it has. */
   readonly attestOrderedAt: number | null
+  /** Ids of the endorsements that vouch for the EK, nearest first. */
+  readonly endorsedBy?: readonly string[]
   readonly lastSeenAt: number
   readonly agent: string
 }
@@ -183,5 +185,9 @@ export interface Endorsement {
   readonly certificate: Uint8Array
   readonly subject: string
   readonly test: boolean
+  /** A CA below another endorsement: it vouches only through that one. */
+  readonly intermediate?: boolean
+  /** Newest CRL of this CA (DER), checked against it. */
+  readonly crl?: Uint8Array
   readonly importedAt: number
 }

@@ -8,6 +8,7 @@ import { discontinuity, reattest, type Before } from '../attestation/reattest.ts
 import { hasIdentity, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
 import { ask } from './ask.ts'
 import type { Context, DeviceRef } from './context.ts'
+import { endorsementPolicy } from './endorsement.ts'
 import { converge, convergeDevice } from './converge.ts'
 import { policyOf } from './membership.ts'
 import { markAudited, perform } from './perform.ts'
@@ -94,7 +95,7 @@ const decide = async (ctx: Context, session: LiveSession, id: DeviceId, attest: 
     const row = await ctx.store.get('device', id)
     if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
     if ('verdict' in state) return { verdict: state, consequence: await quarantine(ctx, tx, row, state) }
-    const judgement = await judge(ctx, row, state, discontinuity(before(row, session), state))
+    const judgement = await judge(ctx, row, state, discontinuity(before(row, session), state, (await endorsementPolicy(ctx)).updates))
     const { verdict } = judgement
     const known = { ...row, resetCount: Math.max(row.resetCount, state.resetCount), reportedResetCount: state.resetCount }
     if (verdict.verdict === 'contraindicated') return { verdict, consequence: await quarantine(ctx, tx, known, verdict) }
@@ -110,13 +111,19 @@ const proven = (ctx: Context, session: LiveSession, device: IdentifiedDevice, at
   const { exporter } = session.from
   if (exporter === null) throw new Problem('unsupported', 'attestation needs a TLS connection that ends in this server', { reason: 'attest.no-exporter' })
   try {
-    return reattest(evidence, { tenant: ctx.tenant, device: device.id, exporter, session: session.nonce, attest, ak: device.keys.ak })
+    return reattest(evidence, { tenant: ctx.tenant, device: device.id, exporter, session: session.nonce, attest, ak: device.keys.ak, last: lastOf(device) })
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code !== 'attestation-failed' || passing.has(problem.reason ?? '')) throw problem
     const reason = problem.reason ?? problem.code
     return { verdict: 'contraindicated', reason, detail: problem.message.slice(0, 500), release: null, at: ctx.now(), claims: [] }
   }
+}
+
+/** Clock and resetCount as last accepted. */
+const lastOf = (device: IdentifiedDevice): { resetCount: number; clock: bigint | null } => {
+  const last = recordedState(device.verdict.claims)
+  return { resetCount: device.resetCount, clock: last?.resetCount === device.resetCount ? last.clock : null }
 }
 
 const before = (device: IdentifiedDevice, session: LiveSession): Before => {

@@ -6,10 +6,13 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Claims } from '../attestation/claims.ts'
+import { recordedState, type Claims } from '../attestation/claims.ts'
+import { continuity, type TpmRecord } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
+import { fail } from '../attestation/reasons.ts'
 import { hasIdentity, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
+import { endorsementPolicy } from './endorsement.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
@@ -37,12 +40,15 @@ const secretContext = (tenant: string, id: string): Uint8Array => encode(['fleet
 
 /** The endorsements an operator imported, as the verifier takes them. */
 const endorsementsOf = async (ctx: Context): Promise<readonly EndorsementCa[]> => await findAll(ctx.store, 'endorsement')
+const attestationPolicy = async (ctx: Context, { policy }: EnrolServices): Promise<AttestationPolicy> => ({
+  ...policy,
+  endorsement: await endorsementPolicy(ctx),
+})
 
 /** Which device this hardware is. Throws Problem('attestation-failed') for an EK that no signed manifest lists. */
 const manifestEntry = async (ctx: Context, presented: Presented): Promise<ManifestEntry> => {
   const entry = await ctx.store.get('manifest', presented.ekHash)
-  if (entry === undefined) throw new Problem('attestation-failed', `no manifest lists EK ${presented.ekHash}`, { reason: 'manifest.unknown-ek' })
-  return entry
+  return entry ?? fail('manifest.unknown-ek', `no manifest lists EK ${presented.ekHash}`)
 }
 
 /** The device of a manifest entry, if this hardware may be it. The binding of device and EK is immutable. */
@@ -54,16 +60,14 @@ const admissible = async (
   entry: ManifestEntry,
 ): Promise<Exclude<Device, { state: 'revoked' }>> => {
   if (entry.serial !== hello.serial)
-    throw new Problem('attestation-failed', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`, {
-      reason: 'manifest.serial-mismatch',
-    })
+    fail('manifest.serial-mismatch', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
   if (from.device !== null && from.device !== entry.device)
     throw new Problem('forbidden', `the connection of ${from.device} presented the EK of ${entry.device}`, { reason: 'enrol.other-device' })
   const device = await ctx.store.get('device', entry.device)
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
   if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
   if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash)
-    throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${device.keys.ekHash}`, { reason: 'identity.other-ek' })
+    fail('identity.other-ek', `device ${device.id} is bound to EK ${device.keys.ekHash}`)
   return device
 }
 
@@ -91,7 +95,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
   return await audited(ctx, intent, known, async () => {
     if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
     const method = methodOf(hello.presented)
-    const presented = method.present(hello, await endorsementsOf(ctx), services.policy, ctx.now())
+    const presented = method.present(hello, await endorsementsOf(ctx), await attestationPolicy(ctx, services), ctx.now())
     verifyMessage(message, presented.ldevidSpki)
     const entry = await manifestEntry(ctx, presented)
     known.device = entry.device
@@ -151,9 +155,9 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     const helloMessage = readMessage(pending.hello, { max: maxMessage })
     const hello = bodyOf(helloMessage, 'hello')
     const challenge = bodyOf(readMessage(pending.challenge, { max: maxMessage }), 'challenge')
-    const endorsements = await endorsementsOf(ctx)
+    const [endorsements, policy] = await Promise.all([endorsementsOf(ctx), attestationPolicy(ctx, services)])
     const method = methodOf(hello.presented)
-    const presented = method.present(hello, endorsements, services.policy, ctx.now())
+    const presented = method.present(hello, endorsements, policy, ctx.now())
     const entry = await manifestEntry(ctx, presented)
     known.device = entry.device
     const device = await admissible(ctx, from, hello, presented, entry)
@@ -161,7 +165,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
     const claims = method.verify(
       { hello, helloBytes: pending.hello, challenge, challengeBytes: pending.challenge, answer },
-      { tenant: ctx.tenant, exporter: from.exporter, secret, policy: services.policy },
+      { tenant: ctx.tenant, exporter: from.exporter, secret, policy },
       endorsements,
       ctx.now(),
     )
@@ -210,18 +214,17 @@ const judged = async (ctx: Context, device: Device, hello: Hello, claims: Claims
   const { verdict, reason, detail, release } = judgement.verdict
   if (verdict === 'contraindicated' && !hasIdentity(device)) throw new Problem('attestation-failed', detail, { reason })
   const notes = [`${verdict} ${reason} ${release ?? 'unknown firmware'}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
-  if (hasIdentity(device)) notes.push(continuity(device, hello, claims))
+  const record = hasIdentity(device) ? recordOf(device) : null
+  if (record !== null && hello.purpose === 'return' && Buffer.compare(record.srk, claims.srkPublic) !== 0)
+    fail('return.other-srk', `device ${device.id} returned with another SRK: it must enrol`)
+  notes.push(continuity(record, { ...claims, release }, await endorsementPolicy(ctx)))
   return { judgement, note: notes.join(', ') }
 }
 
-/** resetCount never falls while the SRK is the same (TPM2_Clear resets both): lower means a forged or restored TPM. */
-const continuity = (device: IdentifiedDevice, hello: Hello, claims: Claims): string => {
-  const sameSrk = Buffer.compare(device.keys.srk, claims.srkPublic) === 0
-  if (hello.purpose === 'return' && !sameSrk)
-    throw new Problem('attestation-failed', `device ${device.id} returned with another SRK: it must enrol`, { reason: 'return.other-srk' })
-  if (sameSrk && claims.resetCount < device.resetCount)
-    throw new Problem('attestation-failed', `resetCount ${claims.resetCount} below ${device.resetCount}`, { reason: 'tpm.reset-count.lower' })
-  return sameSrk ? 'same SRK' : `new SRK: the TPM was cleared (resetCount ${device.resetCount} to ${claims.resetCount})`
+/** What a device's record says of its TPM. */
+const recordOf = ({ keys, resetCount, verdict }: IdentifiedDevice): TpmRecord => {
+  const quoted = recordedState(verdict.claims) ?? null
+  return { srk: keys.srk, resetCount, release: verdict.release, quoted: quoted?.resetCount === resetCount ? quoted : null }
 }
 
 interface Admission {
@@ -249,7 +252,7 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
     const row = await ctx.store.get('device', device.id)
     if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
     if (hasIdentity(row) && row.keys.ekHash !== claims.ekHash)
-      throw new Problem('attestation-failed', `device ${device.id} is bound to EK ${row.keys.ekHash}`, { reason: 'identity.other-ek' })
+      fail('identity.other-ek', `device ${device.id} is bound to EK ${row.keys.ekHash}`)
     for (const one of issued) {
       await claimSpki(ctx, tx, one)
       recordIssued(tx, one)
@@ -301,6 +304,7 @@ const identified = (now: number, row: Device, of: Admission, ldevid: Issued, tls
     release: before?.release ?? null,
     floor: before?.floor ?? 0,
     assurance: claims.assurance,
+    endorsedBy: claims.endorsedBy,
     verdict: of.verdict.judgement.verdict,
     attestOrderedAt: null,
     lastSeenAt: now,

@@ -10,7 +10,7 @@ import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
 import { orderAttestation } from '../../flows/attest.ts'
 import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
-import { importEndorsement } from '../../flows/endorsement.ts'
+import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { importRelease } from '../../flows/import-release.ts'
@@ -142,6 +142,18 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'endorsement.list'({ caller, query }) {
       read(caller)
       return await pageOf(ctx, 'endorsement', page(query), endorsementView)
+    },
+    async 'endorsement.remove'({ caller, params, query }) {
+      if (query.dryRun === 'true') read(caller)
+      return await removeEndorsement(ctx, caller, params.id, { dryRun: query.dryRun === 'true' })
+    },
+    async 'endorsement.policy.get'({ caller }) {
+      read(caller)
+      return await endorsementPolicy(ctx)
+    },
+    async 'endorsement.policy.set'({ caller, body }) {
+      const change = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined))
+      return await setEndorsementPolicy(ctx, caller, change)
     },
 
     async 'group.create'({ caller, body }) {

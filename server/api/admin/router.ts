@@ -35,7 +35,7 @@ export interface AdminOptions {
 const smallBody = 64 << 10
 /** A batch manifest of 100,000 rows is about 12 MB; base64 adds a third. */
 const largeBody = 24 << 20
-const largeBodies: ReadonlySet<OperationName> = new Set(['batch.import', 'release.import'])
+const largeBodies: ReadonlySet<OperationName> = new Set(['endorsement.import', 'endorsement.policy.set', 'batch.import', 'release.import'])
 
 interface Route {
   readonly name: OperationName

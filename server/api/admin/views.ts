@@ -1,5 +1,7 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import type { GroupId } from '@fleetkey/protocol/ids.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
@@ -61,7 +63,15 @@ export const policyView = ({ releases, ...policy }: GroupPolicy): ResponseOf<'gr
   releases: releases === 'any' ? releases : [...releases],
 })
 
-export const endorsementView = ({ id, subject, test, importedAt }: Endorsement): Item<'endorsement.list'> => ({ id, subject, test, importedAt })
+export const endorsementView = ({ id, subject, test, intermediate, certificate, crl, importedAt }: Endorsement): Item<'endorsement.list'> => ({
+  id,
+  subject,
+  test,
+  kind: intermediate === true ? 'intermediate' : 'root',
+  notAfter: parseCertificate(certificate).notAfter,
+  crlUntil: crl === undefined ? null : parseCrl(crl).nextUpdate,
+  importedAt,
+})
 
 export const groupView = async (ctx: Context, group: Group): Promise<ResponseOf<'group.show'>> => ({
   id: group.id,

@@ -1,0 +1,50 @@
+import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
+import { alg } from '@fleetkey/tpm2/constants.ts'
+import { eventType, parseEventLog, replay, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { digest, hashName } from '@fleetkey/tpm2/kdf.ts'
+import type { PcrBank } from '@fleetkey/tpm2/structures.ts'
+import type { Quote } from './quote.ts'
+import { fail, parsed } from './reasons.ts'
+
+export const logLimits = { maxEvents: 4096, maxBytes: 1 << 20 } as const
+
+/** PCR index → hex value, proven by a quote; `events` of the log that leads there. */
+export interface Measured {
+  readonly pcrs: Readonly<Record<string, string>>
+  readonly events: number
+}
+
+/** Types whose digest is that of their data (PC Client PFP §10.4.1): EV_SEPARATOR, EV_S_CRTM_VERSION, EV_EFI_ACTION, EV_EFI_VARIABLE_DRIVER_CONFIG. */
+const selfDescribing: ReadonlySet<number> = new Set([eventType.separator, 0x8, 0x8000_0007, 0x8000_0001])
+
+/**
+ * Neither type nor data of an event is authenticated. Where the type says that the data is what was measured, an edit shows; everywhere else nothing may
+ * rest on the data, and nothing here does.
+ */
+const checkData = (events: readonly Event[], hash: number): void => {
+  for (const { pcr, type, digests, data } of events) {
+    const own = digests.get(hash)
+    if (selfDescribing.has(type) && own !== undefined && !sameBytes(digest(hash, data), own)) fail('log.data.mismatch', `an event of PCR ${pcr}`)
+  }
+}
+
+/** Digest over PCR values in ascending order, in the hash of the key that signed the quote (Part 3, TPM2_Quote). */
+export const quotedDigest = (hash: number, pcrs: readonly number[], valueOf: (pcr: number) => Uint8Array): Uint8Array =>
+  digest(hash, ...pcrs.toSorted((one, other) => one - other).map(valueOf))
+
+/** The values that the log leads to in this bank, of these PCRs; zeros where nothing was measured. Refuses unless they hash to what was quoted. */
+export const checkLog = (log: Uint8Array, quote: Quote, bank: PcrBank, signedWith: number): Measured => {
+  const events = parsed('log.malformed', () => parseEventLog(log, logLimits))
+  const values = parsed('log.bank.missing', () => replay(events, bank.hash))
+  const zero = new Uint8Array(hashName(bank.hash).size)
+  const valueOf = (pcr: number): Uint8Array => values.get(pcr) ?? zero
+  if (!sameBytes(quote.pcrDigest, quotedDigest(signedWith, bank.pcrs, valueOf))) fail('log.replay.mismatch')
+  checkData(events, bank.hash)
+  return { pcrs: Object.fromEntries(bank.pcrs.map((pcr) => [String(pcr), Buffer.from(valueOf(pcr)).toString('hex')])), events: events.length }
+}
+
+/** The one bank that policy asks for, PCRs in ascending order. */
+export const bankOf = (selection: { readonly hash: 'sha256' | 'sha384'; readonly pcrs: readonly number[] } | undefined): PcrBank =>
+  selection === undefined
+    ? fail('quote.selection.bank')
+    : { hash: selection.hash === 'sha256' ? alg.sha256 : alg.sha384, pcrs: selection.pcrs.toSorted((one, other) => one - other) }
