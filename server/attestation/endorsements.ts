@@ -1,13 +1,13 @@
 import { createHash } from 'node:crypto'
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { parseCrl, type Crl } from '@fleetkey/protocol/x509/crl.ts'
+import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { validateChain, type PathFailure } from '@fleetkey/protocol/x509/path.ts'
 import type { EkCertificate } from './ek-certificate.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import { isFor, namesFirmware } from './firmware.ts'
 import { registeredManufacturers } from './manufacturers.ts'
-import { fail } from './reasons.ts'
+import { fail, type ReasonCode } from './reasons.ts'
 
 /** A CA that vouches for endorsement keys. `test`: a simulator's; whatever it vouches for is `simulated`. */
 export interface EndorsementCa {
@@ -44,20 +44,18 @@ const remembering = <T>(parse: (bytes: Uint8Array) => T, most: number): ((bytes:
 const certificateOf = remembering(parseCertificate, 1024)
 const crlOf = remembering(parseCrl, 64)
 
-/** How the path validator's findings are called here. */
-const pathReason = (why: PathFailure) => (why === 'wrong-usage' ? ('ek.cert.usage' as const) : (`ek.cert.${why}` as const))
-
-const checkRevocation = (
-  chain: readonly Certificate[],
-  cas: readonly { readonly ca: EndorsementCa; readonly certificate: Certificate }[],
-  now: number,
-): void => {
-  for (const [at, certificate] of chain.slice(0, -1).entries()) {
-    const issuer = cas.find((one) => one.certificate === chain[at + 1])?.ca
-    if (issuer?.crl === undefined || issuer.crl === null) continue
-    const crl: Crl = crlOf(issuer.crl)
-    if (crl.revoked.has(certificate.serial)) fail('ek.cert.revoked', `serial ${certificate.serial} of ${issuer.subject}`)
-    if (crl.thisUpdate > now || crl.nextUpdate < now) fail('ek.cert.crl-outdated', `CRL of ${issuer.subject} until ${new Date(crl.nextUpdate).toISOString()}`)
+/** How the path validator's findings are called here, where it is not by their own name. */
+const pathReason = (why: PathFailure): ReasonCode => {
+  switch (why) {
+    case 'wrong-usage':
+      return 'ek.cert.usage'
+    case 'crl-expired':
+      return 'ek.cert.crl-outdated'
+    case 'crl-signature':
+    case 'crl-issuer':
+      return 'ek.cert.crl-untrusted'
+    default:
+      return `ek.cert.${why}`
   }
 }
 
@@ -77,12 +75,12 @@ export const vouchedFor = (ek: EkCertificate, endorsements: readonly Endorsement
   const cas = endorsements.map((ca) => ({ ca, certificate: certificateOf(ca.certificate) }))
   const of = (intermediate: boolean): readonly Certificate[] =>
     cas.filter(({ ca }) => (ca.intermediate === true) === intermediate).map(({ certificate }) => certificate)
-  const result = validateChain({ leaf: ek.certificate, intermediates: of(true), roots: of(false), at: now, eku: oids.ekCertificate })
+  const crls = endorsements.flatMap(({ crl }) => (crl === undefined || crl === null ? [] : [crlOf(crl)]))
+  const result = validateChain({ leaf: ek.certificate, intermediates: of(true), roots: of(false), at: now, eku: oids.ekCertificate, crls })
   if (!result.ok) return fail(pathReason(result.why), `EK certificate: ${result.why} at ${result.at}`)
   const root = cas.find(({ certificate }) => certificate === result.chain.at(-1))?.ca ?? fail('ek.cert.unknown-issuer')
   const issuers = result.chain.slice(1)
   const test = issuers.some((issuer) => cas.find(({ certificate }) => certificate === issuer)?.ca.test === true)
-  checkRevocation(result.chain, cas, now)
   checkDenied(ek, result.chain, policy, test)
   return { root, by: issuers.map(({ fingerprint }) => fingerprint), test }
 }

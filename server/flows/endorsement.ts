@@ -1,7 +1,7 @@
 import { EndorsementPolicyView } from '@fleetkey/protocol/admin.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { isCrlOf, parseCrl } from '@fleetkey/protocol/x509/crl.ts'
+import { crlFault, parseCrl, type Crl } from '@fleetkey/protocol/x509/crl.ts'
 import { fromPem, pemLabels } from '@fleetkey/protocol/x509/pem.ts'
 import { keyUsages } from '@fleetkey/protocol/x509/oids.ts'
 import { noEndorsementPolicy, type EndorsementPolicy } from '../attestation/endorsement-policy.ts'
@@ -45,6 +45,12 @@ const newRows = (certificates: readonly Certificate[], known: readonly Endorseme
       const { fingerprint: id, der } = certificate
       return { id, version: 0, certificate: der, subject: text(certificate), test: of.test, ...(root ? {} : { intermediate: true }), importedAt: of.now }
     })
+}
+
+/** Whether this CA may sign lists and signed this one. */
+const isCrlOf = (crl: Crl, issuer: Certificate): boolean => {
+  const fault = crlFault(crl, issuer, issuer, crl.thisUpdate)
+  return fault === undefined || fault === 'revoked'
 }
 
 /** A CRL goes to the CA that signed it, unless that has a newer one. */

@@ -1,6 +1,7 @@
 import type { ReasonTable } from './reason.ts'
 
 const otherFirmware = 'Compare with what the maker published for this chip; a genuine device is fixed by a TPM firmware update that is recorded.'
+const differ = 'What two parsers read differently.'
 const notGenuine = 'If the TPM is genuine, report the certificate to its maker; it cannot be admitted as it is.'
 
 /** EK certificate and the chain that vouches for it (TCG EK credential profile, RFC 5280). */
@@ -51,6 +52,12 @@ export const endorsementReasons = {
     cases: [4],
     meaning: 'The imported CRL of an issuer of this chain is past its nextUpdate (or not valid yet).',
     attack: 'Withholding a newer CRL hides a revocation.',
+    remedy: "Import the maker's current CRL with `fleetkey endorsement import`.",
+  },
+  'ek.cert.crl-untrusted': {
+    cases: [4],
+    meaning: 'The CRL that bears the name of an issuer of this chain was not signed by it, or it may sign none.',
+    attack: 'A list in which the revoked certificate does not stand.',
     remedy: "Import the maker's current CRL with `fleetkey endorsement import`.",
   },
   'ek.cert.denied': {
@@ -117,6 +124,18 @@ export const endorsementReasons = {
     cases: [20],
     meaning: 'Two independent parsers read this certificate differently (key, serial, subject or alternative name).',
     attack: 'A certificate that is one thing to the checker and another to the user.',
+    remedy: notGenuine,
+  },
+  'ek.cert.malformed-extension': {
+    cases: [20],
+    meaning: 'A certificate of the chain lacks an extension that RFC 5280 §4.2 makes compulsory (key identifiers), or has it in another form.',
+    attack: differ,
+    remedy: notGenuine,
+  },
+  'ek.cert.name-constraints': {
+    cases: [6],
+    meaning: 'A CA of the chain may not issue for this name.',
+    attack: 'A CA that is limited to its own names vouches for others.',
     remedy: notGenuine,
   },
   'ek.cert.not-a-ca': {
