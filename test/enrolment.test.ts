@@ -147,7 +147,7 @@ const refused: readonly [string, () => Attempt | Promise<Attempt>, string][] = [
   ['another connection: a relay', () => ({ deviceExporter: random(32) }), 'credential.proof'],
   ['a log with an event less', () => ({ eventLog: (log) => log.subarray(0, 75) }), 'log'],
   ['a log with another digest', () => ({ eventLog: (log) => flip(log, 100) }), 'log'],
-  ['a log that is none', () => ({ eventLog: () => random(200) }), 'log.malformed'],
+  ['a log that is none', () => ({ eventLog: () => new Uint8Array(200) }), 'log.header'],
   ['a quote that was changed', () => ({ answer: proving((of) => ({ quote: { ...of.quote, attest: flip(of.quote.attest) } })) }), 'quote.signature'],
   ['a signature that was changed', () => ({ answer: proving((of) => ({ quote: { ...of.quote, signature: flip(of.quote.signature) } })) }), 'quote.signature'],
   ['the certification of one key for another', () => ({ answer: proving((of) => ({ certify: { ...of.certify, srk: of.certify.recipient } })) }), 'srk.nonce'],

@@ -1,7 +1,8 @@
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
-import { eventType, parseEventLog, replay, type Event } from '@fleetkey/tpm2/event-log.ts'
-import { digest, hashName } from '@fleetkey/tpm2/kdf.ts'
+import { checkSeparators, separatorProfiles } from '@fleetkey/tpm2/event-log-rules.ts'
+import { eventType, parseEventLog, replay, resetValue, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { digest } from '@fleetkey/tpm2/kdf.ts'
 import type { PcrBank } from '@fleetkey/tpm2/structures.ts'
 import type { Quote } from './quote.ts'
 import { fail, parsed } from './reasons.ts'
@@ -28,18 +29,25 @@ const checkData = (events: readonly Event[], hash: number): void => {
   }
 }
 
+/** Firmware ends its part of each PCR 0 to 7 with one separator; only PCRs that were quoted are judged, the others could be anything. */
+const checkFirmwarePart = (events: readonly Event[], bank: PcrBank): void => {
+  const quoted = (pcrs: readonly number[]): readonly number[] => pcrs.filter((pcr) => bank.pcrs.includes(pcr))
+  const { required, closed } = separatorProfiles.pcClient
+  parsed('log.malformed', () => checkSeparators(events, { required: quoted(required), closed: quoted(closed) }, bank.hash))
+}
+
 /** Digest over PCR values in ascending order, in the hash of the key that signed the quote (Part 3, TPM2_Quote). */
 export const quotedDigest = (hash: number, pcrs: readonly number[], valueOf: (pcr: number) => Uint8Array): Uint8Array =>
   digest(hash, ...pcrs.toSorted((one, other) => one - other).map(valueOf))
 
-/** The values that the log leads to in this bank, of these PCRs; zeros where nothing was measured. Refuses unless they hash to what was quoted. */
+/** The values that the log leads to in this bank, of these PCRs; the value after a reset where nothing was measured. Refuses unless they hash to what was quoted. */
 export const checkLog = (log: Uint8Array, quote: Quote, bank: PcrBank, signedWith: number): Measured => {
   const events = parsed('log.malformed', () => parseEventLog(log, logLimits))
   const values = parsed('log.bank.missing', () => replay(events, bank.hash))
-  const zero = new Uint8Array(hashName(bank.hash).size)
-  const valueOf = (pcr: number): Uint8Array => values.get(pcr) ?? zero
+  const valueOf = (pcr: number): Uint8Array => values.get(pcr) ?? resetValue(pcr, bank.hash)
   if (!sameBytes(quote.pcrDigest, quotedDigest(signedWith, bank.pcrs, valueOf))) fail('log.replay.mismatch')
   checkData(events, bank.hash)
+  checkFirmwarePart(events, bank)
   return { pcrs: Object.fromEntries(bank.pcrs.map((pcr) => [String(pcr), Buffer.from(valueOf(pcr)).toString('hex')])), events: events.length }
 }
 

@@ -59,15 +59,13 @@ const admissible = async (
   presented: Presented,
   entry: ManifestEntry,
 ): Promise<Exclude<Device, { state: 'revoked' }>> => {
-  if (entry.serial !== hello.serial)
-    fail('manifest.serial-mismatch', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
+  if (entry.serial !== hello.serial) fail('manifest.serial-mismatch', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
   if (from.device !== null && from.device !== entry.device)
     throw new Problem('forbidden', `the connection of ${from.device} presented the EK of ${entry.device}`, { reason: 'enrol.other-device' })
   const device = await ctx.store.get('device', entry.device)
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
   if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
-  if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash)
-    fail('identity.other-ek', `device ${device.id} is bound to EK ${device.keys.ekHash}`)
+  if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash) fail('identity.other-ek', `device ${device.id} is bound to EK ${device.keys.ekHash}`)
   return device
 }
 
@@ -251,8 +249,7 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   const consequence = await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
     if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
-    if (hasIdentity(row) && row.keys.ekHash !== claims.ekHash)
-      fail('identity.other-ek', `device ${device.id} is bound to EK ${row.keys.ekHash}`)
+    if (hasIdentity(row) && row.keys.ekHash !== claims.ekHash) fail('identity.other-ek', `device ${device.id} is bound to EK ${row.keys.ekHash}`)
     for (const one of issued) {
       await claimSpki(ctx, tx, one)
       recordIssued(tx, one)

@@ -9,7 +9,7 @@ const boot = 'Compare with the boot of a healthy board of the same release; rein
 export const logReasons = {
   'log.malformed': { cases: [41, 46], meaning: 'The event log is not a TCG crypto-agile log.', attack: differ, remedy: whole },
   'log.header': { cases: [46], meaning: 'The log does not start with a Spec ID event of version 2.', attack: differ, remedy: whole },
-  'log.sha1-only': {
+  'log.sha1-format': {
     cases: [31, 46],
     meaning: 'The log is one of TPM 1.2, with SHA-1 digests only.',
     attack: 'Digests whose collisions can be had.',

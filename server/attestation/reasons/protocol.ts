@@ -95,7 +95,12 @@ export const protocolReasons = {
     remedy: again,
   },
   'attest.expired': { cases: [28], meaning: 'Evidence came after the deadline of its challenge.', attack: 'Old evidence.', remedy: again },
-  'ima.unasked': { cases: [48], meaning: 'An IMA list came that was not asked for, or none came.', attack: 'What is not asked for is not bound.', remedy: again },
+  'ima.unasked': {
+    cases: [48],
+    meaning: 'An IMA list came that was not asked for, or none came.',
+    attack: 'What is not asked for is not bound.',
+    remedy: again,
+  },
   'recipient.unasked': {
     cases: [23],
     meaning: 'A recipient key came that was not asked for, or none came.',
