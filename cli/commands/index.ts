@@ -1,4 +1,5 @@
 import type { Command } from '../command.ts'
+import { attestCommands } from './attest.ts'
 import { auditCommands } from './audit.ts'
 import { campaignCommands } from './campaign.ts'
 import { deviceCommands } from './device.ts'
@@ -24,6 +25,7 @@ export const commands: readonly Command[] = [
   ...keyCommands,
   ...campaignCommands,
   ...auditCommands,
+  ...attestCommands,
   ...inspectCommands,
   ...doctorCommands,
 ]

@@ -22,7 +22,7 @@ const selfDescribing: ReadonlySet<number> = new Set([eventType.separator, 0x8, 0
  * Neither type nor data of an event is authenticated. Where the type says that the data is what was measured, an edit shows; everywhere else nothing may
  * rest on the data, and nothing here does.
  */
-const checkData = (events: readonly Event[], hash: number): void => {
+export const checkData = (events: readonly Event[], hash: number): void => {
   for (const { pcr, type, digests, data } of events) {
     const own = digests.get(hash)
     if (selfDescribing.has(type) && own !== undefined && !sameBytes(digest(hash, data), own)) fail('log.data.mismatch', `an event of PCR ${pcr}`)

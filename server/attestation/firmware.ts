@@ -14,14 +14,14 @@ export const isFirmwareVersion = (text: string): boolean => partsOf(text) !== un
 export const firmwareText = (version: bigint): string => [48n, 32n, 16n, 0n].map((shift) => String((version >> shift) & 0xffffn)).join('.')
 
 /** The number of a written version; a missing lower half counts as zero. */
-const numberOf = (text: string): bigint => {
+export const firmwareNumber = (text: string): bigint => {
   const [a = 0, b = 0, c = 0, d = 0] = partsOf(text) ?? []
   return (BigInt(a) << 48n) | (BigInt(b) << 32n) | (BigInt(c) << 16n) | BigInt(d)
 }
 
 /** Whether a written version names this one; two parts name every version that starts with them. */
 export const namesFirmware = (text: string, version: bigint): boolean =>
-  partsOf(text)?.length === 2 ? numberOf(text) >> 32n === version >> 32n : numberOf(text) === version
+  partsOf(text)?.length === 2 ? firmwareNumber(text) >> 32n === version >> 32n : firmwareNumber(text) === version
 
 /** A manufacturer, or `*` for every one, null included. */
 export const isFor = (manufacturer: string, of: string | null): boolean => manufacturer === '*' || manufacturer === of
@@ -29,7 +29,7 @@ export const isFor = (manufacturer: string, of: string | null): boolean => manuf
 /** The TPM firmware that the AK attests: at least the floor of its maker, and on no deny list. */
 export const checkFirmware = (version: bigint, manufacturer: string | null, policy: EndorsementPolicy): void => {
   for (const floor of policy.floors)
-    if (isFor(floor.manufacturer, manufacturer) && version < numberOf(floor.minimum))
+    if (isFor(floor.manufacturer, manufacturer) && version < firmwareNumber(floor.minimum))
       fail('tpm.firmware.below-floor', `TPM firmware ${firmwareText(version)} is below ${floor.minimum}`)
   for (const denied of policy.deny)
     if ('firmware' in denied && isFor(denied.manufacturer, manufacturer) && namesFirmware(denied.firmware, version))
