@@ -16,7 +16,15 @@ const release = (number: number, more: Partial<ReferenceValues> = {}): Reference
 const withdrawn = { at: 1, reason: 'CVE-2027-1' }
 const lenient: AppraisalPolicy = { floor: 0, releases: 'any', minimumRelease: 0, onUnknown: 'warn', onWithdrawn: 'warn', onDebug: 'warn' }
 const strict: AppraisalPolicy = { ...lenient, onUnknown: 'quarantine', onWithdrawn: 'quarantine', onDebug: 'quarantine' }
-const content: StateContent = { pcrs: pcrs('k2'), events: 13, resetCount: 4, restartCount: 1, clockSafe: true, firmwareVersion: 0x2000_0000_0001n }
+const content: StateContent = {
+  pcrs: pcrs('k2'),
+  events: 13,
+  resetCount: 4,
+  restartCount: 1,
+  clock: 5_000n,
+  clockSafe: true,
+  firmwareVersion: 0x2000_0000_0001n,
+}
 const running = (kernel: string) => makeStateClaims({ ...content, pcrs: pcrs(kernel) })
 
 /** What runs, what is known, policy; verdict and reason. */
