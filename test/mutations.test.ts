@@ -178,7 +178,7 @@ describe('what is announced is not allocated', () => {
     ['template name of a measurement', ima, concat(base64(plain?.binary).subarray(0, 24), ff(4)), 'ima.template'],
     ['data of a measurement', ima, concat(base64(plain?.binary).subarray(0, 34), ff(4)), 'ima.limit.entry'],
     ['buffer of a TPMS_ATTEST', (bytes) => parseAttest(bytes), concat(quote.subarray(0, 6), ff(2)), 'TpmFormatError'],
-    ['selections of a quote', (bytes) => parseAttest(bytes), concat(quote.subarray(0, 6 + 36 + 34 + 17 + 8), ff(4)), 'TpmFormatError'],
+    ['selections of a quote', (bytes) => parseAttest(bytes), concat(quote.subarray(0, 6 + 36 + 34 + 17 + 8), ff(4)), 'quote.selection.size'],
     ['buffer of a TPMT_SIGNATURE', (bytes) => parseSignature(bytes), concat(ecdsa.subarray(0, 4), ff(2)), 'TpmFormatError'],
     ['policy of a TPMT_PUBLIC', (bytes) => parsePublic(bytes), concat(rsa.subarray(0, 8), ff(2)), 'TpmFormatError'],
     ['DER element of four gigabytes', parseCertificate, concat(Uint8Array.of(0x30, 0x84), ff(4)), 'x509.der'],

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
 import { appraise, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
 import { makeStateClaims, recordedState, recordOf, type StateContent } from './claims.ts'
+import { firmwareText } from './firmware.ts'
 import { discontinuity, type Before } from './reattest.ts'
 
 const pcrs = (kernel: string): Readonly<Record<string, string>> => ({ '0': 'aa', '4': kernel, '11': 'cc' })
@@ -103,10 +104,14 @@ describe('a TPM that goes on', () => {
     ['a lower resetCount', { session: 3 }, { resetCount: 3 }, 'tpm.reset-count.lower'],
     ['a lower restartCount without a reset', {}, { restartCount: 0 }, 'tpm.restart-count.lower'],
     ['reset while connected', {}, { resetCount: 5 }, 'tpm.reset-in-session'],
-    ['older TPM firmware', {}, { firmwareVersion: 6n }, 'tpm.firmware.lower'],
+    ['older TPM firmware', {}, { firmwareVersion: 6n }, 'tpm.firmware.changed'],
     ['newer TPM firmware', {}, { firmwareVersion: 8n }, 'tpm.firmware.changed'],
     ['nothing is known of before', { restartCount: null, firmwareVersion: null, session: null }, { restartCount: 0, firmwareVersion: 1n }, undefined],
   ]
   test.each(going)('%s', (_name, was, is, reason) => expect(discontinuity({ ...before, ...was }, { ...now, ...is })?.reason).toBe(reason))
-  test('newer TPM firmware is told, not refused', () => expect(discontinuity(before, { ...now, firmwareVersion: 8n })?.verdict).toBe('warning'))
+  test('newer TPM firmware by a recorded update', () => {
+    const updated = { ...now, firmwareVersion: 8n }
+    expect(discontinuity(before, updated, [{ from: firmwareText(7n), to: firmwareText(8n) }])).toBeUndefined()
+    expect(discontinuity(before, updated, [{ from: firmwareText(7n), to: firmwareText(9n) }])?.reason).toBe('tpm.firmware.changed')
+  })
 })
