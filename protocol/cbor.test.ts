@@ -71,6 +71,11 @@ describe('refused', () => {
   ])('%s', (_, text) => expect(() => decode(hex(text))).toThrow(Problem))
 })
 
+test('maps whose keys are arrays or maps', () => {
+  for (const text of ['a2 80 01 81 00 02', 'a2 a0 01 a1 00 00 02', '84 40 a2 80 01 81 00 02 40 40'])
+    expect(() => decode(hex(text), { useMaps: true }), text).toThrow(Problem)
+})
+
 test('integer labels with maps', () =>
   expect(decode(hex('a2 01 26 04 41 00'), { useMaps: true })).toEqual(
     new Map<number, unknown>([

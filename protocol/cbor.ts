@@ -25,12 +25,15 @@ const maxDepth = 16
 export const decode = (bytes: Uint8Array, options: { readonly useMaps?: boolean } = {}): unknown => {
   if (!shallow(bytes)) throw new Problem('malformed', 'CBOR nested too deeply', { reason: 'cbor.depth' })
   let value: unknown
+  let again: Uint8Array
   try {
     value = cborgDecode(bytes, { ...strict, useMaps: options.useMaps ?? false })
+    // Throws for what can be read but not written: maps whose keys are arrays or maps.
+    again = encode(value)
   } catch (cause) {
     throw new Problem('malformed', `not CBOR: ${cause instanceof Error ? cause.message.slice(0, 200) : 'unreadable'}`, { reason: 'cbor.invalid', cause })
   }
-  if (Buffer.compare(encode(value), bytes) !== 0) throw new Problem('malformed', 'CBOR is not in its deterministic form', { reason: 'cbor.not-deterministic' })
+  if (Buffer.compare(again, bytes) !== 0) throw new Problem('malformed', 'CBOR is not in its deterministic form', { reason: 'cbor.not-deterministic' })
   return value
 }
 
