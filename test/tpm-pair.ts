@@ -43,6 +43,17 @@ const control = async (path: string, bytes: Uint8Array): Promise<void> => {
   await promise
 }
 
+/** A socket that is there does not listen yet. */
+const opened = async (spec: string): Promise<Transport> => {
+  for (let attempt = 0; ; attempt++)
+    try {
+      return await openTransport(spec)
+    } catch (error) {
+      if (attempt > 100) throw error
+      await new Promise((resolve) => void setTimeout(resolve, 5))
+    }
+}
+
 export const reference = async (): Promise<Subject> => {
   let running: RunningSwtpm
   let transport: Transport
@@ -50,7 +61,7 @@ export const reference = async (): Promise<Subject> => {
   const init = async (): Promise<void> => await control(side(), concat(u32(2), u32(0)))
   const begin = async (): Promise<void> => {
     running = await startSwtpm()
-    transport = await openTransport(running.spec)
+    transport = await opened(running.spec)
     await tpm.must({ code: allocatePcrCode, handles: [known.platform], auth: [password()], parameters: allocation })
     await tpm.must({ code: command.shutdown, parameters: u16(0) })
     await init()

@@ -132,7 +132,7 @@ export class ScriptTpm {
 const handleOf = (one: number | { handle: number }): number => (typeof one === 'number' ? one : one.handle)
 
 /** The bytes of a step, and the caller's nonce of each of its areas. */
-const commandBytes = (step: Step): { bytes: Uint8Array; nonces: readonly Uint8Array[] } => {
+export const commandBytes = (step: Step): { bytes: Uint8Array; nonces: readonly Uint8Array[] } => {
   const auths = step.auth ?? []
   const nonces = auths.map((one) => (one.session === undefined ? empty : random(32)))
   const parameters = encrypted(step.parameters ?? empty, auths, nonces)

@@ -7,6 +7,7 @@ import { commands } from './commands.ts'
 import { resolve, type Entity } from './entities.ts'
 import { Input, Parameters } from './input.ts'
 import type { Machine } from './machine.ts'
+import { structureTags } from './readers.ts'
 import { handleFault, rc, Refusal } from './refusal.ts'
 import { startPolicy } from './sessions.ts'
 
@@ -38,7 +39,7 @@ export const run = (machine: Machine, bytes: Uint8Array): Uint8Array => {
   machine.tick()
   const input = new Input(bytes)
   const commandTag = input.u16()
-  if (commandTag !== tag.noSessions && commandTag !== tag.sessions) throw new Refusal(rc.value)
+  if (commandTag !== tag.noSessions && commandTag !== tag.sessions) throw new Refusal(structureTags.has(commandTag) ? rc.badTag : rc.value)
   const size = input.u32()
   if (size !== bytes.length || size > maxCommand) throw new Refusal(rc.commandSize)
   const number = input.u32()

@@ -160,8 +160,8 @@ export interface Ticket {
   readonly digest: Uint8Array
 }
 
-/** TPM_ST constants that are no ticket's: a VALUE; a ticket of another kind: a TAG. */
-const structureTags: ReadonlySet<number> = new Set([
+/** TPM_ST constants (Part 2 §6.9): what is none of them is a VALUE, one of another kind a TAG. */
+export const structureTags: ReadonlySet<number> = new Set([
   0x00c4, 0x8000, 0x8001, 0x8002, 0x8014, 0x8015, 0x8016, 0x8017, 0x8018, 0x8019, 0x801a, 0x8021, 0x8022, 0x8023, 0x8024, 0x8025,
 ])
 

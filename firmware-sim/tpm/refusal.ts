@@ -10,6 +10,7 @@ export class Refusal extends Error {
 
 /** Format-zero codes and warnings as they are; format-one codes (bit 7) without handle, session or parameter number. */
 export const rc = {
+  badTag: 0x01e,
   initialize: 0x100,
   failure: 0x101,
   sequence: 0x103,
