@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory] [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm] [--devices N] [--json]`.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -21,8 +21,9 @@ import { certificateOf, tbsOf } from '@fleetkey/server/ca/profiles.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
+import { measureSoftwareTpm } from './software-tpm.ts'
 
-const names = ['enrolment', 'rotation', 'memory'] as const
+const names = ['enrolment', 'rotation', 'memory', 'software-tpm'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -234,11 +235,19 @@ if (wanted.length !== (positionals.length || names.length) || !Number.isInteger(
   process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json]\n`)
   process.exit(1)
 }
-await run(wanted, devices, (figure) => {
+const print = (figure: Figure): void => {
   const { bench, metric, value, unit, floor, ratio } = figure
   if (values.json) process.stdout.write(`${JSON.stringify(figure)}\n`)
   else
     process.stdout.write(
       `${bench.padEnd(10)} ${metric.padEnd(11)} ${String(value).padStart(9)} ${unit.padEnd(6)}${ratio === undefined ? '' : ` ${ratio} × the floor of ${String(floor)} ${unit}`}\n`,
     )
-})
+}
+if (wanted.includes('software-tpm')) {
+  const { boot, floor, memory } = await measureSoftwareTpm(1000)
+  print({ bench: 'software-tpm', metric: 'boot', value: rounded(boot), unit: 'ms', floor: rounded(floor), ratio: rounded(boot / floor) })
+  print({ bench: 'software-tpm', metric: 'boots', value: rounded(1000 / boot), unit: '1/s' })
+  print({ bench: 'software-tpm', metric: 'memory', value: Math.round(memory), unit: 'bytes' })
+}
+const ofServer = wanted.filter((name) => name !== 'software-tpm')
+if (ofServer.length > 0) await run(ofServer, devices, print)
