@@ -26,7 +26,7 @@ import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
 import { prepareRenewal, renewedIdentity } from './renew.ts'
-import { inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
+import { explained, inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
 import { readPasswords } from './tpm-passwords.ts'
 import { openTrust } from './trust.ts'
 
@@ -273,10 +273,17 @@ export const startAgent = (options: AgentOptions): Agent => {
       const reason = thrown instanceof Problem ? (thrown.reason ?? thrown.code) : thrown instanceof TpmError ? 'tpm' : 'internal'
       log(`${key}: ${messageOf(thrown)}`)
       if (isMediumError(thrown)) problem = `storage: ${messageOf(thrown)}`
-      if (isTpmTrouble(thrown)) problem = `TPM: ${messageOf(thrown).replace(/^TPM:? /, '')}`
+      if (isTpmTrouble(thrown)) background('tpm', tellTrouble(thrown))
       dispatch({ on: 'failed', reason, transient: isTransient(thrown), held: ring?.heldOf(key) })
     }
     void running.then((held) => dispatch({ on: 'done', held }), failed)
+  }
+
+  /** What the TPM refused, in plain words; asking it why may take as long as it hangs. */
+  const tellTrouble = async (thrown: unknown): Promise<void> => {
+    const told = parts === undefined ? thrown : await explained(parts.tpm, settings.tpmAuth ?? {}, thrown)
+    problem = `TPM: ${messageOf(told).replace(/^TPM:? /, '')}`
+    changed()
   }
 
   const outputs = openOutputs({ outputs: settings.outputs, files, step })

@@ -8,10 +8,7 @@ import { parseArgs } from 'node:util'
 import { openTransport } from '@fleetkey/tpm2/transport.ts'
 import { startAgent } from './agent.ts'
 import { defaultEventLog, readSettings, SettingsError, type Settings } from './config.ts'
-import { examine } from './doctor/examine.ts'
-import { examinationText } from './doctor/text.ts'
 import { nodeFileSystem } from './filesystem.ts'
-import { resetLockout } from './tpm-command.ts'
 
 const usage = `usage: fleetkey-agent run    --config FILE
        fleetkey-agent status --config FILE
@@ -125,6 +122,8 @@ const patientOf = (values: TpmOptions): Pick<Settings, 'tpm' | 'eventLog'> & { r
 
 const doctor = async (values: TpmOptions): Promise<number> => {
   const patient = patientOf(values)
+  // Loaded when it is asked for: the agent itself starts without it.
+  const [{ examine }, { examinationText }] = await Promise.all([import('./doctor/examine.ts'), import('./doctor/text.ts')])
   const found = await examine({ ...patient, root: values.root ?? '/', open: async () => await openTransport(patient.tpm), random, now: Date.now() })
   const json = values.json === true || !process.stdout.isTTY
   process.stdout.write(json ? `${JSON.stringify(found, null, 2)}\n` : `${examinationText(found, process.stdout.columns)}\n`)
@@ -134,6 +133,7 @@ const doctor = async (values: TpmOptions): Promise<number> => {
 const tpmCommand = async (what: string | undefined, values: TpmOptions): Promise<number> => {
   if (what !== 'reset-lockout') throw new SettingsError(what === undefined ? 'tpm: reset-lockout is missing' : `unknown command tpm ${what}`)
   const { tpm, tpmAuth } = patientOf(values)
+  const { resetLockout } = await import('./tpm-command.ts')
   const file = values['lockout-auth-file']
   const named = file === undefined ? tpmAuth : { ...tpmAuth, lockout: file }
   const { done, text } = await resetLockout({ open: async () => await openTransport(tpm), random, tpmAuth: named })
