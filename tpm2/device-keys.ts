@@ -56,7 +56,7 @@ export interface DeviceKeys {
 const hashIds = { sha256: alg.sha256, sha384: alg.sha384 } as const
 
 /** The EK of this TPM: P-256 (L-2) unless only a certificate of a P-384 (H-3) or an RSA key (L-1) is there. */
-const createEk = async (tpm: Tpm): Promise<LoadedKey> => {
+export const createEk = async (tpm: Tpm): Promise<LoadedKey> => {
   const has = async (index: number): Promise<boolean> => (await tpm.nvSize(index)) !== undefined
   if (await has(ekCertificateIndex.ecc)) return await tpm.createPrimary(known.endorsement, templates.ekEcc)
   if (await has(ekCertificateIndex.ecc384)) return await tpm.createPrimary(known.endorsement, templates.ekEcc384)

@@ -2,13 +2,13 @@ import { concat, TpmFormatError } from './bytes.ts'
 import { TpmError } from './errors.ts'
 import type { Tpm } from './tpm.ts'
 
-/** NV indices of EK certificates (TCG EK credential profile for TPM family 2.0, §2.2.1.4 and §2.2.1.5): low and high range. */
+/** NV indices of EK certificates (TCG EK credential profile for TPM family 2.0, §2.2.1.4 and §2.2.1.5): low and high range. Those that are used, in the order in which the agent prefers them. */
 export const ekIndices: readonly { readonly index: number; readonly kind: string; readonly used: boolean }[] = [
   { index: 0x01c0_000a, kind: 'P-256 (L-2)', used: true },
+  { index: 0x01c0_0016, kind: 'P-384 (H-3)', used: true },
   { index: 0x01c0_0002, kind: 'RSA-2048 (L-1)', used: true },
   { index: 0x01c0_0012, kind: 'RSA-2048 (H-1)', used: false },
   { index: 0x01c0_0014, kind: 'P-256 (H-2)', used: false },
-  { index: 0x01c0_0016, kind: 'P-384 (H-3)', used: false },
   { index: 0x01c0_0018, kind: 'P-521 (H-4)', used: false },
   { index: 0x01c0_001a, kind: 'SM2 (H-5)', used: false },
   { index: 0x01c0_001c, kind: 'RSA-3072 (H-6)', used: false },
@@ -32,7 +32,7 @@ export const derPrefix = (bytes: Uint8Array): Uint8Array => {
   return concat(bytes.subarray(0, Math.min(bytes.length, 4 + high * 256 + low)))
 }
 
-/** The EK certificates in NV. The first of a low-range template is the agent's: P-256 if it is there, else RSA. */
+/** The EK certificates in NV. The first of a template that the agent uses is the agent's. */
 export const readEkCertificates = async (tpm: Tpm): Promise<readonly FoundEk[]> => {
   const found: FoundEk[] = []
   for (const { index, kind, used } of ekIndices) {

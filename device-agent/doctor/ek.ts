@@ -113,7 +113,7 @@ export const ekFindings = (
     findings.push(
       warn(
         'EK certificate',
-        report.ekCertificates.length === 0 ? 'none in the TPM' : 'none for a template that the agent uses (L-1, L-2)',
+        report.ekCertificates.length === 0 ? 'none in the TPM' : 'none for a template that the agent uses (L-1, L-2, H-3)',
         'the batch manifest has to name the hash of this EK; some makers give the certificate on a web page',
       ),
     )

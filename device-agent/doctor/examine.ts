@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { alg, handle } from '@fleetkey/tpm2/constants.ts'
+import { createEk } from '@fleetkey/tpm2/device-keys.ts'
 import { withPasswords } from '@fleetkey/tpm2/hierarchy.ts'
 import { inspectTpm, type TpmReport } from '@fleetkey/tpm2/inspect.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
@@ -56,11 +57,11 @@ const look = async (path: string): Promise<Uint8Array | null | Error> => {
 }
 
 /** Makes the EK and the storage root key as the agent will, and forgets them. DER SubjectPublicKeyInfo of the EK. */
-const tryKeys = async (tpm: Tpm, rsa: boolean): Promise<Uint8Array> =>
+const tryKeys = async (tpm: Tpm): Promise<Uint8Array> =>
   await tpm.exclusive(
     async () =>
       await withPasswords(tpm, async () => {
-        const ek = await tpm.createPrimary(handle.endorsement, rsa ? templates.ekRsa : templates.ekEcc)
+        const ek = await createEk(tpm)
         await tpm.flush(ek.handle)
         const srk = await tpm.createPrimary(handle.owner, templates.srk)
         await tpm.flush(srk.handle)
@@ -68,9 +69,9 @@ const tryKeys = async (tpm: Tpm, rsa: boolean): Promise<Uint8Array> =>
       }),
   )
 
-const keysFinding = async (tpm: Tpm, files: PasswordFiles, rsa: boolean): Promise<{ readonly spki: Uint8Array | null; readonly finding: Finding }> => {
+const keysFinding = async (tpm: Tpm, files: PasswordFiles): Promise<{ readonly spki: Uint8Array | null; readonly finding: Finding }> => {
   try {
-    return { spki: await tryKeys(tpm, rsa), finding: ok('keys', `the endorsement key (${rsa ? 'RSA-2048' : 'P-256'}) and the storage root key can be made`) }
+    return { spki: await tryKeys(tpm), finding: ok('keys', 'the endorsement key and the storage root key can be made') }
   } catch (thrown) {
     const error = await explained(tpm, files, thrown)
     return { spki: null, finding: fail('keys', messageOf(error), 'the agent cannot start before this works') }
@@ -91,8 +92,7 @@ const examineTpm = async (tpm: Tpm, patient: Patient, known: ReadonlySet<string>
   const board = readBoard(patient.root)
   const report = await inspectTpm(tpm)
   const kind = tpmKind(report.manufacturer, board)
-  const used = report.ekCertificates.find((one) => one.used)
-  const keys = await keysFinding(tpm, patient.tpmAuth, used?.kind.startsWith('RSA') === true)
+  const keys = await keysFinding(tpm, patient.tpmAuth)
   const ek = ekFindings(report, { spki: keys.spki, now: patient.now })
   const hasBank = report.banks.some(({ hash, pcrs }) => hash === alg.sha256 && pcrs.length > 0)
   const findings = [
