@@ -428,6 +428,13 @@ describe('attestation', () => {
     expect(advance(next, done, middle)[0].attesting).toBeNull()
   })
 
+  test('a question that is repeated is answered once', () => {
+    const [busy] = advance(onlineWith(), asked(1), middle)
+    const [same, nothing] = advance(busy, asked(1), middle)
+    expect([same.attesting?.next, nothing]).toEqual([null, []])
+    expect(advance(advance(same, done, middle)[0], asked(1), middle)[1]).toEqual([])
+  })
+
   test('what waits for a connection that is gone is forgotten', () => {
     const [offline] = play(onlineWith(), [asked(1), asked(2), { on: 'offline', why: 'lost' }])
     const [idle, effects] = advance(offline, { on: 'attested', failed: 'the connection is gone' }, middle)

@@ -135,6 +135,8 @@ export interface Core {
   readonly owed: ReadonlyMap<string, Take & { readonly attempts: number }>
   /** What the server asked to attest, being made and waiting: the newest only, older ones count no more. */
   readonly attesting: { readonly now: Attest; readonly next: Attest | null } | null
+  /** The challenge that was taken up last: a replayed one is not quoted again. */
+  readonly challenged: Uint8Array | null
   /** Erasures carried out to their end since the start, files of the consumers included, as KEY/BELOW. */
   readonly cleared: ReadonlySet<string>
 }
@@ -222,6 +224,7 @@ export const initialCore: Core = {
   working: null,
   owed: new Map(),
   attesting: null,
+  challenged: null,
   cleared: new Set(),
 }
 
@@ -382,9 +385,10 @@ const reporting = (core: Core, env: Environment): Next => {
 /** One quote at a time. A newer question makes an older one void: the server takes evidence for its newest challenge only. */
 const asked = (core: Core, attest: Attest, env: Environment): Next => {
   if (core.session === null) return [core, [{ do: 'log', line: 'asked to attest before a welcome' }]]
+  if (core.challenged !== null && Buffer.compare(core.challenged, attest.challenge) === 0) return [core, []]
   if (attest.expires <= env.now) return [core, [{ do: 'log', line: 'asked to attest too late' }]]
   if (core.attesting !== null) return [{ ...core, attesting: { ...core.attesting, next: attest } }, []]
-  return [{ ...core, attesting: { now: attest, next: null } }, [{ do: 'attest', session: core.session.nonce, attest }]]
+  return [{ ...core, attesting: { now: attest, next: null }, challenged: attest.challenge }, [{ do: 'attest', session: core.session.nonce, attest }]]
 }
 
 /** After a failure the report is repeated, and the server asks again. */

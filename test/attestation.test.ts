@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest'
 import { tpm2Attester } from '@fleetkey/device-agent/attesters/tpm2.ts'
 import type { Asked, Attester } from '@fleetkey/device-agent/attesters/attester.ts'
 import { newTlsKey, tlsCsr } from '@fleetkey/device-agent/tls-key.ts'
@@ -435,6 +435,27 @@ describe('what is acceptable changes', () => {
     await settleOwedAppraisals(ctx)
     expect((await device()).state).toBe('quarantined')
     expect(await ctx.store.find('setting', { prefix: 'owed-appraisal/', limit: 10 })).toEqual([])
+  })
+
+  test('a release that is withdrawn while evidence for it is being committed', async () => {
+    install(board, releases.two)
+    await reboot()
+    const body = await evidence(attestOf(await report()))
+    const commit = ctx.store.commit.bind(ctx.store)
+    let raced = false
+    const spy = vi.spyOn(ctx.store, 'commit').mockImplementation(async (changes, options) => {
+      if (!raced && changes.entries.some(({ action }) => action === 'device.evidence')) {
+        raced = true
+        // Judged by what the device proved before: it is not among those that the withdrawal quarantines.
+        expect(await withdrawRelease(ctx, operator(), 'gateway/2.0.0', 'CVE-2027-2')).toMatchObject({ quarantines: 0 })
+      }
+      return await commit(changes, options)
+    })
+    await say(body)
+    spy.mockRestore()
+    expect(raced).toBe(true)
+    expect(await stateAndReason()).toEqual(['quarantined', 'release.withdrawn'])
+    await getsNothing()
   })
 
   test('a debug release only where policy lets it pass, with a warning', async () => {

@@ -1,7 +1,9 @@
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
-import { openWorld, until, using, type World } from './world.ts'
+import { alg } from '@fleetkey/tpm2/constants.ts'
+import { Tpm } from '@fleetkey/tpm2/tpm.ts'
+import { openWorld, random, until, using, type World } from './world.ts'
 
 /** The real server, the real agent, a board that is tampered with while the server runs. */
 let world: World
@@ -58,6 +60,31 @@ test('asked by an operator it attests at once', { timeout: 60_000 }, async () =>
   await until('it is connected', () => agents[0]?.status().connected === true)
   expect(await world.client.call('device.attest', { params: { id: 'gw-1' } })).toEqual({ asked: 'asked' })
   await until('there is a newer verdict', async () => ((await show('gw-1')).verdictAt ?? 0) > before)
+})
+
+test('the same on swtpm: a PCR that somebody extended is found, a clean boot is believed', { timeout: 120_000 }, async () => {
+  const machine = await world.onSwtpm('GW-3')
+  await world.enlist([machine], 'plant')
+  let agent = world.agent(machine)
+  const order = async (): Promise<void> => {
+    await until('it is connected', () => agent.status().connected, 60_000)
+    expect(await world.client.call('device.attest', { params: { id: 'gw-3' } })).toEqual({ asked: 'asked' })
+  }
+  await until('it uses the key', () => (agent.status().current['telemetry'] ?? 0) > 0, 60_000)
+  const { verdictAt } = await show('gw-3')
+  await order()
+  await until('it has attested', async () => ((await show('gw-3')).verdictAt ?? 0) > (verdictAt ?? 0))
+  expect((await show('gw-3')).verdict).toBe('affirming')
+  await agent.stop()
+  const transport = await machine.openTpm()
+  const tpm = new Tpm(transport, { random })
+  await tpm.pcrExtend(4, [{ hash: alg.sha256, digest: random(32) }])
+  await tpm.close()
+  await transport.close()
+  agent = world.agent(machine)
+  await order()
+  await until('it is quarantined', async () => (await show('gw-3')).verdictReason === 'log.replay.mismatch')
+  expect(await stateOf('gw-3')).toBe('quarantined')
 })
 
 test('a server that starts anew in the middle of a challenge asks again', { timeout: 90_000 }, async () => {

@@ -13,6 +13,7 @@ import { converge, convergeDevice } from './converge.ts'
 import { policyOf } from './membership.ts'
 import { markAudited, perform } from './perform.ts'
 import { carryOut, quarantine, released, type Consequence } from './quarantine.ts'
+import { reappraise } from './reappraise.ts'
 import type { LiveSession } from './sessions.ts'
 import { inTurn } from './turn.ts'
 import { acceptedWith, judge } from './verdict.ts'
@@ -77,6 +78,8 @@ export const takeEvidence = async (ctx: Context, from: DeviceRef, id: DeviceId, 
     markAudited(problem)
     throw problem
   }
+  // A release withdrawn, or a policy changed, between judging and committing: whoever changed it saw the device's verdict of before.
+  await reappraise(ctx, { devices: [id] }, 'acceptance changed during its attestation')
   const { withheld } = session
   session.withheld = null
   await (withheld === null ? convergeDevice(ctx, id) : converge(ctx, id, withheld))

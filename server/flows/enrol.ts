@@ -17,6 +17,7 @@ import { claimSpki, prepareCertificates, recordIssued, type Issued } from './iss
 import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
+import { reappraise } from './reappraise.ts'
 import { refuseKnown } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
@@ -266,6 +267,8 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   // A crash here: the device is enrolled and does not know it; it says hello again and gets certificates for the same identity.
   ctx.step('enrol.issued')
   if (consequence !== undefined) await carryOut(ctx, consequence)
+  // Signing took its time: what is acceptable may have changed since the verdict.
+  else await reappraise(ctx, { devices: [device.id] }, 'acceptance changed during its enrolment')
   return identity
 }
 
