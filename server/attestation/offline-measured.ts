@@ -82,28 +82,29 @@ const checkIma = (of: Question, entries: readonly ImaEntry[], values: Values): O
   return { proven: measured.length, pending }
 }
 
-const readLog = (of: Question): readonly Event[] | null => {
-  const { eventLog, bank, policy } = of
-  if (eventLog === undefined) return null
-  const events = parsed('log.malformed', () => parseEventLog(eventLog, logLimits))
-  if (policy.separators !== 'none') {
-    const profile = separatorProfiles[policy.separators]
-    const quoted = (pcrs: readonly number[]): readonly number[] => pcrs.filter((pcr) => bank.pcrs.includes(pcr))
-    parsed('log.malformed', () => checkSeparators(events, { required: quoted(profile.required), closed: quoted(profile.closed) }, bank.hash))
-  }
-  return events
+const readLog = (log: Uint8Array | undefined): readonly Event[] | null =>
+  log === undefined ? null : parsed('log.malformed', () => parseEventLog(log, logLimits))
+
+const checkFirmwarePart = ({ bank, policy }: Question, events: readonly Event[]): void => {
+  if (policy.separators === 'none') return
+  const { required, closed } = separatorProfiles[policy.separators]
+  const quoted = (pcrs: readonly number[]): readonly number[] => pcrs.filter((pcr) => bank.pcrs.includes(pcr))
+  parsed('log.malformed', () => checkSeparators(events, { required: quoted(required), closed: quoted(closed) }, bank.hash))
 }
 
 /** PCR values, event log and IMA list, each held against the quote. */
 export const measuredOffline = (of: Question): OfflineMeasured => {
   const { bank } = of
-  const events = readLog(of)
+  const events = readLog(of.eventLog)
   const logged = events === null ? null : parsed('log.bank.missing', () => replay(events, bank.hash))
   const list = of.ima
   const entries = list === undefined ? null : parsed('ima.malformed', () => parseIma(list, imaLimits.offline))
   const values = valuesOf(of, logged, entries)
   if (values !== null && logged !== null) checkAgainst(values, logged, bank, entries !== null)
-  if (events !== null) checkData(events, bank.hash)
+  if (events !== null) {
+    checkData(events, bank.hash)
+    checkFirmwarePart(of, events)
+  }
   return {
     pcrs:
       values === null
