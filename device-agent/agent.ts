@@ -1,18 +1,19 @@
 import { dirname } from 'node:path'
-import { decode, encode } from '@fleetkey/protocol/cbor.ts'
-import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { ApprovalSet, Body, BodyOf, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { Secret } from '@fleetkey/protocol/secret.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
-import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
-import { rc, TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
+import { keyId } from '@fleetkey/protocol/signed.ts'
+import type { Secret } from '@fleetkey/protocol/secret.ts'
+import type { KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
+import { TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
 import { reopening } from '@fleetkey/tpm2/reopening.ts'
+import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
-import { z } from 'zod'
 import type { Attester } from './attesters/attester.ts'
 import { tpm2Attester } from './attesters/tpm2.ts'
+import { openBoundKeys, type BoundKeys } from './bound-keys.ts'
 import { openChannel, type Channel } from './channel.ts'
 import type { Settings } from './config.ts'
 import { ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
@@ -20,8 +21,8 @@ import { advance, initialCore, type Core, type Effect, type Event, type HeldKey,
 import { enrol, Refused } from './enrol.ts'
 import { openDocument, type Document } from './files.ts'
 import { isMediumError, type FileSystem } from './filesystem.ts'
-import { factsOf, identityStore, renewalStore, type Identity, type PendingRenewal, type Store } from './identity.ts'
-import { openKeyring, type Keyring } from './keyring.ts'
+import { factsOf, type Identity } from './identity.ts'
+import type { Keyring } from './keyring.ts'
 import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
@@ -29,6 +30,7 @@ import { prepareRenewal, renewedIdentity } from './renew.ts'
 import { explained, inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
 import { readPasswords } from './tpm-passwords.ts'
 import { openTrust } from './trust.ts'
+import { lockedWords, openVault, type Vault } from './vault.ts'
 
 /** Name and version that devices report. */
 export const agentVersion = 'fleetkey-agent/0.1.0'
@@ -55,6 +57,8 @@ export interface AgentStatus {
   readonly device: string | null
   readonly state: AgentState
   readonly connected: boolean
+  /** The running firmware is not approved for the keys that are here: none of them can be used. */
+  readonly locked: boolean
   readonly holdings: readonly { readonly key: string; readonly epoch: number; readonly stage: 'installed' | 'active' }[]
   /** Epoch in use per key. */
   readonly current: Readonly<Record<string, number>>
@@ -82,10 +86,6 @@ class Killed extends Error {
   override readonly name = 'Killed'
 }
 
-const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
-const blob = z.strictObject({ public: bytes, private: bytes })
-const StoredBlobs = z.strictObject({ v: z.literal(1), ldevid: blob, recipient: blob, storage: blob })
-
 /** Time floors reach the medium at most this often when nothing else is written. */
 const timeEvery = 3_600_000
 /** Clocks of several servers differ by less; an older welcome is a replay. */
@@ -95,19 +95,14 @@ const tpmRetry = 5_000
 /** Milliseconds that a TPM gets to free what is loaded when the agent stops. */
 const tpmFarewell = 5_000
 
-/** Parts that exist once TPM and stored state are open. */
+/** Parts that exist once the TPM is open. */
 interface Parts {
-  readonly tpm: Tpm
-  readonly keys: DeviceKeys
+  readonly bound: BoundKeys
+  readonly vault: Vault
   readonly attester: Attester
-  readonly storage: Secret
   /** Of the TPM's hierarchies. */
   readonly passwords: Readonly<Partial<Record<Hierarchy, Secret>>>
-  readonly identities: Store<Identity>
-  readonly renewals: Store<PendingRenewal | null>
   readonly resetCount: number
-  /** The keys in the TPM were here before this start. */
-  readonly known: boolean
 }
 
 const messageOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown))
@@ -115,7 +110,7 @@ const messageOf = (thrown: unknown): string => (thrown instanceof Error ? thrown
 /** The moment, not the content, is at fault (full disk, TPM away or busy): nothing is stated to the server, it may work later. */
 const isTransient = (thrown: unknown): boolean => {
   if (thrown instanceof TpmError) return (thrown.code & 0xf80) === 0x900
-  return !(thrown instanceof Problem)
+  return !(thrown instanceof Problem) || thrown.code === 'unavailable'
 }
 
 /**
@@ -138,6 +133,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   let lastRefusal: string | null = null
   let transport: Transport | undefined
   let renewalId: Uint8Array | null = null
+  /** Opening, and moving to newer keys: one at a time, and no key is installed meanwhile. */
+  let unlocking: Promise<unknown> = Promise.resolve()
   const abort = new AbortController()
   const timers = new Map<TimerName | 'tpm', NodeJS.Timeout>()
   const statusListeners = new Set<(status: AgentStatus) => void>()
@@ -179,10 +176,11 @@ export const startAgent = (options: AgentOptions): Agent => {
       device: identity?.device ?? null,
       state: fatal !== null ? 'failed' : core.phase === 'starting' ? 'opening' : core.phase,
       connected: link !== undefined && core.session !== null,
+      locked: isLocked(),
       holdings: held.flatMap(({ key, epochs }) => epochs.map(({ epoch, stage }) => ({ key, epoch, stage }))),
       current: Object.fromEntries(current),
       lastRefusal,
-      problem: fatal ?? problem,
+      problem: fatal ?? problem ?? (isLocked() ? lockedWords : null),
       tlsNotAfter: core.identity?.tlsNotAfter ?? null,
     }
   }
@@ -267,7 +265,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   const work = (key: string, run: (ring: Keyring) => Promise<HeldKey | undefined>): void => {
     const ring = keyring
     // Not within the event that asked for it: the core is between two states there.
-    const running = ring === undefined ? Promise.reject(new Error('no keyring')) : Promise.resolve().then(async () => await run(ring))
+    const running = ring === undefined ? Promise.reject(new Error('no keyring')) : unlocking.then(async () => await run(ring))
     const failed = (thrown: unknown): void => {
       if (dead || thrown instanceof Killed) return
       const reason = thrown instanceof Problem ? (thrown.reason ?? thrown.code) : thrown instanceof TpmError ? 'tpm' : 'internal'
@@ -406,6 +404,8 @@ export const startAgent = (options: AgentOptions): Agent => {
         return dispatch({ on: 'attest', attest: body })
       case 'identity':
         return background('renew', acceptRenewal(body))
+      case 'approvals':
+        return background('approvals', learn(body))
       case 'refusal':
         return refusal(body)
       default:
@@ -427,7 +427,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (renewing) {
       renewalId = null
       // It may be the request itself that is not acceptable: the next one is new.
-      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', parts?.renewals.save(null) ?? Promise.resolve())
+      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', parts?.vault.renewals.save(null) ?? Promise.resolve())
       dispatch({ on: 'renew-failed' })
     } else dispatch({ on: 'refused', code: body.code, retryAfter: body.retryAfter })
   }
@@ -485,6 +485,48 @@ export const startAgent = (options: AgentOptions): Agent => {
     step(`acknowledged.${said.stage}`)
   }
 
+  // --- keys under firmware ---
+
+  /** Only keys that the server's release key approves: a policy of somebody else's making would be somebody else's to satisfy. */
+  const recipientFor = async (policy: FirmwarePolicy): Promise<KeyBlob> => {
+    if (parts === undefined) throw new Problem('unavailable', 'the TPM is not open')
+    trust.signerOf(keyId(spkiOf(policy.signer)), ['release'], now())
+    const { bound } = parts
+    return await inVault(async () => await bound.recipientFor(policy))
+  }
+
+  const inVault = async <R>(work: () => Promise<R>): Promise<R> => {
+    const mine = unlocking.then(work)
+    unlocking = mine.catch(() => undefined)
+    return await mine
+  }
+
+  /** There are keys, or an identity, that the firmware which runs is not approved for. */
+  const isLocked = (): boolean => parts !== undefined && (parts.vault.isLocked || (identity !== undefined && !parts.vault.isOpen))
+
+  /** Remembers what is approved, and opens with it what it opens. `who`: whose keys these are; null while nobody knows. */
+  const unlock = async (of: Parts, set: ApprovalSet | null, who: Identity | null): Promise<void> =>
+    await inVault(async () => {
+      if (set !== null) await of.bound.learn(set)
+      const outcome = await of.vault.refresh()
+      if (!of.vault.isOpen || who === null) return
+      const fresh = keyring === undefined
+      keyring ??= await of.vault.keyring(who.device)
+      // It was in memory only.
+      if (outcome === 'opened' && who === identity) await of.vault.identities.save(who)
+      await of.vault.settle(who, keyring)
+      if (outcome === 'moved') log('the keys of this device are bound to the newest approvals')
+      if (fresh && core.locked) {
+        log('unlocked: the running firmware is approved')
+        dispatch({ on: 'unlocked', held: keyring.held(), owed: keyring.owed() })
+      }
+    })
+
+  const learn = async ({ signer, ref, approvals }: BodyOf<'approvals'>): Promise<void> => {
+    if (parts !== undefined) await unlock(parts, { signer, ref, approvals }, identity ?? null)
+    changed()
+  }
+
   // --- identity ---
 
   const enrolDevice = async (purpose: 'enrol' | 'return'): Promise<void> => {
@@ -497,21 +539,22 @@ export const startAgent = (options: AgentOptions): Agent => {
         tenant: settings.tenant,
         serial: settings.serial,
         purpose,
-        known: identity?.device ?? null,
+        known: identity?.device ?? parts.bound.device,
         agent: agentVersion,
         eventLog: readEventLog,
         random,
         now,
         step,
       })
-      if (identity === undefined) await openRing(parts, result.identity)
+      await unlock(parts, result.approvals, result.identity)
       await adopt(parts, result.identity)
       await keyring?.setTime(result.time)
+      if (!parts.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
       // A crash here: enrolled and stored; the next start connects with the new certificate.
       step('enrol.stored')
       lastRefusal = null
       problem = null
-      dispatch({ on: 'enrolled', identity: factsOf(result.identity) })
+      dispatch({ on: 'enrolled', identity: factsOf(result.identity), locked: !parts.vault.isOpen })
     } catch (thrown) {
       if (dead || thrown instanceof Killed) return
       const refused = thrown instanceof Refused ? thrown : undefined
@@ -532,7 +575,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** Durable first, then in force. */
   const adopt = async (of: Parts, next: Identity): Promise<void> => {
-    await of.identities.save(next)
+    await of.vault.identities.save(next)
     step('identity.stored')
     identity = next
     trust = trustOfSettings.with(next)
@@ -540,10 +583,10 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const renewIdentity = async (session: Uint8Array): Promise<void> => {
     if (parts === undefined || identity === undefined || link === undefined) return
-    const { renewals, attester } = parts
+    const { vault, attester } = parts
     try {
       const { pending, body } = await prepareRenewal({
-        store: renewals,
+        store: vault.renewals,
         identity,
         tenant: settings.tenant,
         session,
@@ -562,50 +605,18 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const acceptRenewal = async (message: BodyOf<'identity'>): Promise<void> => {
     if (parts === undefined || identity === undefined) return
-    const pending = await parts.renewals.load()
+    const pending = await parts.vault.renewals.load()
     if (pending === undefined || pending === null || Buffer.compare(pending.id, message.re) !== 0) return log('an identity that was not asked for')
     const next = renewedIdentity({ identity, pending, message, trust, now: now() })
     await adopt(parts, next)
     // A crash here: both certificates are there and valid; the new one is stored and used.
-    await parts.renewals.save(null)
+    await parts.vault.renewals.save(null)
     renewalId = null
     step('renew.stored')
     dispatch({ on: 'renewed', identity: factsOf(next) })
   }
 
   // --- start ---
-
-  const openRing = async (of: Parts, who: Identity): Promise<void> => {
-    keyring = await openKeyring({
-      document: document('keyring'),
-      storage: of.storage,
-      tpm: of.keys,
-      tenant: settings.tenant,
-      device: who.device,
-      random,
-      step,
-      onLoss: (why) => log(`stored keys are lost, the server delivers them anew: ${why}`),
-    })
-  }
-
-  const openKeysOf = async (tpm: Tpm): Promise<{ keys: DeviceKeys; known: boolean }> => {
-    const stored = document('tpm-keys')
-    const known = await stored.load()
-    if (known !== undefined) {
-      try {
-        const { v: _v, ...blobs } = StoredBlobs.parse(decode(known))
-        return { keys: await openDeviceKeys(tpm, blobs), known: true }
-      } catch (thrown) {
-        if (!(thrown instanceof TpmError) || !thrown.is(rc.integrity)) throw thrown
-        log('the stored keys are not of this TPM, or it was cleared: this device enrols anew')
-      }
-    }
-    const blobs: DeviceKeyBlobs = await provision(tpm, random)
-    await stored.replace(encode({ v: 1, ...blobs }))
-    // A crash here: keys that nobody knows yet; they are used by the next hello.
-    step('tpm-keys.stored')
-    return { keys: await openDeviceKeys(tpm, blobs), known: false }
-  }
 
   const openParts = async (): Promise<Parts> => {
     await files.makeFolder(settings.data, 0o700)
@@ -620,20 +631,14 @@ export const startAgent = (options: AgentOptions): Agent => {
       close: async () => await raw.close(),
     }
     const tpm = new Tpm(gated, { random, passwords })
-    const { keys, known } = await inPlainWords(tpm, settings.tpmAuth ?? {}, async () => await openKeysOf(tpm))
-    const storage = new Secret(await keys.storageKey())
-    const sealed = { storage, tenant: settings.tenant, random, onLoss: (why: string) => log(`not readable: ${why}`) }
-    return {
+    const bound = await inPlainWords(
       tpm,
-      keys,
-      known,
-      storage,
-      passwords,
-      attester: tpm2Attester(keys),
-      identities: identityStore({ ...sealed, document: document('identity') }),
-      renewals: renewalStore({ ...sealed, document: document('renewal') }),
-      resetCount: await keys.resetCount(),
-    }
+      settings.tpmAuth ?? {},
+      async () => await openBoundKeys({ tpm, blobs: document('tpm-keys'), approvals: document('approvals'), step, log }),
+    )
+    const vault = openVault({ bound, document, tenant: settings.tenant, random, step, log })
+    await vault.refresh()
+    return { bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: await bound.keys.resetCount() }
   }
 
   const start = async (): Promise<void> => {
@@ -652,16 +657,20 @@ export const startAgent = (options: AgentOptions): Agent => {
     }
     try {
       parts = await openParts()
-      identity = await parts.identities.load()
+      const { bound, vault } = parts
+      identity = await vault.identities.load()
       if (identity !== undefined) {
         trust = trustOfSettings.with(identity)
-        await openRing(parts, identity)
+        keyring = await vault.keyring(identity.device)
+        await vault.settle(identity, keyring)
       }
       problem = null
+      if (vault.isLocked) log(lockedWords)
       dispatch({
         on: 'start',
         identity: identity === undefined ? null : factsOf(identity),
-        known: parts.known,
+        known: bound.known,
+        locked: vault.isLocked,
         held: keyring?.held() ?? [],
         owed: keyring?.owed() ?? [],
       })
@@ -678,7 +687,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const served = localKeys(() => {
     alive()
-    if (keyring === undefined) throw new Problem('unavailable', fatal ?? problem ?? 'this device has no identity yet', { reason: 'agent.not-ready' })
+    if (keyring === undefined) throw new Problem('unavailable', status().problem ?? 'this device has no identity yet', { reason: 'agent.not-ready' })
     return keyring
   }, random)
 
@@ -692,7 +701,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     link = undefined
     api?.destroy()
     keyring?.close()
-    parts?.storage.destroy()
+    parts?.vault.destroy()
     for (const password of Object.values(parts?.passwords ?? {})) password.destroy()
     void transport?.close().catch(() => undefined)
   }
@@ -709,7 +718,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     await api?.close()
     // Waits for what is being written, then frees the TPM for the next process.
     await keyring?.setTime(0)
-    const freed = parts?.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    const freed = parts?.bound.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
     // A TPM that hangs is left as it is: the next start frees what is loaded.
     await Promise.race([freed, new Promise((resolve) => setTimeout(resolve, tpmFarewell).unref())])
     kill()

@@ -26,13 +26,15 @@ export const sealAtRest = (storage: Secret, plaintext: Uint8Array, context: Rest
   return new Uint8Array(Buffer.concat([iv, cipher.update(plaintext), cipher.final(), cipher.getAuthTag()]))
 }
 
-/** What `sealAtRest` sealed under this key for this context. Throws Problem('unauthenticated') for anything else. */
-export const openAtRest = (storage: Secret, bytes: Uint8Array, context: RestContext): Secret => {
-  const fail = (cause?: unknown): never => {
+/** What `sealAtRest` sealed under one of these keys for this context. Throws Problem('unauthenticated') for anything else. */
+export const openAtRest = (storage: Secret | readonly Secret[], bytes: Uint8Array, context: RestContext): Secret => {
+  const [key, ...others] = storage instanceof Secret ? [storage] : storage
+  const fail = (cause?: unknown): Secret => {
+    if (others.length > 0) return openAtRest(others, bytes, context)
     throw new Problem('unauthenticated', `${context.kind} at rest does not open`, { reason: 'rest.open', cause })
   }
-  if (bytes.length < ivLength + tagLength) return fail()
-  const decipher = createDecipheriv('aes-256-gcm', storage.bytes(), bytes.subarray(0, ivLength), { authTagLength: tagLength })
+  if (key === undefined || bytes.length < ivLength + tagLength) return fail()
+  const decipher = createDecipheriv('aes-256-gcm', key.bytes(), bytes.subarray(0, ivLength), { authTagLength: tagLength })
   decipher.setAAD(aadOf(context))
   decipher.setAuthTag(bytes.subarray(-tagLength))
   try {

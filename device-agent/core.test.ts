@@ -74,7 +74,15 @@ const play = (core: Core, events: readonly Event[], env = middle): readonly [Cor
   for (const event of events) [now, last] = advance(now, event, env)
   return [now, last]
 }
-const start = (more: Partial<Extract<Event, { on: 'start' }>> = {}): Event => ({ on: 'start', identity, known: true, held: [], owed: [], ...more })
+const start = (more: Partial<Extract<Event, { on: 'start' }>> = {}): Event => ({
+  on: 'start',
+  identity,
+  known: true,
+  locked: false,
+  held: [],
+  owed: [],
+  ...more,
+})
 const reconnect: Event = { on: 'timer', name: 'reconnect' }
 const online: readonly Event[] = [start(), reconnect, { on: 'online' }, { on: 'welcome', session, reportEvery: 60 }]
 const onlineWith = (...keys: readonly HeldKey[]): Core => play(initialCore, [start({ held: keys }), ...online.slice(1)])[0]
@@ -208,7 +216,7 @@ describe('connecting', () => {
 
   test('enrolled: connects at once, and the refusals are forgotten', () => {
     const enrolling: Core = { ...play(initialCore, [start({ identity: null }), reconnect])[0], refusals: 5, attempt: 9 }
-    const [core, effects] = advance(enrolling, { on: 'enrolled', identity }, middle)
+    const [core, effects] = advance(enrolling, { on: 'enrolled', identity, locked: false }, middle)
     expect([core.phase, core.refusals, core.attempt, timerOf(effects, 'reconnect')]).toEqual(['waiting', 0, 0, 0])
     expect(advance(core, reconnect, middle)[1]).toEqual([{ do: 'connect', device: 'd-1' }])
   })
@@ -232,7 +240,7 @@ describe('connecting', () => {
   test('stopped: nothing is done any more, whatever happens', () => {
     const [stopped, effects] = play(initialCore, [...online, { on: 'stop' }])
     expect(effects).toEqual([{ do: 'disconnect' }])
-    for (const event of [...online, { on: 'work', work: delivery(1) } as const, { on: 'enrolled', identity } as const])
+    for (const event of [...online, { on: 'work', work: delivery(1) } as const, { on: 'enrolled', identity, locked: false } as const])
       expect(advance(stopped, event, middle)).toEqual([stopped, []])
   })
 })
@@ -485,7 +493,7 @@ describe('any order of events', () => {
         { on: 'offline', why: 'lost' },
         { on: 'offline', why: 'refused' },
         { on: 'welcome', session, reportEvery: 30 },
-        { on: 'enrolled', identity },
+        { on: 'enrolled', identity, locked: false },
         { on: 'enrol-failed', code: 'forbidden', retryAfter: 5 },
         { on: 'renewed', identity },
         { on: 'renew-failed' },

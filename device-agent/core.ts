@@ -120,6 +120,8 @@ export interface Core {
   readonly identity: IdentityFacts | null
   /** Whether the keys in the TPM are those of an earlier enrolment. */
   readonly known: boolean
+  /** The keys do not open under the firmware that runs: nothing is said of what is held, and nothing is taken. */
+  readonly locked: boolean
   readonly held: ReadonlyMap<string, HeldKey>
   readonly session: { readonly nonce: Uint8Array; readonly reportEvery: number; readonly sequence: number } | null
   /** Attempts to connect since the last success. */
@@ -146,9 +148,11 @@ export type Event =
       readonly on: 'start'
       readonly identity: IdentityFacts | null
       readonly known: boolean
+      readonly locked: boolean
       readonly held: readonly HeldKey[]
       readonly owed: readonly Take[]
     }
+  | { readonly on: 'unlocked'; readonly held: readonly HeldKey[]; readonly owed: readonly Take[] }
   | { readonly on: 'timer'; readonly name: TimerName }
   | { readonly on: 'online' }
   | { readonly on: 'offline'; readonly why: 'lost' | 'refused' | 'unreachable' }
@@ -159,7 +163,7 @@ export type Event =
   | { readonly on: 'attest'; readonly attest: Attest }
   /** Evidence went out, or could not be made or sent. */
   | { readonly on: 'attested'; readonly failed: string | null }
-  | { readonly on: 'enrolled'; readonly identity: IdentityFacts }
+  | { readonly on: 'enrolled'; readonly identity: IdentityFacts; readonly locked: boolean }
   | { readonly on: 'enrol-failed'; readonly code: string | null; readonly retryAfter: number | null }
   | { readonly on: 'renewed'; readonly identity: IdentityFacts }
   | { readonly on: 'renew-failed' }
@@ -214,6 +218,7 @@ export const initialCore: Core = {
   phase: 'starting',
   identity: null,
   known: false,
+  locked: false,
   held: new Map(),
   session: null,
   attempt: 0,
@@ -241,6 +246,8 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
   switch (event.on) {
     case 'start':
       return started(core, event, env)
+    case 'unlocked':
+      return unlocked(core, event, env)
     case 'timer':
       return timed(core, event.name, env)
     case 'online':
@@ -260,7 +267,10 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
     case 'attested':
       return attested(core, event.failed, env)
     case 'enrolled':
-      return connectSoon({ ...core, identity: event.identity, known: true, attempt: 0, refusals: 0, renewAt: renewalOf(event.identity, env) }, 0)
+      return connectSoon(
+        { ...core, identity: event.identity, known: true, locked: event.locked, attempt: 0, refusals: 0, renewAt: renewalOf(event.identity, env) },
+        0,
+      )
     case 'enrol-failed':
       return again({ ...core, notBefore: core.notBefore }, { code: event.code, retryAfter: event.retryAfter }, env)
     case 'renewed': {
@@ -286,6 +296,7 @@ const started = (core: Core, event: Extract<Event, { on: 'start' }>, env: Enviro
     ...core,
     identity: event.identity,
     known: event.known,
+    locked: event.locked,
     held: new Map(event.held.map((one) => [one.key, one])),
     renewAt: event.identity === null ? 0 : renewalOf(event.identity, env),
   }
@@ -295,6 +306,16 @@ const started = (core: Core, event: Extract<Event, { on: 'start' }>, env: Enviro
     (next) => connectSoon(next, env.random() * timing.backoffBase),
   )
 }
+
+/** What is held can be read again: it is reported at once, and what the consumers had not taken is given to them. */
+const unlocked = (core: Core, event: Extract<Event, { on: 'unlocked' }>, env: Environment): Next =>
+  then(
+    event.owed.reduce<Next>(
+      (next, take) => then(next, (before) => queued(before, take)),
+      [{ ...core, locked: false, held: new Map(event.held.map((one) => [one.key, one])) }, []],
+    ),
+    (next) => reporting(next, env),
+  )
 
 const connectSoon = (core: Core, after: number): Next => [
   // A question of the connection that is gone is void; what is being made for it ends by itself.
@@ -371,7 +392,8 @@ const welcomed = (core: Core, event: Extract<Event, { on: 'welcome' }>, env: Env
 }
 
 const reporting = (core: Core, env: Environment): Next => {
-  if (core.session === null) return [core, []]
+  // A locked device cannot tell what it holds: a report of nothing would have it all delivered again.
+  if (core.session === null || core.locked) return [core, []]
   const { nonce, sequence, reportEvery } = core.session
   return [
     { ...core, session: { ...core.session, sequence: sequence + 1 } },
@@ -409,6 +431,7 @@ const refused = (core: Core, event: Extract<Event, { on: 'refused' }>, env: Envi
 }
 
 const queued = (core: Core, work: Work): Next => {
+  if (core.locked) return [core, [{ do: 'log', line: `locked: ${work.type} of ${work.key} has to come again` }]]
   // Beyond the bound nothing is lost: the server sends it again after the next report.
   if (core.queue.length >= maxQueue) return [core, [{ do: 'log', line: `too much at once: ${work.type} of ${work.key} dropped` }]]
   return startNext({ ...core, queue: [...core.queue, work] })

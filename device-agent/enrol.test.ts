@@ -31,17 +31,25 @@ const attester: Attester = {
   resetCount: async () => 0,
   hello: async (of) => ({
     type: 'hello',
-    presented: { method: 'tpm2', ekCertificate: null, ek: blob, ak: blob, srk: blob, ldevid: blob, recipient: blob },
+    presented: { method: 'tpm2', ekCertificate: null, ek: blob, ak: blob, srk: blob, ldevid: blob },
     ...of,
   }),
   answer: async ({ challenge, eventLog, tls }) => ({
     type: 'answer',
     challenge: challenge.challenge,
-    proven: { method: 'tpm2', proof: random(32), quote: attested, eventLog, certify: { srk: attested, ldevid: attested, recipient: attested } },
+    proven: {
+      method: 'tpm2',
+      proof: random(32),
+      quote: attested,
+      eventLog,
+      recipient: blob,
+      certify: { srk: attested, ldevid: attested, recipient: attested },
+    },
     csr: { ldevid: tls.csr, tls: tls.csr },
     binding: random(64),
   }),
 }
+const approvals = { signer: blob, ref: random(32), approvals: [{ release: 'gateway/1', number: 1, pcrs: [0], policy: random(32), signature: random(64) }] }
 const challengeTo = (hello: Uint8Array): BodyOf<'challenge'> => ({
   type: 'challenge',
   challenge: random(16),
@@ -49,6 +57,7 @@ const challengeTo = (hello: Uint8Array): BodyOf<'challenge'> => ({
   random: random(32),
   credential: { blob, secret: blob },
   selection: [{ hash: 'sha256', pcrs: [0] }],
+  firmware: { signer: blob, ref: random(32) },
   expires: today + day,
 })
 const tlsFor = (spki: Uint8Array, more: Partial<Parameters<typeof server.issue>[0]> = {}): Uint8Array => server.issue({ subject: 'd-1', spki, ...more })
@@ -61,6 +70,7 @@ const identityFor = (re: Uint8Array, tlsSpki: Uint8Array, more: Partial<BodyOf<'
   chain: [server.issuing.der],
   trust: [server.root.der],
   keys: [server.certificates.challenge, server.certificates.delivery],
+  approvals,
   time: today + 5,
   ...more,
 })
@@ -129,7 +139,7 @@ const reasonOf = (thrown: unknown): string =>
 describe('enrolment', () => {
   test('in two round trips, over a connection of its own that is closed in the end', async () => {
     const { result, heard, steps, closed } = await play({})
-    expect(result).toMatchObject({ identity: { device: 'd-1', chain: [server.issuing.der] }, time: today + 5 })
+    expect(result).toMatchObject({ identity: { device: 'd-1', chain: [server.issuing.der] }, approvals, time: today + 5 })
     expect([heard, steps, closed]).toEqual([['hello', 'answer'], ['enrol.hello', 'enrol.answered'], 1])
   })
 

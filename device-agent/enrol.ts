@@ -1,6 +1,6 @@
 import { enrolmentTopic } from '@fleetkey/protocol/topics.ts'
 import { EnrolmentId } from '@fleetkey/protocol/ids.ts'
-import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { ApprovalSet, Body, BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
@@ -51,9 +51,10 @@ const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) ===
 
 /**
  * Enrols in two round trips over a connection of its own: hello and challenge, answer and identity. The device computes the nonce itself, over the
- * exporter of its own TLS connection. `time`: the server's signed time. Throws Refused, or whatever else went wrong; nothing is stored here.
+ * exporter of its own TLS connection. `time`: the server's signed time; `approvals`: what firmware the recipient key works under. Throws Refused, or whatever
+ * else went wrong; nothing is stored here.
  */
-export const enrol = async (of: EnrolOptions): Promise<{ readonly identity: Identity; readonly time: number }> => {
+export const enrol = async (of: EnrolOptions): Promise<{ readonly identity: Identity; readonly approvals: ApprovalSet | null; readonly time: number }> => {
   const client = EnrolmentId.parse(`e-${Buffer.from(of.random(16)).toString('hex')}`)
   const mailbox = openMailbox()
   const connection = await of.connect({
@@ -97,7 +98,7 @@ const converse = async (of: EnrolOptions, connection: Connection, channel: Chann
   // A crash here: the server may have enrolled the device; it says hello again and gets certificates for the same identity.
   of.step('enrol.answered')
   const identity = bodyOf(await mailbox.next(channel, answerId, (body) => body.type === 'identity' && same(body.re, answerId)), 'identity')
-  return { identity: accepted(of, identity, tlsKey), time: identity.time }
+  return { identity: accepted(of, identity, tlsKey), approvals: identity.approvals, time: identity.time }
 }
 
 const bodyOf = <T extends Body['type']>(message: SignedMessage, type: T): BodyOf<T> => {

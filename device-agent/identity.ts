@@ -54,6 +54,8 @@ export interface Store<T> {
 interface StoreOptions {
   readonly document: Document
   readonly storage: Secret
+  /** Storage keys that it may still be under; what is saved is under `storage`. */
+  readonly older?: readonly Secret[]
   readonly tenant: string
   readonly random: (length: number) => Uint8Array
   readonly onLoss: (why: string) => void
@@ -66,7 +68,7 @@ const sealedStore = <T>(of: StoreOptions & { kind: RestContext['kind']; write(va
       const stored = await of.document.load()
       if (stored === undefined) return undefined
       try {
-        const plain = openAtRest(of.storage, stored, context)
+        const plain = openAtRest([of.storage, ...(of.older ?? [])], stored, context)
         const value = of.read(decode(plain.bytes()))
         plain.destroy()
         return value
@@ -109,3 +111,14 @@ export const renewalStore = (of: StoreOptions): Store<PendingRenewal | null> =>
       return { id, tlsKey: importTlsKey(tlsKey), since }
     },
   })
+
+/** The same in memory only: while the storage key does not open. */
+export const memoryStore = <T>(): Store<T> => {
+  let held: T | undefined
+  return {
+    load: async () => held,
+    save: async (value) => {
+      held = value
+    },
+  }
+}

@@ -5,7 +5,7 @@ import { KeyAlgorithm, Protection, type BodyOf } from '@fleetkey/protocol/messag
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { applicationPrefix, proofPrefix, sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
-import { openSealed, type WrapContext } from '@fleetkey/protocol/wrap.ts'
+import { openSealed, type Recipient, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { pointOf } from '@fleetkey/tpm2/structures.ts'
 import { z } from 'zod'
@@ -14,8 +14,11 @@ import type { HeldEpoch, HeldKey, Take } from './core.ts'
 import type { Document } from './files.ts'
 
 type Delivery = BodyOf<'delivery'>
-/** What the keyring needs of the TPM. */
-export type KeyringTpm = Pick<DeviceKeys, 'zgen' | 'importHmacKey' | 'hmac'> & { readonly publics: Pick<DeviceKeys['publics'], 'recipient'> }
+/** What the keyring needs of the TPM: the recipient key (TPMT_PUBLIC, and its product with a point), imported keys. */
+export interface KeyringTpm extends Pick<DeviceKeys, 'importHmacKey' | 'hmac'> {
+  readonly publics: { readonly recipient: Uint8Array }
+  zgen(point: Uint8Array): Promise<Uint8Array>
+}
 
 /** The keys of this device: in memory, and whole on the medium before anything is said about them. */
 export interface Keyring {
@@ -41,6 +44,8 @@ export interface Keyring {
   /** MAC of an application's data under a `tpm` key; never that of a proof, whatever the data. */
   mac(key: string, data: Uint8Array, epoch?: number): Promise<{ readonly epoch: number; readonly mac: Uint8Array }>
   verify(of: { readonly key: string; readonly epoch: number; readonly data: Uint8Array; readonly mac: Uint8Array }): Promise<boolean>
+  /** Puts everything at rest under another storage key, no copy under the older one left, and takes deliveries to another recipient key (and to the older ones). */
+  rekey(storage: Secret, tpm: KeyringTpm): Promise<void>
   /** Wipes what is in memory. */
   close(): void
 }
@@ -87,16 +92,19 @@ interface Key extends Omit<HeldKey, 'epochs'> {
 
 const keptWithdrawals = 8
 const keyLength = 32
+const keptRecipients = 2
 
 const heldOf = ({ epochs, ...key }: Key): HeldKey => ({ ...key, epochs: epochs.map(({ epoch, stage, readOnly }) => ({ epoch, stage, readOnly })) })
 const hex = (value: Uint8Array): string => Buffer.from(value).toString('hex')
 
 /**
- * Opens the keyring of one device. A document that does not open under the storage key counts as none (`onLoss` is told): the server delivers anew.
+ * Opens the keyring of one device. A document that does not open under a storage key counts as none (`onLoss` is told): the server delivers anew. One that opens
+ * under an `older` storage key is put under `storage` first.
  */
 export const openKeyring = async (of: {
   readonly document: Document
   readonly storage: Secret
+  readonly older?: readonly Secret[]
   readonly tpm: KeyringTpm
   readonly tenant: string
   readonly device: string
@@ -104,26 +112,36 @@ export const openKeyring = async (of: {
   readonly step: (name: string) => void
   readonly onLoss: (why: string) => void
 }): Promise<Keyring> => {
-  const { document, storage, tpm, tenant, device, random, step } = of
+  const { document, tenant, device, random, step } = of
+  let { storage, tpm } = of
   const rest = (key: string, epoch: number, kind: RestContext['kind']): RestContext => ({ tenant, device, key, epoch, kind })
   let keys: ReadonlyMap<string, Key> = new Map()
   let time = 0
   let turn: Promise<unknown> = Promise.resolve()
 
-  const read = (stored: Secret): void => {
-    const parsed = Stored.parse(decode(stored.bytes()))
+  const read = (bytes: Uint8Array, by: Secret): void => {
+    const plain = openAtRest(by, bytes, rest('', 0, 'keyring'))
+    const parsed = Stored.parse(decode(plain.bytes()))
+    plain.destroy()
     time = parsed.time
-    keys = new Map(parsed.keys.map((one) => [one.key, { ...one, epochs: one.epochs.map((entry) => openEntry(one, entry)) }]))
+    keys = new Map(parsed.keys.map((one) => [one.key, { ...one, epochs: one.epochs.map((entry) => openEntry(one, entry, by)) }]))
   }
 
-  const openEntry = (key: { key: string; protection: Protection }, entry: Omit<Entry, 'atRest' | 'open'> & { material: Uint8Array }): Entry => {
+  const openEntry = (key: { key: string; protection: Protection }, entry: Omit<Entry, 'atRest' | 'open'> & { material: Uint8Array }, by: Secret): Entry => {
     const { material, ...facts } = entry
-    const secret = openAtRest(storage, material, rest(key.key, entry.epoch, key.protection))
+    const secret = openAtRest(by, material, rest(key.key, entry.epoch, key.protection))
     const open = key.protection === 'sealed' ? { secret } : { blob: Blob.parse(decode(secret.bytes())) }
     return { ...facts, atRest: material, open }
   }
 
-  const encoded = (next: ReadonlyMap<string, Key>, at: number): Uint8Array => {
+  /** What an epoch's material looks like on the medium, under this storage key. */
+  const sealed = (by: Secret, key: { key: string; protection: Protection }, { epoch, open }: Pick<Entry, 'epoch' | 'open'>): Uint8Array => {
+    const context = rest(key.key, epoch, key.protection)
+    if ('secret' in open) return sealAtRest(by, open.secret.bytes(), context, random)
+    return sealAtRest(by, encode({ public: open.blob.public, private: open.blob.private }), context, random)
+  }
+
+  const encoded = (next: ReadonlyMap<string, Key>, at: number, by: Secret = storage): Uint8Array => {
     const stored = {
       v: 1,
       time: at,
@@ -132,7 +150,7 @@ export const openKeyring = async (of: {
         epochs: epochs.map(({ atRest, open: _open, ...entry }) => ({ ...entry, material: atRest })),
       })),
     }
-    return sealAtRest(storage, encode(stored), rest('', 0, 'keyring'), random)
+    return sealAtRest(by, encode(stored), rest('', 0, 'keyring'), random)
   }
 
   /** One change after the other; memory follows the medium, never the other way round. */
@@ -161,19 +179,43 @@ export const openKeyring = async (of: {
     return entry
   }
 
-  const recipient = { point: pointOf(tpm.publics.recipient), dh: async (point: Uint8Array) => await tpm.zgen(point) }
+  const recipientOf = (by: KeyringTpm): Recipient => ({ point: pointOf(by.publics.recipient), dh: async (point) => await by.zgen(point) })
+  /** Newest first. What was on its way when the recipient key changed is still for the older one. */
+  let recipients: readonly Recipient[] = [recipientOf(tpm)]
+  const opened = async (bytes: Uint8Array, context: WrapContext, [recipient, ...others]: readonly Recipient[] = recipients): Promise<Secret> => {
+    if (recipient === undefined) throw new Problem('internal', 'no recipient key')
+    try {
+      return await openSealed(bytes, context, recipient)
+    } catch (thrown) {
+      if (others.length === 0 || !(thrown instanceof Problem) || thrown.reason !== 'wrap.open') throw thrown
+      return await opened(bytes, context, others)
+    }
+  }
+
+  /** Durable under the other storage key first, then in force. */
+  const reseal = async (by: Secret): Promise<void> => {
+    const next = new Map(
+      [...keys].map(([name, key]) => [name, { ...key, epochs: key.epochs.map((entry): Entry => ({ ...entry, atRest: sealed(by, key, entry) })) }]),
+    )
+    await document.replace(encoded(next, time, by))
+    // A crash here: the keyring is under the other storage key already; both open it at the next start.
+    step('keyring.rekeyed')
+    keys = next
+    storage = by
+  }
 
   const unwrap = async (delivery: Delivery): Promise<Pick<Entry, 'atRest' | 'open'>> => {
     const { key, epoch, wrapped } = delivery
     const context: WrapContext = { tenant, device, key, epoch, protection: wrapped.protection, purpose: wrapped.protection === 'tpm' ? 'inner' : 'key' }
-    const secret = await openSealed(wrapped.sealed, context, recipient)
+    const secret = await opened(wrapped.sealed, context)
     try {
       if (wrapped.protection === 'sealed') {
         if (secret.length !== keyLength) throw new Problem('malformed', `a key of ${secret.length} bytes`, { reason: 'key.length' })
-        return { atRest: sealAtRest(storage, secret.bytes(), rest(key, epoch, 'sealed'), random), open: { secret: new Secret(secret.bytes()) } }
+        const open = { secret: new Secret(secret.bytes()) }
+        return { atRest: sealed(storage, { key, protection: 'sealed' }, { epoch, open }), open }
       }
       const blob = await tpm.importHmacKey({ public: wrapped.public, duplicate: wrapped.duplicate, seed: wrapped.seed, innerKey: secret.bytes() })
-      return { atRest: sealAtRest(storage, encode({ public: blob.public, private: blob.private }), rest(key, epoch, 'tpm'), random), open: { blob } }
+      return { atRest: sealed(storage, { key, protection: 'tpm' }, { epoch, open: { blob } }), open: { blob } }
     } finally {
       secret.destroy()
     }
@@ -185,14 +227,16 @@ export const openKeyring = async (of: {
   }
 
   const stored = await document.load()
-  if (stored !== undefined) {
+  const candidates = [storage, ...(of.older ?? [])]
+  for (const [at, candidate] of stored === undefined ? [] : candidates.entries()) {
     try {
-      const plain = openAtRest(storage, stored, rest('', 0, 'keyring'))
-      read(plain)
-      plain.destroy()
+      read(stored ?? new Uint8Array(), candidate)
+      if (candidate !== storage) await reseal(storage)
+      break
     } catch (thrown) {
+      if (!(thrown instanceof Problem || thrown instanceof z.ZodError)) throw thrown
       keys = new Map()
-      of.onLoss(thrown instanceof Error ? thrown.message : String(thrown))
+      if (at === candidates.length - 1) of.onLoss(thrown.message)
     }
   }
 
@@ -299,6 +343,13 @@ export const openKeyring = async (of: {
       const expected = await macOf(key, entryOf(key, epoch), data)
       return expected.length === mac.length && timingSafeEqual(expected, mac)
     },
+
+    rekey: async (by, next) =>
+      await change(async () => {
+        await reseal(by)
+        tpm = next
+        recipients = [recipientOf(next), ...recipients].slice(0, keptRecipients)
+      }),
 
     close() {
       for (const { epochs } of keys.values()) for (const { open } of epochs) if ('secret' in open) open.secret.destroy()

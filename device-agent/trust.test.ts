@@ -155,6 +155,7 @@ describe('a channel', () => {
     chain: Array.from({ length: 4 }, () => random(4_000)),
     trust: Array.from({ length: 4 }, () => random(4_000)),
     keys: Array.from({ length: 8 }, () => random(4_000)),
+    approvals: null,
     time: today,
   }
   test('long messages come in frames, in any company; each one is verified whole', async () => {

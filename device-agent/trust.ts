@@ -90,6 +90,7 @@ const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
   activate: ['delivery'],
   retire: ['delivery'],
   attest: ['delivery'],
+  approvals: ['delivery'],
   refusal: ['challenge', 'delivery'],
   manifest: ['challenge', 'delivery'],
 }

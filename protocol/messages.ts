@@ -34,7 +34,6 @@ const PresentedTpm2 = z.strictObject({
   ak: tpmPublic,
   srk: tpmPublic,
   ldevid: tpmPublic,
-  recipient: tpmPublic,
 })
 export const PresentedEvidence = z.discriminatedUnion('method', [PresentedTpm2])
 export type PresentedEvidence = z.infer<typeof PresentedEvidence>
@@ -50,7 +49,27 @@ export const Hello = z.strictObject({
 })
 export type Hello = z.infer<typeof Hello>
 
-/** Server → device. `hello` = SHA-256 of the signed hello as sent. */
+/** Under which policy keys are made that work under approved firmware only: PolicyAuthorize(Name(signer), ref). `signer`: the server's release-signing key, as LoadExternal takes it. */
+export const FirmwarePolicy = z.strictObject({ signer: tpmPublic, ref: fixed(32) })
+export type FirmwarePolicy = z.infer<typeof FirmwarePolicy>
+
+/** At most so many releases of a model are approved at a time: those with the highest numbers. */
+export const maxApprovals = 64
+
+/** One approved release. `policy`: PolicyPCR over these PCRs of the SHA-256 bank with its values; `signature`: raw r‖s by the signer over `policy ‖ ref`. */
+const ApprovedRelease = z.strictObject({
+  release: z.string().min(1).max(160),
+  number: z.int().min(0).max(0xffff_ffff),
+  pcrs: z.array(z.int().min(0).max(23)).min(1).max(24),
+  policy: fixed(32),
+  signature: fixed(64),
+})
+const approvalSet = { signer: tpmPublic, ref: fixed(32), approvals: z.array(ApprovedRelease).max(maxApprovals) }
+/** What is approved under one policy. Public, and worth nothing under another policy. */
+export const ApprovalSet = z.strictObject(approvalSet)
+export type ApprovalSet = z.infer<typeof ApprovalSet>
+
+/** Server → device. `hello` = SHA-256 of the signed hello as sent. `firmware`: what the recipient key of the answer has to be made under. */
 export const Challenge = z.strictObject({
   type: z.literal('challenge'),
   challenge: fixed(16),
@@ -58,6 +77,7 @@ export const Challenge = z.strictObject({
   random: fixed(32),
   credential: z.strictObject({ blob: bytes(512), secret: bytes(600) }),
   selection: PcrSelection,
+  firmware: FirmwarePolicy.nullable(),
   expires: time,
 })
 export type Challenge = z.infer<typeof Challenge>
@@ -68,6 +88,7 @@ const ProvenTpm2 = z.strictObject({
   proof: fixed(32),
   quote: attested,
   eventLog: bytes(1 << 20),
+  recipient: tpmPublic,
   certify: z.strictObject({ srk: attested, ldevid: attested, recipient: attested }),
 })
 export const ProvenEvidence = z.discriminatedUnion('method', [ProvenTpm2])
@@ -83,7 +104,7 @@ export const Answer = z.strictObject({
 })
 export type Answer = z.infer<typeof Answer>
 
-/** Server → device: certificates (DER), trust (root certificates, DER), the certificates of the server's message-signing keys. */
+/** Server → device: certificates (DER), trust (root certificates, DER), the certificates of the server's message-signing keys; what firmware its keys work under. */
 export const Identity = z.strictObject({
   type: z.literal('identity'),
   re: fixed(16),
@@ -93,6 +114,7 @@ export const Identity = z.strictObject({
   chain: z.array(certificate).min(1).max(4),
   trust: z.array(certificate).min(1).max(4),
   keys: z.array(certificate).min(1).max(8),
+  approvals: ApprovalSet.nullable(),
   time,
 })
 export type Identity = z.infer<typeof Identity>
@@ -183,10 +205,6 @@ export type Acknowledge = z.infer<typeof Acknowledge>
 export const Renew = z.strictObject({ type: z.literal('renew'), session: fixed(16), csr: bytes(2048, 32), binding: bytes(128, 8) })
 export type Renew = z.infer<typeof Renew>
 
-/** Under which policy firmware-bound keys are made: PolicyAuthorize(Name(signer), ref). `signer`: the server's release-signing key, as LoadExternal takes it. */
-export const FirmwarePolicy = z.strictObject({ signer: tpmPublic, ref: fixed(32) })
-export type FirmwarePolicy = z.infer<typeof FirmwarePolicy>
-
 /**
  * Server → device with identity: prove the state you are in now. Answered once, on this connection, by `evidence`. `ima`: first IMA entry wanted, null: none.
  * `firmware`: make a new recipient key under this policy and prove it too.
@@ -212,6 +230,10 @@ export const Evidence = z.strictObject({
   recipient: z.strictObject({ public: tpmPublic, certify: attested, srk: attested.nullable() }).nullable(),
 })
 export type Evidence = z.infer<typeof Evidence>
+
+/** Server → device with identity, on every connection and whenever a release of its model is approved: kept before that firmware is installed, so that no update strands it. */
+export const Approvals = z.strictObject({ type: z.literal('approvals'), ...approvalSet })
+export type Approvals = z.infer<typeof Approvals>
 
 /** Either direction: the next `count` frames (chunks.ts) make up one signed message of `length` bytes with this SHA-256. */
 export const Manifest = z.strictObject({
@@ -241,13 +263,14 @@ export const Body = z.discriminatedUnion('type', [
   Renew,
   Attest,
   Evidence,
+  Approvals,
   Manifest,
 ])
 export type Body = z.infer<typeof Body>
 export type BodyOf<T extends Body['type']> = Extract<Body, { type: T }>
 
 export const messagesFromDevice = ['hello', 'answer', 'report', 'acknowledge', 'renew', 'evidence', 'manifest'] as const
-export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'attest', 'manifest'] as const
+export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'attest', 'approvals', 'manifest'] as const
 
 /** What is signed. `device` is the client id (device id, or `e-…` before there is one); `id` names the request for retries and answers. */
 export const Envelope = z.strictObject({

@@ -23,14 +23,30 @@ export const enrolmentNonce = (of: {
   challengeRandom: Uint8Array
 }): Uint8Array => hash('fleetkey/1/enrol', of.tenant, of.ekName, of.purpose, of.exporter, of.helloRandom, of.challengeRandom)
 
-/** hello and challenge as the signed bytes on the wire. */
+/** hello and challenge as the signed bytes on the wire; `recipient`: the TPMT_PUBLIC that the answer carries, null where the hello had it. */
 export const enrolmentTranscript = (of: {
   hello: Uint8Array
   challenge: Uint8Array
   ldevidCsr: Uint8Array
   tlsCsr: Uint8Array
   eventLog: Uint8Array
-}): Uint8Array => hash('fleetkey/1/transcript', sha256(of.hello), sha256(of.challenge), sha256(of.ldevidCsr), sha256(of.tlsCsr), sha256(of.eventLog))
+  recipient: Uint8Array | null
+}): Uint8Array =>
+  hash(
+    'fleetkey/1/transcript',
+    sha256(of.hello),
+    sha256(of.challenge),
+    sha256(of.ldevidCsr),
+    sha256(of.tlsCsr),
+    sha256(of.eventLog),
+    of.recipient === null ? null : sha256(of.recipient),
+  )
+
+/**
+ * policyRef of keys under firmware: which model, and which generation of approvals. An approval that was ever given can be replayed for ever: withdrawing one
+ * takes a new generation, for which it is worth nothing.
+ */
+export const firmwareRef = (tenant: string, model: string, generation: number): Uint8Array => hash('fleetkey/1/firmware', tenant, model, generation)
 
 /** The nonce of a re-attestation, computed on each side and quoted: `session` is that of the connection's welcome, `challenge` and `random` are of `attest`. */
 export const attestNonce = (of: {

@@ -13,6 +13,7 @@ import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
 import { checkProfiles } from './ca/profiles.ts'
 import { readSettings, SettingsError, type Settings } from './config.ts'
+import { approveReleases } from './flows/approvals.ts'
 import { openAuthority, serverTls } from './flows/authority.ts'
 import { admitConnection } from './flows/connect.ts'
 import type { Base, Context } from './flows/context.ts'
@@ -95,6 +96,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const bus = around.bus?.(broker) ?? broker
   const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake }
   await sweepEnrolments(ctx)
+  await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
   await settleOwedAppraisals(ctx)
   await settleOwedRotations(ctx)

@@ -43,7 +43,7 @@ const genuine = async (): Promise<{ machine: Simulated; keys: DeviceKeys; id: st
 }
 const keysOf = async (machine: Machine): Promise<DeviceKeys> => {
   const tpm = new Tpm(await machine.openTpm(), { random })
-  return await openDeviceKeys(tpm, await provision(tpm, random))
+  return await openDeviceKeys(tpm, await provision(tpm))
 }
 
 interface Attack {

@@ -66,7 +66,7 @@ beforeEach(async () => {
   board = createBoard({ serial: 'GW-1', tpm, flash: new Flash() })
   install(board, releases.one)
   board.boot()
-  blobs = await provision(new Tpm(board.transport(), { random }), random)
+  blobs = await provision(new Tpm(board.transport(), { random }))
   attester = await openAttester()
   await addStation(ctx, operator(), { id: factory.id, publicKey: factory.publicKey })
   await importEndorsement(ctx, operator(), { certificate: toPem('CERTIFICATE', ca.certificate), test: true })

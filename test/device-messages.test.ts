@@ -65,8 +65,9 @@ beforeEach(async () => {
   const rows = [enrolled('gw-1', own.spki), enrolled('gw-2', stranger.spki)]
   await ctx.store.commit({ writes: rows.map((row) => ({ table: 'device', do: 'insert', row })), entries: [anEntry()] })
   from = ctx.bus.connect({ client: 'gw-1', device: 'gw-1' })
-  await expect.poll(() => ctx.bus.sent.length).toBe(1)
-  const [welcome] = ctx.bus.take('gw-1')
+  await expect.poll(() => ctx.bus.sent.length).toBe(2)
+  const [welcome, approvals] = ctx.bus.take('gw-1')
+  expect(readMessage(approvals ?? new Uint8Array(), { max }).envelope.body.type).toBe('approvals')
   session = (readMessage(welcome ?? new Uint8Array(), { max }).envelope.body as BodyOf<'welcome'>).session
   sequence = 0
 })

@@ -20,6 +20,7 @@ import { templates } from '@fleetkey/tpm2/templates.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { approver } from './approver.ts'
 import { hasProgram } from './programs.ts'
 import { socketFree, startSwtpm, type RunningSwtpm } from './swtpm.ts'
 import { openWorld, random, until } from './world.ts'
@@ -91,7 +92,7 @@ describe.skipIf(!here)('handles that a crash has left', () => {
   let blobs: DeviceKeyBlobs
   beforeAll(async () => {
     running = await startSwtpm()
-    blobs = await withTpm(async (tpm) => await provision(tpm, random))
+    blobs = await withTpm(async (tpm) => await provision(tpm))
   })
   afterAll(async () => await running.stop())
 
@@ -127,10 +128,13 @@ describe.skipIf(!here)('handles that a crash has left', () => {
   test('are freed when somebody fills the TPM while the agent runs', async () => {
     await withTpm(async (tpm, transport) => {
       const keys = await openDeviceKeys(tpm, blobs)
-      const before = await keys.storageKey()
+      const maker = approver()
+      const { storage } = await keys.make(maker.policy())
+      keys.approve([await maker.running(tpm)])
+      const before = await keys.storageKey(storage)
       await keys.close()
       await leak(new Tpm(transport, { random }), full)
-      expect(await keys.storageKey()).toEqual(before)
+      expect(await keys.storageKey(storage)).toEqual(before)
       await keys.close()
     })
   })
@@ -190,7 +194,7 @@ describe.skipIf(!here)('passwords of hierarchies', () => {
     })
     await withTpm(
       async (tpm) => {
-        const keys = await openDeviceKeys(tpm, await provision(tpm, random))
+        const keys = await openDeviceKeys(tpm, await provision(tpm))
         expect(await keys.quote([{ hash: 'sha256', pcrs: [0] }], random(32))).toBeDefined()
         expect(await keys.certify('srk', random(32))).toBeDefined()
         await keys.close()
@@ -220,7 +224,7 @@ describe.skipIf(!here)('passwords of hierarchies', () => {
   ]
   test.each(wrong)('%s: said in plain words, which hierarchy and what to do', async (_name, choose, want) => {
     const chosen = choose(files())
-    const error = await withTpm(async (tpm) => await inPlainWords(tpm, chosen, async () => await provision(tpm, random)), { files: chosen }).catch(
+    const error = await withTpm(async (tpm) => await inPlainWords(tpm, chosen, async () => await provision(tpm)), { files: chosen }).catch(
       (thrown: unknown) => thrown,
     )
     expect(error).toMatchObject({ name: 'TpmTrouble', message: expect.stringMatching(want), cause: expect.any(TpmError) })
@@ -266,7 +270,7 @@ describe.skipIf(!here)('passwords of hierarchies', () => {
       /^warn: the TPM is in lockout: 2 wrong passwords, 2 are allowed; one more attempt is possible after 10 min, all are forgotten after 20 min .* fleetkey-agent tpm reset-lockout --lockout-auth-file FILE > /,
     )
     // Our own keys are exempt: a lockout that somebody else provokes does not stop the agent.
-    const blobs = await withTpm(async (tpm) => await provision(tpm, random), { files: files() })
+    const blobs = await withTpm(async (tpm) => await provision(tpm), { files: files() })
     await withTpm(
       async (tpm) => {
         const keys = await openDeviceKeys(tpm, blobs)

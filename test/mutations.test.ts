@@ -105,7 +105,6 @@ const hello: Hello = {
     ak: publics[1] ?? rsa,
     srk: publics[2] ?? rsa,
     ldevid: publics[3] ?? rsa,
-    recipient: publics[4] ?? rsa,
   },
   random: randomBytes(32),
   agent: 'test',

@@ -63,7 +63,7 @@ const stall = async (work: () => Promise<unknown>): Promise<number> => {
 const useKeys = async (spec: string): Promise<void> => {
   const transport = await openTransport(spec)
   const tpm = new Tpm(transport, { random })
-  const keys = await openDeviceKeys(tpm, await provision(tpm, random))
+  const keys = await openDeviceKeys(tpm, await provision(tpm))
   expect(await keys.sign(random(10))).toHaveLength(64)
   await keys.close()
   await transport.close()
@@ -176,7 +176,7 @@ describe('a TPM that talks nonsense', () => {
     const open = async () => await openTransport(peer.spec, { patience: 300 })
     const transport = reopening(open, await open())
     const tpm = new Tpm(transport, { random })
-    const keys = await openDeviceKeys(tpm, await provision(tpm, random))
+    const keys = await openDeviceKeys(tpm, await provision(tpm))
     peer.behave(manners)
     for (let attempt = 0; attempt < 3; attempt++) {
       const error = await keys.sign(random(10)).then(

@@ -1,11 +1,13 @@
 import { randomBytes } from 'node:crypto'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { createSoftwareTpm, type SoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
-import { openDeviceKeys, provision, type DeviceKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
+import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys, type FirmwareKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
+import { authPolicyOf, type ApprovalSet } from '@fleetkey/tpm2/firmware.ts'
 import { TpmTransportError } from '@fleetkey/tpm2/errors.ts'
 import { wrapForImport } from '@fleetkey/tpm2/import.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
+import { approver } from './approver.ts'
 
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 const codeOf = (command: Uint8Array): number => Buffer.from(command).readUInt32BE(6)
@@ -32,21 +34,31 @@ const interposed = (tpm: SoftwareTpm, change: (response: Uint8Array, command: Ui
 describe('somebody on the bus', () => {
   let tpm: SoftwareTpm
   let blobs: DeviceKeyBlobs
+  let bound: FirmwareKeyBlobs
+  let approved: ApprovalSet
   let secret: Uint8Array
+  const maker = approver()
+  const open = async (transport: Transport): Promise<DeviceKeys> => {
+    const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
+    keys.approve([approved])
+    return keys
+  }
   beforeAll(async () => {
     tpm = createSoftwareTpm({ random, now: () => Date.now() })
     const client = new Tpm(tpm.transport(), { random })
-    blobs = await provision(client, random)
-    const keys = await openDeviceKeys(client, blobs)
-    secret = await keys.storageKey()
+    blobs = await provision(client)
+    approved = await maker.running(client)
+    const keys = await open(tpm.transport())
+    bound = await keys.make(maker.policy())
+    secret = await keys.storageKey(bound.storage)
     await keys.close()
   })
 
   test('does not see the storage key, nor the key of an inner wrapper', async () => {
     const { transport, wire } = interposed(tpm)
-    const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
-    expect(await keys.storageKey()).toEqual(secret)
-    const wrapped = wrapForImport({ parent: keys.publics.srk, key: random(32), random })
+    const keys = await open(transport)
+    expect(await keys.storageKey(bound.storage)).toEqual(secret)
+    const wrapped = wrapForImport({ parent: keys.publics.srk, key: random(32), authPolicy: authPolicyOf(maker.policy()), random })
     await keys.importHmacKey(wrapped)
     await keys.close()
     expect(wire.map(codeOf)).toEqual(expect.arrayContaining([unseal, importObject]))
@@ -70,8 +82,8 @@ describe('somebody on the bus', () => {
         length = response.length
         return at === null ? response : response.map((byte, index) => (index === at ? byte ^ 0x10 : byte))
       })
-      const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
-      const asked = code === unseal ? keys.storageKey() : keys.zgen(point)
+      const keys = await open(transport)
+      const asked = code === unseal ? keys.storageKey(bound.storage) : keys.zgen(bound.recipient, point)
       const outcome: unknown = await asked.catch((error: unknown) => error)
       await keys.close().catch(() => undefined)
       return outcome
@@ -90,8 +102,8 @@ describe('somebody on the bus', () => {
       first ??= response
       return first
     })
-    const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
-    expect(await keys.storageKey()).toEqual(secret)
-    await expect(keys.storageKey()).rejects.toThrow(/HMAC does not verify/)
+    const keys = await open(transport)
+    expect(await keys.storageKey(bound.storage)).toEqual(secret)
+    await expect(keys.storageKey(bound.storage)).rejects.toThrow(/HMAC does not verify/)
   })
 })

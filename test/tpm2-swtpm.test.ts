@@ -2,8 +2,9 @@ import { createHmac, createECDH, createPublicKey, randomBytes, verify } from 'no
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { verifyAttest, parseAttest } from '@fleetkey/tpm2/attest.ts'
 import { makeCredential } from '@fleetkey/tpm2/credential.ts'
-import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
+import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys, type FirmwareKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
 import { TpmError } from '@fleetkey/tpm2/errors.ts'
+import { authPolicyOf, NotApproved } from '@fleetkey/tpm2/firmware.ts'
 import { pcrDigest } from '@fleetkey/tpm2/event-log.ts'
 import { wrapForImport } from '@fleetkey/tpm2/import.ts'
 import { nameOf } from '@fleetkey/tpm2/names.ts'
@@ -12,6 +13,7 @@ import { mismatch, templates } from '@fleetkey/tpm2/templates.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
+import { approver } from './approver.ts'
 import { hasProgram } from './programs.ts'
 import { startSwtpm, type RunningSwtpm } from './swtpm.ts'
 
@@ -48,14 +50,19 @@ describe.each([
   let tpm: Tpm
   let blobs: DeviceKeyBlobs
   let keys: DeviceKeys
+  let bound: FirmwareKeyBlobs
+  const maker = approver()
+  const authPolicy = authPolicyOf(maker.policy())
 
   beforeAll(async () => {
     if (!here) return
     bench = await start()
     transport = await bench.open()
     tpm = new Tpm(transport, { random })
-    blobs = await provision(tpm, random)
+    blobs = await provision(tpm)
     keys = await openDeviceKeys(tpm, blobs)
+    bound = await keys.make(maker.policy())
+    keys.approve([await maker.running(tpm)])
   }, 60_000)
   afterAll(async () => {
     if (!here) return
@@ -65,11 +72,14 @@ describe.each([
   })
 
   test.skipIf(!here)('every public area matches its template and no other', () => {
-    for (const role of ['ek', 'ak', 'srk', 'ldevid', 'recipient'] as const) {
+    for (const role of ['ek', 'ak', 'srk', 'ldevid'] as const) {
       expect(mismatch(keys.publics[role], role)).toBeUndefined()
       for (const other of ['ek', 'ak', 'srk', 'ldevid', 'recipient'] as const)
         if (other !== role) expect(mismatch(keys.publics[role], other), `${role} as ${other}`).toBeDefined()
     }
+    expect(mismatch(bound.recipient.public, 'recipient', authPolicy)).toBeUndefined()
+    expect(mismatch(bound.recipient.public, 'recipient')).toBe('attributes')
+    expect(mismatch(bound.recipient.public, 'recipient', authPolicyOf(maker.policy(random(32))))).toBe('policy')
     expect(keys.ekName).toEqual(nameOf(keys.publics.ek))
   })
 
@@ -91,11 +101,16 @@ describe.each([
     expect(quote).toMatchObject({ type: 'quote', selection: [{ hash: 0x0b, pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }] })
     expect(Buffer.from(quote.extraData)).toEqual(Buffer.from(nonce))
     if (quote.type === 'quote') expect(Buffer.from(quote.pcrDigest)).toEqual(Buffer.from(pcrDigest(values, [0, 1, 2, 3, 4, 5, 7, 11])))
-    for (const role of ['srk', 'ldevid', 'recipient'] as const) {
-      const certified = await keys.certify(role, nonce)
+    const certifiable = [
+      ['srk', keys.publics.srk],
+      ['ldevid', keys.publics.ldevid],
+      [bound.recipient, bound.recipient.public],
+    ] as const
+    for (const [key, publicBytes] of certifiable) {
+      const certified = await keys.certify(key, nonce)
       expect(verifyAttest(certified.attest, certified.signature, keys.publics.ak)).toBe(true)
       const parsed = parseAttest(certified.attest)
-      expect(parsed.type === 'certify' && Buffer.compare(parsed.name, nameOf(keys.publics[role]))).toBe(0)
+      expect(parsed.type === 'certify' && Buffer.compare(parsed.name, nameOf(publicBytes))).toBe(0)
     }
   })
 
@@ -108,16 +123,16 @@ describe.each([
   test.skipIf(!here)('multiplies with the recipient key, and refuses a point off the curve', async () => {
     const pair = createECDH('prime256v1')
     pair.generateKeys()
-    const expected = pair.computeSecret(pointOf(keys.publics.recipient))
-    expect(Buffer.from(await keys.zgen(pair.getPublicKey()))).toEqual(expected)
+    const expected = pair.computeSecret(pointOf(bound.recipient.public))
+    expect(Buffer.from(await keys.zgen(bound.recipient, pair.getPublicKey()))).toEqual(expected)
     const off = Uint8Array.from(pair.getPublicKey())
     off[64] = (off[64] ?? 0) ^ 1
-    await expect(keys.zgen(off)).rejects.toThrow(TpmError)
+    await expect(keys.zgen(bound.recipient, off)).rejects.toThrow(TpmError)
   })
 
   test.skipIf(!here)('imports an HMAC key that never leaves', async () => {
     const key = random(32)
-    const wrapped = wrapForImport({ parent: keys.publics.srk, key, random })
+    const wrapped = wrapForImport({ parent: keys.publics.srk, key, authPolicy, random })
     const blob = await keys.importHmacKey(wrapped)
     for (const length of [0, 1, 1024, 1025, 5000]) {
       const data = random(length)
@@ -127,12 +142,12 @@ describe.each([
     changed[40] = (changed[40] ?? 0) ^ 1
     await expect(keys.importHmacKey({ ...wrapped, duplicate: changed })).rejects.toThrow(TpmError)
     await expect(keys.importHmacKey({ ...wrapped, innerKey: random(16) })).rejects.toThrow(TpmError)
-    const other = wrapForImport({ parent: keys.publics.srk, key, random })
+    const other = wrapForImport({ parent: keys.publics.srk, key, authPolicy, random })
     await expect(keys.importHmacKey({ ...wrapped, public: other.public })).rejects.toThrow(TpmError)
   })
 
   test.skipIf(!here)('unseals the same storage key, also after a power cycle in the middle', async () => {
-    const before = await keys.storageKey()
+    const before = await keys.storageKey(bound.storage)
     const count = await keys.resetCount()
     expect(before).toHaveLength(32)
     await keys.close()
@@ -141,13 +156,15 @@ describe.each([
     transport = await bench.open()
     tpm = new Tpm(transport, { random })
     keys = await openDeviceKeys(tpm, blobs)
-    expect(await keys.storageKey()).toEqual(before)
+    await expect(keys.storageKey(bound.storage)).rejects.toThrow(NotApproved)
+    keys.approve([await maker.running(tpm)])
+    expect(await keys.storageKey(bound.storage)).toEqual(before)
     expect(await keys.resetCount()).toBeGreaterThan(count)
   })
 
   test.skipIf(!here)('takes turns when many ask at once, with three slots', async () => {
     const key = random(32)
-    const blob = await keys.importHmacKey(wrapForImport({ parent: keys.publics.srk, key, random }))
+    const blob = await keys.importHmacKey(wrapForImport({ parent: keys.publics.srk, key, authPolicy, random }))
     const data = random(64)
     const work = Array.from({ length: 8 }, async (_, at) =>
       at % 4 === 0
@@ -156,7 +173,7 @@ describe.each([
           ? await keys.hmac(blob, data)
           : at % 4 === 2
             ? await keys.sign(data)
-            : await keys.storageKey(),
+            : await keys.storageKey(bound.storage),
     )
     expect((await Promise.all(work)).length).toBe(8)
   })
@@ -173,7 +190,7 @@ describe.each([
     await tpm.exclusive(async () => await tpm.clear())
     await expect(openDeviceKeys(tpm, blobs)).rejects.toThrow(/INTEGRITY/)
     expect(templates.ak.type).toBe(0x23)
-    blobs = await provision(tpm, random)
+    blobs = await provision(tpm)
     keys = await openDeviceKeys(tpm, blobs)
   })
 })

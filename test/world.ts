@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, type Client } from '@fleetkey/cli/client.ts'
 import { startAgent, type Agent } from '@fleetkey/device-agent/agent.ts'
+import { openBoundKeys } from '@fleetkey/device-agent/bound-keys.ts'
 import { trustOfBundle, type PasswordFiles, type Settings } from '@fleetkey/device-agent/config.ts'
 import { openDocument } from '@fleetkey/device-agent/files.ts'
 import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
@@ -25,14 +26,11 @@ import {
 } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import type { Bundle } from '@fleetkey/protocol/admin.ts'
-import { decode } from '@fleetkey/protocol/cbor.ts'
-import { Secret } from '@fleetkey/protocol/secret.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { EmbeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
 import { startServer, type RunningServer } from '@fleetkey/server/main.ts'
 import { alg, ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
-import { openDeviceKeys, type DeviceKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
 import { eventType, marshalEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { templates } from '@fleetkey/tpm2/templates.ts'
@@ -239,11 +237,14 @@ export const storedIdentity = async (world: World, machine: Machine): Promise<Id
   const transport = await machine.openTpm()
   const folder = join(world.folder, 'agents', machine.serial)
   const document = (name: string) => openDocument({ files: nodeFileSystem, folder, name, step: () => undefined })
-  const blobs = decode((await document('tpm-keys').load()) ?? new Uint8Array()) as DeviceKeyBlobs & { v: 1 }
-  const keys = await openDeviceKeys(new Tpm(transport, { random }), blobs)
+  const options = { blobs: document('tpm-keys'), approvals: document('approvals'), step: () => undefined, log: () => undefined }
+  const bound = await openBoundKeys({ tpm: new Tpm(transport, { random }), ...options })
+  const [pair] = bound.pairs
+  const storage = pair === undefined ? undefined : await bound.open(pair)
+  if (storage === undefined) throw new Error(`${machine.serial} is locked`)
   const store = identityStore({
     document: document('identity'),
-    storage: new Secret(await keys.storageKey()),
+    storage,
     tenant: world.bundle.tenant,
     random,
     onLoss: (why) => {
@@ -251,7 +252,7 @@ export const storedIdentity = async (world: World, machine: Machine): Promise<Id
     },
   })
   const identity = await store.load()
-  await keys.close()
+  await bound.keys.close()
   await transport.close()
   if (identity === undefined) throw new Error(`${machine.serial} has no identity`)
   return identity

@@ -3,12 +3,14 @@ import { alg, curve, ekCertificateIndex, handle as known } from './constants.ts'
 import { rc, TpmError } from './errors.ts'
 import { parseSignature, rawOf } from './attest.ts'
 import { derPrefix } from './ek-certificates.ts'
+import { authPolicyOf, NotApproved, underPolicy, type ApprovalSet, type FirmwarePolicy } from './firmware.ts'
 import { withPasswords } from './hierarchy.ts'
 import { Ledger } from './ledger.ts'
+import { PolicySessions } from './policy-session.ts'
 import { freeStale, isCrowded } from './stale.ts'
 import { parsePublic, type PcrBank } from './structures.ts'
 import { templates } from './templates.ts'
-import type { LoadedKey, Tpm } from './tpm.ts'
+import type { Entity, LoadedKey, Tpm } from './tpm.ts'
 
 /** A key outside the TPM: only its own TPM can load it. `public`: TPMT_PUBLIC; `private`: content of TPM2B_PRIVATE. */
 export interface KeyBlob {
@@ -16,9 +18,14 @@ export interface KeyBlob {
   readonly private: Uint8Array
 }
 
-/** What a device keeps on its disk; everything else is derived again. */
+/** What a device keeps on its disk from its first start on; everything else is derived again. */
 export interface DeviceKeyBlobs {
   readonly ldevid: KeyBlob
+}
+
+/** Keys that work under approved firmware only. */
+export interface FirmwareKeyBlobs {
+  readonly policy: FirmwarePolicy
   readonly recipient: KeyBlob
   /** Sealed storage key, 32 bytes. */
   readonly storage: KeyBlob
@@ -32,21 +39,27 @@ export interface Attestation {
 /** The keys of one device. Calls may overlap; they take turns. Secrets come as plain bytes: wrap and wipe them. */
 export interface DeviceKeys {
   /** TPMT_PUBLIC of each. */
-  readonly publics: { readonly ek: Uint8Array; readonly ak: Uint8Array; readonly srk: Uint8Array; readonly ldevid: Uint8Array; readonly recipient: Uint8Array }
+  readonly publics: { readonly ek: Uint8Array; readonly ak: Uint8Array; readonly srk: Uint8Array; readonly ldevid: Uint8Array }
   readonly ekName: Uint8Array
   /** EK certificate from NV, DER, padding cut; null when the TPM has none. */
   ekCertificate(): Promise<Uint8Array | null>
   /** The secret that the server put into a credential for this EK and AK. */
   activate(credential: { readonly blob: Uint8Array; readonly secret: Uint8Array }): Promise<Uint8Array>
   quote(selection: readonly { readonly hash: 'sha256' | 'sha384'; readonly pcrs: readonly number[] }[], qualifyingData: Uint8Array): Promise<Attestation>
-  certify(role: 'srk' | 'ldevid' | 'recipient', qualifyingData: Uint8Array): Promise<Attestation>
+  /** Works whatever firmware runs, also for a key under firmware: it says that the key is in this TPM, not that it may be used. */
+  certify(key: 'srk' | 'ldevid' | KeyBlob, qualifyingData: Uint8Array): Promise<Attestation>
   /** ECDSA P-256 with SHA-256 by the LDevID key over `data`: raw r‖s, 64 bytes. */
   sign(data: Uint8Array): Promise<Uint8Array>
-  /** Recipient key times this point (65 bytes, uncompressed): x coordinate, 32 bytes. */
-  zgen(point: Uint8Array): Promise<Uint8Array>
-  storageKey(): Promise<Uint8Array>
+  /** Makes a recipient key and a storage key under this policy. They work once the running firmware is approved under it. */
+  make(policy: FirmwarePolicy): Promise<FirmwareKeyBlobs>
+  /** What is approved from now on, by policy. */
+  approve(sets: readonly ApprovalSet[]): void
+  /** Recipient key times this point (65 bytes, uncompressed): x coordinate, 32 bytes. Throws NotApproved. */
+  zgen(recipient: KeyBlob, point: Uint8Array): Promise<Uint8Array>
+  /** The 32 bytes of a sealed storage key. Throws NotApproved. */
+  storageKey(storage: KeyBlob): Promise<Uint8Array>
   importHmacKey(wrapped: { public: Uint8Array; duplicate: Uint8Array; seed: Uint8Array; innerKey: Uint8Array }): Promise<KeyBlob>
-  /** HMAC-SHA256 by an imported key. */
+  /** HMAC-SHA256 by an imported key. Throws NotApproved. */
   hmac(key: KeyBlob, data: Uint8Array): Promise<Uint8Array>
   resetCount(): Promise<number>
   /** Flushes what is loaded. The transport stays open: its owner closes it. */
@@ -70,29 +83,27 @@ const certificateIndex = (ek: Uint8Array): number => {
   return key.type === alg.ecc && key.curve === curve.p384 ? ekCertificateIndex.ecc384 : ekCertificateIndex.ecc
 }
 
-/** Makes the keys of a device that has none: LDevID and recipient key below the SRK, and the sealed storage key. `random`: for the storage key. */
-export const provision = async (tpm: Tpm, random: (length: number) => Uint8Array): Promise<DeviceKeyBlobs> =>
+/** Makes the key of a device that has none: the LDevID key below the SRK. What is bound to firmware comes later (`make`): its policy is the server's to say. */
+export const provision = async (tpm: Tpm): Promise<DeviceKeyBlobs> =>
   await tpm.exclusive(async () => {
     await freeStale(tpm)
     const ledger = new Ledger(tpm)
     try {
       await ensureProtected(tpm, ledger)
       const srk = await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
-      const ldevid = await tpm.create(srk, templates.ldevid)
-      const recipient = await tpm.create(srk, templates.recipient)
-      // Random of the TPM and of the host together: neither alone decides.
-      const fresh = createHash('sha256')
-        .update(random(32))
-        .update(await tpm.getRandom(32))
-        .digest()
-      const storage = await tpm.create(srk, templates.sealed, fresh)
-      fresh.fill(0)
-      return { ldevid, recipient, storage }
+      return { ldevid: await tpm.create(srk, templates.ldevid) }
     } finally {
       await ledger.clear()
       await tpm.unprotect()
     }
   })
+
+/** Random of the TPM and of the host together: neither alone decides. */
+const freshKey = async (tpm: Tpm): Promise<Uint8Array> =>
+  createHash('sha256')
+    .update(tpm.random(32))
+    .update(await tpm.getRandom(32))
+    .digest()
 
 const ensureProtected = async (tpm: Tpm, ledger: Ledger): Promise<void> => {
   if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await withPasswords(tpm, async () => await createEk(tpm))))
@@ -104,12 +115,21 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
   const ek = async (): Promise<LoadedKey> => await ledger.use('ek', async () => await createEk(tpm))
   const ak = async (): Promise<LoadedKey> => await ledger.use('ak', async () => await tpm.createPrimary(known.endorsement, templates.ak))
   const srk = async (): Promise<LoadedKey> => await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
-  const child = async (name: string, blob: KeyBlob): Promise<LoadedKey> => await ledger.use(name, async () => await tpm.load(await srk(), blob))
+  const child = async (blob: KeyBlob): Promise<LoadedKey> => await ledger.use(nameInLedger(blob), async () => await tpm.load(await srk(), blob))
+  let approved: readonly ApprovalSet[] = []
+  const policies = new PolicySessions({ tpm, sets: () => approved, salter: ek, load: async (name, load) => await ledger.use(name, load) })
+  /** Loads a key and has it authorised as its public area says: by an empty value, or by the policy it is under. */
+  const authorised = async <R>(blob: KeyBlob, use: (key: Entity) => Promise<R>): Promise<R> => {
+    const { authPolicy } = parsePublic(blob.public)
+    if (authPolicy.length === 0) return await use(await child(blob))
+    return await policies.under(authPolicy, async (session) => await use({ ...(await child(blob)), session }))
+  }
 
   /** The TPM was reset or out of reach: what was loaded may be gone, and a command may have been carried out without our knowing. */
   let lost = false
   const startOver = async (): Promise<void> => {
     ledger.forget()
+    policies.forget()
     await freeStale(tpm)
     lost = false
   }
@@ -120,7 +140,7 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
       await ensureProtected(tpm, ledger)
       return await work()
     } catch (error) {
-      lost ||= !(error instanceof TpmError) || wasReset(error) || isCrowded(error)
+      if (!(error instanceof NotApproved)) lost ||= !(error instanceof TpmError) || wasReset(error) || isCrowded(error)
       throw error
     }
   }
@@ -140,9 +160,9 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
     await freeStale(tpm)
     await ensureProtected(tpm, ledger)
     const [endorsement, attestation, storage] = [await ek(), await ak(), await srk()]
-    await child('ldevid', blobs.ldevid)
+    await child(blobs.ldevid)
     return {
-      keys: { ek: endorsement.public, ak: attestation.public, srk: storage.public, ldevid: blobs.ldevid.public, recipient: blobs.recipient.public },
+      keys: { ek: endorsement.public, ak: attestation.public, srk: storage.public, ldevid: blobs.ldevid.public },
       ekName: endorsement.name,
     }
   })
@@ -165,35 +185,55 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
         const banks = selection.map(({ hash, pcrs }): PcrBank => ({ hash: hashIds[hash], pcrs }))
         return await tpm.quote(await ak(), banks, qualifyingData)
       }),
-    certify: async (role, qualifyingData) =>
+    certify: async (key, qualifyingData) =>
       await run(async () => {
-        const object = role === 'srk' ? await srk() : await child(role, blobs[role])
+        const object = key === 'srk' ? await srk() : await child(key === 'ldevid' ? blobs.ldevid : key)
         return await tpm.certify(object, await ak(), qualifyingData)
       }),
     sign: async (data) =>
       await run(async () => {
         const digest = createHash('sha256').update(data).digest()
-        return rawOf(parseSignature(await tpm.sign(await child('ldevid', blobs.ldevid), digest)))
+        return rawOf(parseSignature(await tpm.sign(await child(blobs.ldevid), digest)))
       }),
-    zgen: async (point) => await run(async () => await tpm.ecdhZGen(await child('recipient', blobs.recipient), point.subarray(1, 33), point.subarray(33, 65))),
-    storageKey: async () => await run(async () => await tpm.unseal(await child('storage', blobs.storage))),
+    make: async (policy) =>
+      await run(async () => {
+        const authPolicy = authPolicyOf(policy)
+        const parent = await srk()
+        // TPM2_Create takes a slot while it works.
+        await ledger.makeRoom('srk')
+        const recipient = await tpm.create(parent, underPolicy(templates.recipient, authPolicy))
+        const fresh = await freshKey(tpm)
+        const storage = await tpm.create(parent, underPolicy(templates.sealed, authPolicy), fresh)
+        fresh.fill(0)
+        return { policy, recipient, storage }
+      }),
+    approve: (sets) => {
+      approved = sets
+    },
+    zgen: async (recipient, point) =>
+      await run(async () => await authorised(recipient, async (key) => await tpm.ecdhZGen(key, point.subarray(1, 33), point.subarray(33, 65)))),
+    storageKey: async (storage) => await run(async () => await authorised(storage, async (object) => await tpm.unseal(object))),
     importHmacKey: async (wrapped) => await run(async () => ({ public: wrapped.public, private: await tpm.import(await srk(), wrapped) })),
     hmac: async (key, data) =>
-      await run(async () => {
-        const name = `hmac/${createHash('sha256').update(key.private).digest('base64')}`
-        const loaded = await child(name, key)
-        // A sequence takes a slot of its own.
-        if (data.length > 1024) await ledger.makeRoom(name)
-        return await tpm.hmac(loaded, data)
-      }),
+      await run(
+        async () =>
+          await authorised(key, async (loaded) => {
+            // A sequence takes a slot of its own.
+            if (data.length > 1024) await ledger.makeRoom(nameInLedger(key))
+            return await tpm.hmac(loaded, data)
+          }),
+      ),
     resetCount: async () => await run(async () => (await tpm.readClock()).resetCount),
     close: async () =>
       await tpm.exclusive(async () => {
+        await policies.close()
         await ledger.clear()
         await tpm.unprotect()
       }),
   }
 }
+
+const nameInLedger = (blob: KeyBlob): string => `key/${createHash('sha256').update(blob.private).digest('base64')}`
 
 /** A handle or session that we hold is unknown to the TPM, or it wants to be started. */
 const wasReset = (error: TpmError): boolean =>

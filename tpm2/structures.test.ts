@@ -203,7 +203,7 @@ describe('templates', () => {
   test('nothing is wrapped to a key that is not on its curve', () => {
     const ek = marshalPublic({ ...keyOf('ek'), y: new Uint8Array(32).fill(9) })
     expect(() => makeCredential({ ek, name: new Uint8Array(34), secret: { bytes: () => new Uint8Array(32) }, random })).toThrow(TpmFormatError)
-    expect(() => wrapForImport({ parent: ek, key: new Uint8Array(32), random })).toThrow(TpmFormatError)
+    expect(() => wrapForImport({ parent: ek, key: new Uint8Array(32), authPolicy: new Uint8Array(32), random })).toThrow(TpmFormatError)
   })
 })
 

@@ -1,5 +1,6 @@
 import { ascii, empty, sameBytes } from './bytes.ts'
 import { alg, attribute, curve } from './constants.ts'
+import { underPolicy } from './firmware.ts'
 import { ekPolicy, ekPolicyB } from './policies.ts'
 import { parsePublic, type EccPublic, type KeyedHashPublic, type Public, type RsaPublic, type Symmetric } from './structures.ts'
 
@@ -70,10 +71,10 @@ const ak = ecc({ attributes: own | userWithAuth | noDA | restricted | sign, sche
 /** Identity key, child of the SRK: signs the device's messages. */
 const ldevid = ecc({ attributes: own | userWithAuth | noDA | sign, scheme: ecdsa })
 
-/** Recipient key, child of the SRK: keys are wrapped to it. */
+/** Recipient key, child of the SRK: keys are wrapped to it. Made under a firmware policy (firmware.ts), which takes the place of the password. */
 const recipient = ecc({ attributes: own | userWithAuth | noDA | decrypt })
 
-/** A sealed object: the storage key. */
+/** A sealed object: the storage key. Made under a firmware policy. */
 const sealed: KeyedHashPublic = {
   type: alg.keyedhash,
   nameAlg: alg.sha256,
@@ -86,7 +87,10 @@ const sealed: KeyedHashPublic = {
 export const templates = { ekEcc, ekRsa, ekEccHigh, ekRsaHigh, ekEcc384, srk, ak, ldevid, recipient, sealed } as const
 export type KeyRole = 'ek' | 'srk' | 'ak' | 'ldevid' | 'recipient'
 
-const expectedOf = (role: KeyRole, key: Public): Public => (role === 'ek' ? ekTemplateFor(key) : templates[role])
+const expectedOf = (role: KeyRole, key: Public, authPolicy: Uint8Array | null): Public => {
+  const template = role === 'ek' ? ekTemplateFor(key) : templates[role]
+  return authPolicy === null ? template : underPolicy(template, authPolicy)
+}
 
 /** Bytes of a coordinate. */
 export const fieldSize = (key: EccPublic): number => (key.curve === curve.p384 ? 48 : 32)
@@ -99,11 +103,12 @@ export const sameSymmetric = (a: Symmetric | null, b: Symmetric | null): boolean
 
 /**
  * First field in which a public area differs from the template of its role, `undefined` when only the key itself differs. A key that differs anywhere
- * else is not ours: one attribute decides whether it can leave the TPM or sign what it likes. An EK may be of any EK template. Throws TpmFormatError.
+ * else is not ours: one attribute decides whether it can leave the TPM or sign what it likes. An EK may be of any EK template. `authPolicy`: the policy that a
+ * key under firmware must be under, and then under nothing else. Throws TpmFormatError.
  */
-export const mismatch = (publicBytes: Uint8Array, role: KeyRole): string | undefined => {
+export const mismatch = (publicBytes: Uint8Array, role: KeyRole, authPolicy: Uint8Array | null = null): string | undefined => {
   const key = parsePublic(publicBytes)
-  const expected = expectedOf(role, key)
+  const expected = expectedOf(role, key, authPolicy)
   if (key.type !== expected.type) return 'type'
   if (key.nameAlg !== expected.nameAlg) return 'name-algorithm'
   if (key.attributes !== expected.attributes) return 'attributes'

@@ -13,6 +13,8 @@ export interface Entity {
   readonly name: Uint8Array
   /** Authorisation value; everything of ours has an empty one. */
   readonly auth?: Uint8Array
+  /** For an object under a policy: a policy session in which that is satisfied. It serves for one command. */
+  readonly session?: Session
 }
 
 export interface LoadedKey extends Entity {
@@ -203,13 +205,15 @@ export class Tpm {
 
   /** The authorisation of an entity with an (empty) value. `directions`: which first parameters are TPM2Bs worth encrypting. */
   #auth(entity: Entity, directions: 'none' | 'in' | 'out' | 'both' = 'none'): Use | 'password' {
-    if (this.#session === undefined) {
+    const session = entity.session ?? this.#session
+    if (session === undefined) {
       if (entity.auth !== undefined && entity.auth.length > 0) throw new Error('an authorisation value needs a session')
       return 'password'
     }
     const decrypt = directions === 'in' || directions === 'both' ? flag.decrypt : 0
     const encrypt = directions === 'out' || directions === 'both' ? flag.encrypt : 0
-    return { session: this.#session, attributes: flag.continue | decrypt | encrypt, auth: entity.auth ?? empty }
+    // A policy that does not ask for the authorisation value has no use for it, in HMACs or otherwise (Part 1 §19.6.5).
+    return { session, attributes: flag.continue | decrypt | encrypt, auth: entity.session === undefined ? (entity.auth ?? empty) : empty }
   }
 
   /** TPM2_Startup(CLEAR); a TPM that has started already is fine. */
@@ -483,6 +487,35 @@ export class Tpm {
   async unseal(object: Entity): Promise<Uint8Array> {
     const { parameters } = await this.#execute({ code: command.unseal, handles: [object], authorise: [this.#auth(object, 'out')] })
     return parameters.sized(128).slice()
+  }
+
+  /** TPM2_LoadExternal of a public area alone. In the owner hierarchy: tickets of the null hierarchy are worth nothing. */
+  async loadExternal(publicBytes: Uint8Array): Promise<LoadedKey> {
+    const { handle } = await this.#execute({
+      code: command.loadExternal,
+      handles: [],
+      parameters: concat(sized(empty), sized(publicBytes), u32(known.owner)),
+      givesHandle: true,
+    })
+    return { handle, public: publicBytes, name: nameOf(publicBytes) }
+  }
+
+  /** TPM2_VerifySignature of a digest by a TPMT_SIGNATURE: the ticket (TPMT_TK_VERIFIED), which only this TPM makes and takes. */
+  async verifySignature(key: Entity, digest: Uint8Array, signature: Uint8Array): Promise<Uint8Array> {
+    const { parameters } = await this.#execute({ code: command.verifySignature, handles: [key], parameters: concat(sized(digest), signature) })
+    return parameters.rest().slice()
+  }
+
+  /** TPM2_PolicyPCR with the values that the PCRs have now. */
+  async policyPcr(session: Session, banks: readonly PcrBank[]): Promise<void> {
+    const parameters = concat(sized(empty), marshalPcrSelection(banks))
+    await this.#execute({ code: command.policyPcr, handles: [permanent(session.handle)], parameters })
+  }
+
+  /** TPM2_PolicyAuthorize: what the session shows so far is `approved`, and the owner of that Name has said that it is good for `ref`. */
+  async policyAuthorize(session: Session, of: { approved: Uint8Array; ref: Uint8Array; signer: Uint8Array; ticket: Uint8Array }): Promise<void> {
+    const parameters = concat(sized(of.approved), sized(of.ref), sized(of.signer), of.ticket)
+    await this.#execute({ code: command.policyAuthorize, handles: [permanent(session.handle)], parameters })
   }
 
   /** Size, attributes (TPMA_NV) and Name of an NV index; undefined when there is none. */

@@ -10,12 +10,17 @@ import {
   tlsBinding,
 } from '@fleetkey/protocol/transcript.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
-import type { DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
+import type { FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import type { Attester } from './attester.ts'
 
-/** Attests with a TPM 2.0: quote and certifications by its AK, the LDevID key inside it. */
-export const tpm2Attester = (keys: DeviceKeys): Attester => {
+/** Gives the recipient key under a firmware policy. */
+export type RecipientFor = (policy: FirmwarePolicy) => Promise<KeyBlob>
+
+/** Attests with a TPM 2.0: quote and certifications by its AK, the LDevID key inside it. A new recipient key for every challenge unless `recipientFor` keeps them. */
+export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = async (policy) => (await keys.make(policy)).recipient): Attester => {
   const spki = spkiOf(keys.publics.ldevid)
   const sign = async (data: Uint8Array): Promise<Uint8Array> => await keys.sign(data)
   return {
@@ -29,6 +34,9 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
 
     async answer(of) {
       const { tenant, hello, challenge } = of
+      if (challenge.firmware === null) throw new Problem('unsupported', 'the server names no firmware policy for keys in a TPM', { reason: 'firmware.policy' })
+      // Durable before the activated secret is used: a challenge is answered with a key that is still there after a power cut.
+      const recipient = await recipientFor(challenge.firmware)
       const secret = new Secret(await keys.activate(challenge.credential))
       // Computed here and never taken from the challenge: a relay cannot make this device quote a nonce of its choice.
       const nonce = enrolmentNonce({
@@ -46,10 +54,12 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
         ldevidCsr,
         tlsCsr: of.tls.csr,
         eventLog: of.eventLog,
+        recipient: recipient.public,
       })
       const proof = activationProof(secret, nonce, transcript)
       secret.destroy()
-      const certify = async (role: 'srk' | 'ldevid' | 'recipient') => await keys.certify(role, qualifyingData(role, nonce, transcript))
+      const certify = async (role: 'srk' | 'ldevid' | 'recipient') =>
+        await keys.certify(role === 'recipient' ? recipient : role, qualifyingData(role, nonce, transcript))
       return {
         type: 'answer',
         challenge: challenge.challenge,
@@ -58,6 +68,7 @@ export const tpm2Attester = (keys: DeviceKeys): Attester => {
           proof,
           quote: await keys.quote(challenge.selection, qualifyingData('quote', nonce, transcript)),
           eventLog: of.eventLog,
+          recipient: recipient.public,
           certify: { srk: await certify('srk'), ldevid: await certify('ldevid'), recipient: await certify('recipient') },
         },
         csr: { ldevid: ldevidCsr, tls: of.tls.csr },

@@ -28,7 +28,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'enrol.issue',
     'key.deliver',
   ],
-  system: ['audit.summary', 'campaign.step', 'enrol.sweep', 'key.deliver', 'key.destroy', 'key.rotate', 'rotation.settle', 'server.setup'],
+  system: ['audit.summary', 'campaign.step', 'enrol.sweep', 'firmware.approve', 'key.deliver', 'key.destroy', 'key.rotate', 'rotation.settle', 'server.setup'],
   operator: [
     'campaign.abort',
     'campaign.pause',

@@ -8,6 +8,7 @@ export const actions = {
   'station.remove': ['owner'],
   'release.import': ['owner', 'factory'],
   'release.withdraw': ['owner'],
+  'firmware.approve': ['system'],
   'endorsement.import': ['owner'],
   'endorsement.remove': ['owner'],
   'endorsement.policy': ['owner'],

@@ -6,6 +6,7 @@ import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protoc
 import { methodOf, type AttestationPolicy } from '../attestation/methods.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { acknowledge } from '../flows/acknowledge.ts'
+import { sendApprovals } from '../flows/approvals.ts'
 import { hearReport, takeEvidence } from '../flows/attest.ts'
 import type { Context, DeviceRef } from '../flows/context.ts'
 import { callerOf, finishEnrolment, startEnrolment } from '../flows/enrol.ts'
@@ -99,6 +100,13 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   const welcome = async (session: Session): Promise<void> => {
     const body: Body = { type: 'welcome', session: session.nonce, time: ctx.now(), reportEvery: services.reportEvery }
     await answer(session.from, await messageTo(ctx, ctx.authority.roles.delivery, session.from.client, body))
+  }
+
+  /** What every connection of a device begins with. Approvals are there before its first report is answered: it may need them to open its keys. */
+  const greet = async (session: Session): Promise<void> => {
+    await welcome(session)
+    const device = session.from.device === null ? undefined : await ctx.store.get('device', session.from.device)
+    if (device !== undefined) await sendApprovals(ctx, device.id, device.model)
   }
 
   /** Tells the peer the public code, audits the reason, and closes the connection of a peer that earns too many. */
@@ -250,7 +258,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
     const session = sessionOf(from)
     if (from.device === null) return
     ctx.sessions.open(from, session.nonce)
-    session.turn = session.turn.then(() => welcome(session)).catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
+    session.turn = session.turn.then(() => greet(session)).catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
   })
 
   return async (from, bytes) => {

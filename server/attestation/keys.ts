@@ -1,6 +1,7 @@
 import type { KeyObject } from 'node:crypto'
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { alg, attribute, curve } from '@fleetkey/tpm2/constants.ts'
+import { underPolicy } from '@fleetkey/tpm2/firmware.ts'
 import { nameOf } from '@fleetkey/tpm2/names.ts'
 import { keyObjectOf, parsePublic, spkiOfKey, type EccPublic, type Public, type RsaPublic } from '@fleetkey/tpm2/structures.ts'
 import { fieldSize, sameScheme, sameSymmetric, templates } from '@fleetkey/tpm2/templates.ts'
@@ -78,7 +79,7 @@ export const usableKey = (role: KeyRole, bytes: Uint8Array, key: RsaPublic | Ecc
 /** The template of a role. `policy`: the authPolicy it must have (keys under firmware); then a password is no way around it. */
 const templateOf = (role: Exclude<KeyRole, 'ek'>, policy: Uint8Array | null): EccPublic => {
   const template = templates[role]
-  return policy === null ? template : { ...template, authPolicy: policy, attributes: template.attributes & ~attribute.userWithAuth }
+  return policy === null ? template : underPolicy(template, policy)
 }
 
 /**

@@ -11,8 +11,6 @@ export interface AttestationPolicy {
   readonly requireEkCertificate: boolean
   /** The operator's deny list and TPM firmware floors. */
   readonly endorsement?: EndorsementPolicy
-  /** The authPolicy that a recipient key must be under; null (or absent) when its template has none. */
-  readonly recipientPolicy?: Uint8Array | null
 }
 
 /** A hello whose every public area was found to be ours: what the challenge is made from. */

@@ -4,6 +4,7 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { activationProof, enrolmentNonce, enrolmentTranscript, qualifyingData } from '@fleetkey/protocol/transcript.ts'
 import { handle } from '@fleetkey/tpm2/constants.ts'
 import { makeCredential } from '@fleetkey/tpm2/credential.ts'
+import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import { qualifiedName } from '@fleetkey/tpm2/names.ts'
 import { makeClaims, type Claims } from './claims.ts'
 import { checkEkCertificate } from './ek-certificate.ts'
@@ -24,16 +25,18 @@ interface Keys {
   readonly ak: TpmKey
   readonly srk: TpmKey
   readonly ldevid: TpmKey
-  readonly recipient: TpmKey
 }
 
-const keysOf = ({ presented }: Hello, policy: AttestationPolicy): Keys => ({
+const keysOf = ({ presented }: Hello): Keys => ({
   ek: checkEk(presented.ek),
   ak: checkKey('ak', presented.ak),
   srk: checkKey('srk', presented.srk),
   ldevid: checkKey('ldevid', presented.ldevid),
-  recipient: checkKey('recipient', presented.recipient, policy.recipientPolicy ?? null),
 })
+
+/** The recipient key of an answer, under exactly the policy that the challenge named. */
+const recipientOf = ({ firmware }: Challenge, { proven }: Answer): TpmKey =>
+  firmware === null ? fail('recipient.policy', 'the challenge named no firmware policy') : checkKey('recipient', proven.recipient, authPolicyOf(firmware))
 
 /** Who vouches for the EK; nobody but the signed manifest when there is no certificate and policy allows that. */
 const endorsed = (hello: Hello, ek: TpmKey, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number) => {
@@ -46,7 +49,7 @@ const endorsed = (hello: Hello, ek: TpmKey, endorsements: readonly EndorsementCa
 }
 
 const read = (hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): { keys: Keys; presented: Presented } => {
-  const keys = keysOf(hello, policy)
+  const keys = keysOf(hello)
   const ekHash = createHash('sha256').update(hello.presented.ek).digest('hex')
   checkEkDenied(ekHash, policy.endorsement ?? noEndorsementPolicy)
   return {
@@ -71,6 +74,7 @@ const commitments = ({ hello, helloBytes, challenge, challengeBytes, answer }: E
     ldevidCsr: answer.csr.ldevid,
     tlsCsr: answer.csr.tls,
     eventLog: answer.proven.eventLog,
+    recipient: answer.proven.recipient,
   }),
 })
 
@@ -78,7 +82,7 @@ const commitments = ({ hello, helloBytes, challenge, challengeBytes, answer }: E
 const statements = (
   answer: Answer,
   challenge: Challenge,
-  keys: Keys,
+  keys: Keys & { readonly recipient: TpmKey },
   data: (role: 'quote' | 'srk' | 'ldevid' | 'recipient') => Uint8Array,
 ): { quote: Quote } & Measured => {
   // The AK is an endorsement primary: its qualified name follows from nothing but the hierarchy and its own name.
@@ -94,7 +98,8 @@ const statements = (
 
 const verify = (evidence: Evidence, expected: Expected, endorsements: readonly EndorsementCa[], now: number): Claims => {
   const { hello, challenge, answer } = evidence
-  const { keys, presented } = read(hello, endorsements, expected.policy, now)
+  const { keys: presentedKeys, presented } = read(hello, endorsements, expected.policy, now)
+  const keys = { ...presentedKeys, recipient: recipientOf(challenge, answer) }
   const { nonce, transcript } = commitments(evidence, expected, presented.ekName)
   if (!new Secret(activationProof(expected.secret, nonce, transcript)).equals(new Secret(answer.proven.proof))) fail('credential.proof')
   const { quote, pcrs, events } = statements(answer, challenge, keys, (role) => qualifyingData(role, nonce, transcript))

@@ -5,8 +5,10 @@ import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
+import { isUnder } from '../fleet/firmware.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
+import { firmwareOf } from './approvals.ts'
 import { ask } from './ask.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
@@ -104,7 +106,10 @@ const outstanding = async (
   reported: readonly Reported[] | null,
 ): Promise<{ standing: Standing; holdings: readonly Holding[]; found: readonly Difference[] }> => {
   const [standing, holdings] = await Promise.all([standingOf(ctx, device), findAll(ctx.store, 'holding', { where: { device: device.id } })])
-  return { standing, holdings, found: differences(standing.desired, holdings, reported) }
+  const found = differences(standing.desired, holdings, reported)
+  // Its recipient key can be used by firmware that was withdrawn: nothing more is wrapped to it, a new one is asked for.
+  const reachable = found.some((one) => one.do === 'deliver') && !isUnder(device.keys, (await firmwareOf(ctx, device.model)).authPolicy)
+  return { standing, holdings, found: reachable ? found.filter((one) => one.do !== 'deliver') : found }
 }
 
 /** Collects holdings, stages and outgoing messages of one device; the messages, to be sent once that is durable. */

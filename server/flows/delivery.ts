@@ -4,12 +4,13 @@ import { sealTo, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import { wrapForImport } from '@fleetkey/tpm2/import.ts'
 import { pointOf } from '@fleetkey/tpm2/structures.ts'
 import type { EnrolledDevice } from '../fleet/device.ts'
+import { recipientPolicy } from '../fleet/firmware.ts'
 import type { Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 import type { Context } from './context.ts'
 
 /**
  * Key material for one device only. `sealed`: HPKE to the recipient key. `tpm`: an import blob for the SRK that the AK certified (it never leaves the TPM
- * again), its inner wrapper's key sealed to the recipient key. The record of the key fixes which of the two it is.
+ * again) under the same firmware policy as the recipient key, which opens its inner wrapper's key. The record of the key fixes which of the two it is.
  */
 const wrappedFor = (ctx: Context, device: EnrolledDevice, key: ManagedKey, epoch: KeyEpoch): Wrapped => {
   const material = ctx.vault.open(epoch)
@@ -17,7 +18,7 @@ const wrappedFor = (ctx: Context, device: EnrolledDevice, key: ManagedKey, epoch
   const recipient = pointOf(device.keys.recipient)
   try {
     if (key.protection === 'sealed') return { protection: 'sealed', sealed: sealTo(recipient, material, context) }
-    const blob = wrapForImport({ parent: device.keys.srk, key: material.bytes(), random: ctx.random })
+    const blob = wrapForImport({ parent: device.keys.srk, key: material.bytes(), authPolicy: recipientPolicy(device.keys), random: ctx.random })
     const inner = new Secret(blob.innerKey)
     const sealed = sealTo(recipient, inner, { ...context, purpose: 'inner' })
     inner.destroy()

@@ -1,6 +1,6 @@
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import type { BodyOf, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
+import type { ApprovalSet, BodyOf, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
@@ -11,6 +11,7 @@ import { continuity, type TpmRecord } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
 import { hasIdentity, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
+import { approvalsOf, firmwareOf } from './approvals.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
@@ -109,6 +110,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
       random: ctx.random(32),
       credential: method.credential(hello, presented, secret, ctx.random),
       selection,
+      firmware: (await firmwareOf(ctx, entry.model)).policy,
       expires,
     }
     const challenge = await messageTo(ctx, ctx.authority.roles.challenge, from.client, body)
@@ -169,8 +171,9 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
       ctx.now(),
     )
     secret.destroy()
+    const approvals = await approvalsFor(ctx, device.model, challenge)
     const verdict = await judged(ctx, device, hello, claims)
-    return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, pending })
+    return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, approvals, pending })
   })
 }
 
@@ -226,6 +229,14 @@ const recordOf = ({ keys, resetCount, verdict }: IdentifiedDevice): TpmRecord =>
   return { srk: keys.srk, resetCount, release: verdict.release, quoted: quoted?.resetCount === resetCount ? quoted : null }
 }
 
+/** What firmware the keys work under that were made for this challenge. */
+const approvalsFor = async (ctx: Context, model: string, { firmware }: Challenge): Promise<ApprovalSet> => {
+  const approvals = await approvalsOf(ctx, model)
+  if (firmware === null || Buffer.compare(firmware.ref, approvals.ref) !== 0)
+    throw new Problem('conflict', `a release of ${model} was withdrawn during the enrolment`, { reason: 'firmware.generation', retryAfterSeconds: 1 })
+  return approvals
+}
+
 interface Admission {
   readonly caller: Caller
   readonly from: DeviceRef
@@ -234,6 +245,7 @@ interface Admission {
   readonly hello: Hello
   readonly claims: Claims
   readonly verdict: { readonly judgement: Judgement; readonly note: string }
+  readonly approvals: ApprovalSet
   readonly pending: PendingChallenge
 }
 
@@ -246,7 +258,7 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   ])
   const [ldevid, tls] = issued
   if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'two certificates were ordered')
-  const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls })
+  const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls, approvals: of.approvals })
   const consequence = await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
     if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
@@ -318,7 +330,7 @@ export const identityMessage = async (
   ctx: Context,
   to: DeviceRef,
   request: SignedMessage,
-  of: { readonly device: DeviceId; readonly ldevid: Issued | null; readonly tls: Issued },
+  of: { readonly device: DeviceId; readonly ldevid: Issued | null; readonly tls: Issued; readonly approvals: ApprovalSet | null },
 ): Promise<Uint8Array> =>
   await messageTo(ctx, ctx.authority.roles.challenge, to.client, {
     type: 'identity',
@@ -329,6 +341,7 @@ export const identityMessage = async (
     chain: [ctx.authority.issuing],
     trust: [ctx.authority.root],
     keys: Object.values(ctx.authority.roles).map(({ certificate }) => certificate),
+    approvals: of.approvals,
     time: ctx.now(),
   })
 

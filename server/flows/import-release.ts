@@ -3,6 +3,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { z } from 'zod'
 import type { Caller } from '../access/caller.ts'
 import { acceptanceChanged, oweAcceptance } from './acceptance.ts'
+import { announceApprovals } from './approvals.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { findAll } from './rows.ts'
@@ -35,7 +36,10 @@ const parse = (content: Uint8Array): z.infer<typeof ReferenceValues> => {
   return result.data
 }
 
-/** Imports the reference values of one firmware release, signed by a registered station. Its id is `<model>/<name>`. */
+/**
+ * Imports the reference values of one firmware release, signed by a registered station, and approves it for the keys of its model's devices: they hear it at once
+ * when they are connected, before anybody can have installed it. Its id is `<model>/<name>`.
+ */
 export const importRelease = async (ctx: Context, caller: Caller, input: Signed): Promise<{ id: string }> => {
   const imported = await perform(ctx, { caller, action: 'release.import', subject: 'release' }, async (tx) => {
     if (input.content.length > maxBytes) throw new Problem('malformed', `reference values of more than ${maxBytes} bytes`)
@@ -51,8 +55,9 @@ export const importRelease = async (ctx: Context, caller: Caller, input: Signed)
     tx.note(`release ${id} number ${release.number}${release.debug ? ', debug' : ''}, signed by station ${input.station}`)
     return { id, model: release.model }
   })
-  // A crash here: it is imported; the start-up sweep asks the devices that it may bring back.
+  // A crash here: it is imported; the start-up sweep approves it, and asks the devices that it may bring back.
   ctx.step('import.release')
+  await announceApprovals(ctx, imported.model)
   await acceptanceChanged(ctx, imported, 'imported')
   return { id: imported.id }
 }

@@ -29,7 +29,7 @@ export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessag
     throw new Problem('unauthenticated', 'the LDevID key did not bind this TLS key', { reason: 'csr.tls.binding' })
   const [tls] = await prepareCertificates(ctx, ctx.authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])
   if (tls === undefined) throw new Problem('internal', 'one certificate was ordered')
-  const identity = await identityMessage(ctx, from, message, { device: id, ldevid: null, tls })
+  const identity = await identityMessage(ctx, from, message, { device: id, ldevid: null, tls, approvals: null })
   await perform(ctx, intent, async (tx) => {
     const row = await ctx.store.get('device', id)
     if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })

@@ -14,7 +14,7 @@ const flipped = (bytes: Uint8Array, at: number): Uint8Array => bytes.map((byte, 
 
 const imports = async (on: Recorder, parent: Loaded): Promise<void> => {
   const key = new Uint8Array(32).fill(3)
-  const wrapped = wrapForImport({ parent: parent.public, key, random })
+  const wrapped = wrapForImport({ parent: parent.public, key, authPolicy: null, random })
   const take = async (label: string, of: Partial<typeof wrapped> & { symmetric?: Uint8Array; handle?: number } = {}): Promise<Uint8Array> => {
     const all = { ...wrapped, ...of }
     const parameters = concat(sized(all.innerKey), sized(all.public), sized(all.duplicate), sized(all.seed), of.symmetric ?? aes)

@@ -1,0 +1,42 @@
+import { maxApprovals } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
+import { firmwareDigest, signerPublic } from '@fleetkey/tpm2/firmware.ts'
+import { parsePublic } from '@fleetkey/tpm2/structures.ts'
+import type { DeviceKeys, Release } from './device.ts'
+
+/** A release that keys under firmware may work with, and PolicyPCR of it over the PCRs that quotes cover. */
+export interface Approvable {
+  readonly release: string
+  readonly number: number
+  readonly policy: Uint8Array
+}
+
+/**
+ * Which of a model's releases are approved, newest first, at most as many as one message holds. A release without a reference value for one of the PCRs can be
+ * neither appraised nor approved. Pure.
+ */
+export const approvable = (releases: readonly Release[], pcrs: readonly number[]): readonly Approvable[] =>
+  releases
+    .toSorted((one, other) => other.number - one.number || (one.id < other.id ? -1 : 1))
+    .flatMap(({ id, number, pcrs: values }) => {
+      const known = new Map(pcrs.flatMap((pcr) => (values[pcr] === undefined ? [] : [[pcr, new Uint8Array(Buffer.from(values[pcr], 'hex'))] as const])))
+      return known.size === new Set(pcrs).size ? [{ release: id, number, policy: firmwareDigest(pcrs, known) }] : []
+    })
+    .slice(0, maxApprovals)
+
+/** DER SubjectPublicKeyInfo of a P-256 key with an uncompressed point: what stands before the point. */
+const spkiPrefix = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')
+
+/** TPMT_PUBLIC of a P-256 key as TPMs take it to verify approvals. `spki`: DER SubjectPublicKeyInfo. Throws Problem('unsupported'). */
+export const approver = (spki: Uint8Array): Uint8Array => {
+  if (spki.length !== spkiPrefix.length + 64 || !sameBytes(spki.subarray(0, spkiPrefix.length), spkiPrefix))
+    throw new Problem('unsupported', 'approvals are signed by P-256 keys', { reason: 'firmware.signer' })
+  return signerPublic(spki.subarray(spkiPrefix.length, spkiPrefix.length + 32), spki.subarray(spkiPrefix.length + 32))
+}
+
+/** The policy that a device's recipient key is under, and what is delivered to it with it. */
+export const recipientPolicy = (keys: DeviceKeys): Uint8Array => parsePublic(keys.recipient).authPolicy
+
+/** Whether that is the policy of now: after a withdrawal nothing more is wrapped to keys that the withdrawn firmware can use. */
+export const isUnder = (keys: DeviceKeys, authPolicy: Uint8Array): boolean => sameBytes(recipientPolicy(keys), authPolicy)
