@@ -97,6 +97,7 @@ const tpmFarewell = 5_000
 
 /** Parts that exist once the TPM is open. */
 interface Parts {
+  readonly tpm: Tpm
   readonly bound: BoundKeys
   readonly vault: Vault
   readonly attester: Attester
@@ -638,7 +639,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     )
     const vault = openVault({ bound, document, tenant: settings.tenant, random, step, log })
     await vault.refresh()
-    return { bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: await bound.keys.resetCount() }
+    return { tpm, bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: await bound.keys.resetCount() }
   }
 
   const start = async (): Promise<void> => {

@@ -180,7 +180,8 @@ describe('keys', () => {
   test('an AK of another TPM', async () => {
     const [{ machine, keys, id }, other] = [await genuine(), await genuine()]
     const { ak } = other.keys.publics
-    const attack: DeviceKeys = { ...keys, publics: { ...keys.publics, ak }, quote: other.keys.quote, certify: other.keys.certify, activate: guessing(keys) }
+    const { quote, certify, make } = other.keys
+    const attack: DeviceKeys = { ...keys, publics: { ...keys.publics, ak }, quote, certify, make, activate: guessing(keys) }
     expect(await outcome({ machine, keys: attack }, id)).toEqual(refused('credential.proof'))
   })
 

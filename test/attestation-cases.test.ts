@@ -23,7 +23,7 @@ import { OfflinePolicy } from '@fleetkey/server/attestation/offline-policy.ts'
 import { isRoca } from '@fleetkey/server/attestation/roca.ts'
 import { marshalAttest, marshalSignature, parseAttest, parseSignature } from '@fleetkey/tpm2/attest.ts'
 import { alg, attribute } from '@fleetkey/tpm2/constants.ts'
-import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
+import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys, type KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { eventType, marshalEventLog, parseEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
 import { imaLimits, marshalIma, parseIma } from '@fleetkey/tpm2/ima.ts'
 import { marshalPublic, parsePublic, type EccPublic, type RsaPublic } from '@fleetkey/tpm2/structures.ts'
@@ -434,7 +434,7 @@ describe('enrolment evidence', () => {
     install(board, release)
     board.boot()
     const client = new Tpm(board.transport(), { random })
-    const blobs = await provision(client, random)
+    const blobs = await provision(client)
     return { board, blobs, keys: await openDeviceKeys(client, blobs) }
   }
   beforeAll(async () => {
@@ -454,6 +454,13 @@ describe('enrolment evidence', () => {
     readonly secret?: Uint8Array
     readonly policy?: Partial<AttestationPolicy>
   }
+  /** The same area around a key that is in no TPM. */
+  const elsewhere = (area: Uint8Array): Uint8Array => {
+    const { x, y } = parsePublic(impostor().public) as EccPublic
+    return marshalPublic({ ...(parsePublic(area) as EccPublic), x, y })
+  }
+  /** The key that approves firmware, as the TPM would load it. */
+  const approving = elsewhere(marshalPublic(templates.ldevid))
   /** One enrolment from hello to claims; what the server computes stays the server's. */
   const enrol = async (change: Change = {}): Promise<Claims> => {
     const keys = change.keys ?? mine.keys
@@ -472,6 +479,7 @@ describe('enrolment evidence', () => {
       random: random(32),
       credential: method.credential(hello, presented, new Secret(secret), random),
       selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
+      firmware: { signer: approving, ref: random(32) },
       expires: now,
     }
     const tls = newTlsKey()
@@ -490,10 +498,7 @@ describe('enrolment evidence', () => {
       return random(32)
     }
   const publics = (change: Partial<DeviceKeys['publics']>): DeviceKeys => ({ ...mine.keys, publics: { ...mine.keys.publics, ...change } })
-  const software = (role: 'srk' | 'ldevid' | 'recipient'): Uint8Array => {
-    const { x, y } = parsePublic(impostor().public) as EccPublic
-    return marshalPublic({ ...templates[role], x, y })
-  }
+  const software = (role: 'srk' | 'ldevid'): Uint8Array => elsewhere(marshalPublic(templates[role]))
   /** The board is power-cycled after the quote, and its keys are opened again for the certifications. */
   const resetBetween = (): DeviceKeys => {
     let after: DeviceKeys | undefined
@@ -507,6 +512,19 @@ describe('enrolment evidence', () => {
       },
       certify: async (role, data) => await (after ?? third.keys).certify(role, data),
       sign: async (data) => await (after ?? third.keys).sign(data),
+    }
+  }
+  /** The recipient key is in software; the AK certifies the one that the TPM made in its place. */
+  const softwareRecipient = (): DeviceKeys => {
+    let inTpm: KeyBlob | undefined
+    return {
+      ...mine.keys,
+      async make(policy) {
+        const made = await mine.keys.make(policy)
+        inTpm = made.recipient
+        return { ...made, recipient: { ...made.recipient, public: elsewhere(made.recipient.public) } }
+      },
+      certify: async (key, data) => await mine.keys.certify(typeof key === 'string' ? key : (inTpm ?? key), data),
     }
   }
   const csrOf = async (): Promise<Uint8Array> => await tlsCsr(newTlsKey(), 'GW-1')
@@ -554,17 +572,17 @@ describe('enrolment evidence', () => {
     [
       21,
       'ldevid.name',
-      async () => await enrol({ keys: { ...mine.keys, certify: async (role, data) => await mine.keys.certify(role === 'ldevid' ? 'recipient' : role, data) } }),
+      async () => await enrol({ keys: { ...mine.keys, certify: async (key, data) => await mine.keys.certify(key === 'ldevid' ? 'srk' : key, data) } }),
     ],
     [21, 'csr.tls.binding', async () => await enrol({ answer: (of) => ({ ...of, binding: flip(of.binding) }) })],
     [22, 'key.parent-not-certified', async () => await enrol({ keys: publics({ srk: software('srk') }) })],
     [
       22,
       'key.parent-not-certified',
-      async () => await enrol({ keys: { ...mine.keys, certify: async (role, data) => await mine.keys.certify(role === 'srk' ? 'recipient' : role, data) } }),
+      async () => await enrol({ keys: { ...mine.keys, certify: async (key, data) => await mine.keys.certify(key === 'srk' ? 'ldevid' : key, data) } }),
     ],
-    [23, 'recipient.name', async () => await enrol({ keys: publics({ recipient: software('recipient') }) })],
-    [23, 'recipient.point', async () => await enrol({ presented: (of) => ({ ...of, recipient: flip(of.recipient) }) })],
+    [23, 'recipient.name', async () => await enrol({ keys: softwareRecipient() })],
+    [23, 'recipient.point', async () => await enrol({ proven: (of) => ({ ...of, recipient: flip(of.recipient) }) })],
     [36, 'quote.signature', async () => await enrol({ keys: { ...mine.keys, quote: other.keys.quote } })],
     [38, 'tpm.reset-count.changed', async () => await enrol({ keys: resetBetween() })],
     [

@@ -270,7 +270,7 @@ describe('a TPM that lacks something', () => {
     const less = await without({ which: 8, size: 2, gone: (item) => item.readUInt16BE(0) === 3, refuse: [command.createPrimary, 0x2e6] })
     const transport = await openTransport(less.spec)
     const tpm = new Tpm(transport, { random })
-    await expect(inPlainWords(tpm, {}, async () => await provision(tpm, random))).rejects.toThrow(/^this TPM does not have curve P-256 \(for every key\)$/)
+    await expect(inPlainWords(tpm, {}, async () => await provision(tpm))).rejects.toThrow(/^this TPM does not have curve P-256 \(for every key\)$/)
     await transport.close()
     await less.stop()
   })

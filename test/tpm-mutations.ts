@@ -64,7 +64,7 @@ export const prepare = async (subject: Subject, random: (length: number) => Uint
     context,
     signature: signed.parameters.slice(),
     keyName: nameOf(publicBytes),
-    duplicate: wrapForImport({ parent: parent.public, key: new Uint8Array(32).fill(1), random }),
+    duplicate: wrapForImport({ parent: parent.public, key: new Uint8Array(32).fill(1), authPolicy: null, random }),
   }
 }
 
