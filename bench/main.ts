@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm] [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence] [--devices N] [--json]`.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -21,9 +21,10 @@ import { certificateOf, tbsOf } from '@fleetkey/server/ca/profiles.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
+import { measureEvidence } from './evidence.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 
-const names = ['enrolment', 'rotation', 'memory', 'software-tpm'] as const
+const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -249,5 +250,10 @@ if (wanted.includes('software-tpm')) {
   print({ bench: 'software-tpm', metric: 'boots', value: rounded(1000 / boot), unit: '1/s' })
   print({ bench: 'software-tpm', metric: 'memory', value: Math.round(memory), unit: 'bytes' })
 }
-const ofServer = wanted.filter((name) => name !== 'software-tpm')
+if (wanted.includes('evidence')) {
+  const { verify, floor } = await measureEvidence(Math.min(devices, 100))
+  print({ bench: 'evidence', metric: 'verify', value: rounded(verify), unit: 'ms', floor: rounded(floor), ratio: rounded(verify / floor) })
+  print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
+}
+const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence')
 if (ofServer.length > 0) await run(ofServer, devices, print)

@@ -84,7 +84,7 @@ interface Attempt {
   readonly tls?: { readonly key: TlsKey; readonly csr: Uint8Array }
 }
 
-const attempt = async (of: Attempt = {}): Promise<{ from: DeviceRef; body: Body; answerBytes: Uint8Array | null }> => {
+const attempt = async (of: Attempt = {}): Promise<{ from: DeviceRef; body: Body; helloBytes: Uint8Array; answerBytes: Uint8Array | null }> => {
   const attester = of.attester ?? machine.attester
   const client = EnrolmentId.parse(`e-${randomBytes(16).toString('hex')}`)
   const from = ctx.bus.connect({ client })
@@ -98,7 +98,7 @@ const attempt = async (of: Attempt = {}): Promise<{ from: DeviceRef; body: Body;
   const hello = of.hello?.(made) ?? made
   const helloBytes = await send(hello, attester.signer)
   const challengeMessage = heard()
-  if (challengeMessage.envelope.body.type !== 'challenge') return { from, body: challengeMessage.envelope.body, answerBytes: null }
+  if (challengeMessage.envelope.body.type !== 'challenge') return { from, body: challengeMessage.envelope.body, helloBytes, answerBytes: null }
   const challenge = of.challenge?.(challengeMessage.envelope.body) ?? challengeMessage.envelope.body
   const key = of.tls?.key ?? newTlsKey()
   const log = machine.board.eventLog()
@@ -114,7 +114,7 @@ const attempt = async (of: Attempt = {}): Promise<{ from: DeviceRef; body: Body;
   })
   await of.between?.()
   const answerBytes = await send((await of.answer?.(answered)) ?? answered, of.answerSigner ?? attester.signer)
-  return { from, body: heard().envelope.body, answerBytes }
+  return { from, body: heard().envelope.body, helloBytes, answerBytes }
 }
 
 const reasonOf = async (id = 'gw-1'): Promise<string | undefined> => (await ctx.store.get('device', DeviceId.parse(id)))?.lastRefusal?.reason
@@ -236,6 +236,72 @@ describe('a challenge', () => {
     }
     expect((await attempt({ answerSigner: thief })).body).toMatchObject({ type: 'refusal', code: 'unauthenticated' })
     expect((await ctx.store.find('challenge', { limit: 10 })).every(({ spentAt }) => spentAt === null)).toBe(true)
+  })
+})
+
+/** Cases of the acceptance list (docs/attestation.md) that only the whole conversation shows. */
+describe('numbered cases', () => {
+  test('case 9: identity.other-ek, a device id with another EK', async () => {
+    expect((await attempt()).body.type).toBe('identity')
+    // Somebody rewrites the manifest in the database: the device's own record still says which hardware it is.
+    const rows = await ctx.store.find('manifest', { limit: 10 })
+    const [mine, theirs] = ['GW-1', 'GW-2'].map((serial) => rows.find((row) => row.serial === serial))
+    if (mine === undefined || theirs === undefined) throw new Error('two rows were imported')
+    const entry = { at: 0, caller: 'test', from: 'test', action: 'test', subject: 'test', outcome: 'done', code: null, detail: '' } as const
+    await ctx.store.commit({ writes: [{ table: 'manifest', do: 'delete', id: mine.id, version: mine.version }], entries: [entry] })
+    await ctx.store.commit({ writes: [{ table: 'manifest', do: 'update', row: { ...theirs, device: mine.device, serial: mine.serial } }], entries: [entry] })
+    ctx.clock.now += 10_000
+    expect((await attempt({ attester: other.attester })).body).toMatchObject({ code: 'attestation-failed' })
+    expect(await reasonOf()).toBe('identity.other-ek')
+  })
+
+  test('case 9: an EK that is a device already is not imported as another', async () => {
+    const factory = station('line-2')
+    await addStation(ctx, operator(), { id: factory.id, publicKey: factory.publicKey })
+    const rows = [{ serial: 'GW-9', ek: machine.ek }]
+    const twice = { ...factory.signed(manifestJson({ batch: 'b2', model: 'gateway', station: factory.id }, rows)), format: 'json' as const }
+    await expect(importBatch(ctx, operator(), twice)).rejects.toThrow(expect.objectContaining({ code: 'conflict' }) as Error)
+  })
+
+  test('case 10: manifest.unknown-ek, a genuine TPM that is not ours', async () => {
+    const foreign = await machineOf('GW-1', ca)
+    expect((await attempt({ attester: foreign.attester })).body).toMatchObject({ code: 'attestation-failed' })
+    expect(ctx.refusals.take()).toContain('manifest.unknown-ek')
+  })
+
+  test('case 18: challenge.spent, a secret that is used twice', async () => {
+    const { from, answerBytes } = await attempt({ answer: proving(() => ({ proof: random(32) })) })
+    ctx.refusals.take()
+    await handle(from, answerBytes ?? new Uint8Array())
+    expect(ctx.refusals.take()).toContain('challenge.spent')
+  })
+
+  test('case 18: challenge.client, the challenge of another client', async () => {
+    const stranger = ctx.bus.connect({ client: EnrolmentId.parse(`e-${randomBytes(16).toString('hex')}`) })
+    await attempt({
+      async answer(body) {
+        const device = EnrolmentId.parse(stranger.client)
+        const say = async (said: Body, seq: number): Promise<void> => {
+          const envelope = { v: 1, tenant: TenantId.parse('plant'), device, from: 'device', id: random(16), seq, body: said } as const
+          await handle(stranger, await signMessage(envelope, machine.attester.signer))
+        }
+        await say(await machine.attester.hello({ serial: 'GW-1', purpose: 'enrol', random: random(32), agent: 'test' }), 1)
+        await say(body, 2)
+        return body
+      },
+    })
+    expect(ctx.refusals.take()).toContain('challenge.client')
+  })
+
+  test('case 52: challenge.unknown, a whole enrolment that is played again', async () => {
+    const { from, helloBytes, answerBytes } = await attempt()
+    ctx.bus.disconnect(from)
+    const again = ctx.bus.connect({ client: from.client })
+    ctx.refusals.take()
+    await handle(again, helloBytes)
+    await handle(again, answerBytes ?? new Uint8Array())
+    expect(readMessage(ctx.bus.take(from.client).at(-1) ?? new Uint8Array(), { max }).envelope.body).toMatchObject({ type: 'refusal', code: 'not-found' })
+    expect(ctx.refusals.take()).toContain('challenge.unknown')
   })
 })
 
