@@ -2,7 +2,8 @@ import { describe, expect, test } from 'vitest'
 import { appraise, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
 import { makeStateClaims, recordedState, recordOf, type StateContent } from './claims.ts'
 import { firmwareText } from './firmware.ts'
-import { discontinuity, type Before } from './reattest.ts'
+import { discontinuity } from './reattest.ts'
+import type { TpmRecord } from './continuity.ts'
 
 const pcrs = (kernel: string): Readonly<Record<string, string>> => ({ '0': 'aa', '4': kernel, '11': 'cc' })
 const release = (number: number, more: Partial<ReferenceValues> = {}): ReferenceValues => ({
@@ -95,23 +96,31 @@ describe('a record of claims', () => {
 })
 
 describe('a TPM that goes on', () => {
-  const before: Before = { resetCount: 4, restartCount: 1, firmwareVersion: 7n, session: 4 }
-  const now = { resetCount: 4, restartCount: 1, firmwareVersion: 7n }
-  const going: readonly (readonly [string, Partial<Before>, Partial<typeof now>, string | undefined])[] = [
-    ['unchanged', {}, {}, undefined],
-    ['resumed', {}, { restartCount: 2 }, undefined],
-    ['booted, then connected', { session: 5, restartCount: null }, { resetCount: 5, restartCount: 0 }, undefined],
-    ['a lower resetCount', { session: 3 }, { resetCount: 3 }, 'tpm.reset-count.lower'],
-    ['a lower restartCount without a reset', {}, { restartCount: 0 }, 'tpm.restart-count.lower'],
-    ['reset while connected', {}, { resetCount: 5 }, 'tpm.reset-in-session'],
-    ['older TPM firmware', {}, { firmwareVersion: 6n }, 'tpm.firmware.changed'],
-    ['newer TPM firmware', {}, { firmwareVersion: 8n }, 'tpm.firmware.changed'],
-    ['nothing is known of before', { restartCount: null, firmwareVersion: null, session: null }, { restartCount: 0, firmwareVersion: 1n }, undefined],
+  const srk = new Uint8Array(8)
+  const quoted = { restartCount: 1, clock: 100_000_000n, firmwareVersion: 7n }
+  const record: TpmRecord = { srk, resetCount: 4, release: 'm/1', quoted }
+  const now = { ...quoted, resetCount: 4, clockSafe: true, release: 'm/1' as string | null }
+  const going: readonly (readonly [string, Partial<TpmRecord>, number | null, Partial<typeof now>, string | undefined])[] = [
+    ['unchanged', {}, 4, {}, undefined],
+    ['resumed', {}, 4, { restartCount: 2 }, undefined],
+    ['booted another release, then connected', {}, 5, { resetCount: 5, restartCount: 0, release: 'm/2' }, undefined],
+    ['a lower resetCount', {}, 3, { resetCount: 3 }, 'tpm.reset-count.lower'],
+    ['a lower restartCount without a reset', {}, 4, { restartCount: 0 }, 'tpm.restart-count.lower'],
+    ['reset while connected', {}, 4, { resetCount: 5 }, 'tpm.reset-in-session'],
+    ['another release without a reset', {}, 4, { release: 'm/2' }, 'tpm.reset-count.unchanged'],
+    ['a clock that went back without a reset', {}, 4, { clock: 99_000_000n }, 'tpm.clock.back'],
+    ['other TPM firmware', {}, 4, { firmwareVersion: 8n }, 'tpm.firmware.changed'],
+    ['an unsafe clock after a power cut', {}, 5, { resetCount: 5, clockSafe: false }, undefined],
+    ['an unsafe clock without one', {}, 4, { clockSafe: false }, 'quote.clock.unsafe'],
+    ['nothing is known of before', { quoted: null, release: null }, null, { restartCount: 0, firmwareVersion: 1n, clock: 0n }, undefined],
   ]
-  test.each(going)('%s', (_name, was, is, reason) => expect(discontinuity({ ...before, ...was }, { ...now, ...is })?.reason).toBe(reason))
+  test.each(going)('%s', (_name, was, session, is, reason) =>
+    expect(discontinuity({ record: { ...record, ...was }, session }, { ...now, ...is }, { updates: [] })?.reason).toBe(reason),
+  )
   test('newer TPM firmware by a recorded update', () => {
+    const updates = (to: bigint) => ({ updates: [{ from: firmwareText(7n), to: firmwareText(to) }] })
     const updated = { ...now, firmwareVersion: 8n }
-    expect(discontinuity(before, updated, [{ from: firmwareText(7n), to: firmwareText(8n) }])).toBeUndefined()
-    expect(discontinuity(before, updated, [{ from: firmwareText(7n), to: firmwareText(9n) }])?.reason).toBe('tpm.firmware.changed')
+    expect(discontinuity({ record, session: null }, updated, updates(8n))).toBeUndefined()
+    expect(discontinuity({ record, session: null }, updated, updates(9n))?.reason).toBe('tpm.firmware.changed')
   })
 })

@@ -1,15 +1,15 @@
 import type { Attest, Evidence } from '@fleetkey/protocol/messages.ts'
+import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { attestNonce, evidenceTranscript, qualifyingData } from '@fleetkey/protocol/transcript.ts'
 import { handle } from '@fleetkey/tpm2/constants.ts'
 import { qualifiedName } from '@fleetkey/tpm2/names.ts'
-import { makeStateClaims, type StateClaims, type StateContent } from './claims.ts'
-import { isClockExplained, isRecordedUpdate } from './continuity.ts'
+import { makeStateClaims, type StateClaims } from './claims.ts'
+import { continuity, isClockExplained, type TpmRecord } from './continuity.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import { bankOf, checkLog } from './event-log.ts'
-import { firmwareText } from './firmware.ts'
 import { checkKey } from './keys.ts'
 import { checkQuote } from './quote.ts'
-import { fail, type ReasonCode } from './reasons.ts'
+import { fail } from './reasons.ts'
 
 /** What the server knows that the evidence must agree with. `exporter`, `session`: of the connection that the evidence came through. */
 export interface AskedOf {
@@ -50,36 +50,33 @@ export const reattest = (evidence: Evidence, asked: AskedOf): StateClaims => {
   })
 }
 
-/** What cannot be the same TPM going on as it was; `undefined` when nothing is wrong. */
+/** What cannot be the same TPM going on as it was. */
 export interface Discontinuity {
-  readonly verdict: 'warning' | 'contraindicated'
+  readonly verdict: 'contraindicated'
   readonly reason: string
   readonly detail: string
 }
 
-/** What was last proven of a TPM. `restartCount`, `firmwareVersion`: null when the last evidence did not verify. */
+/** What is known of before. `session`: resetCount of the first report of this connection; null before it. */
 export interface Before {
-  readonly resetCount: number
-  readonly restartCount: number | null
-  readonly firmwareVersion: bigint | null
-  /** resetCount of the first report of this connection; null before it. */
+  readonly record: TpmRecord
   readonly session: number | null
 }
 
-/** Counters never go back while the TPM is not cleared (TPM 2.0 Part 1, §36), and a TPM is not reset under a running connection: that is a reset attack. */
-export const discontinuity = (
-  before: Before,
-  now: Pick<StateContent, 'resetCount' | 'restartCount' | 'firmwareVersion'>,
-  updates: EndorsementPolicy['updates'] = [],
-): Discontinuity | undefined => {
-  const wrong = (reason: ReasonCode, detail: string): Discontinuity => ({ verdict: 'contraindicated', reason, detail })
-  if (now.resetCount < before.resetCount) return wrong('tpm.reset-count.lower', `resetCount ${now.resetCount} below ${before.resetCount}`)
-  if (before.restartCount !== null && now.resetCount === before.resetCount && now.restartCount < before.restartCount)
-    return wrong('tpm.restart-count.lower', `restartCount ${now.restartCount} below ${before.restartCount} without a reset`)
-  if (before.session !== null && now.resetCount !== before.session)
-    return wrong('tpm.reset-in-session', `resetCount ${now.resetCount}, this connection began with ${before.session}`)
-  const { firmwareVersion } = before
-  if (firmwareVersion !== null && now.firmwareVersion !== firmwareVersion && !isRecordedUpdate(firmwareVersion, now.firmwareVersion, updates))
-    return wrong('tpm.firmware.changed', `TPM firmware ${firmwareText(firmwareVersion)} became ${firmwareText(now.firmwareVersion)}`)
-  return undefined
+type Now = Omit<Parameters<typeof continuity>[1], 'srkPublic'>
+
+/**
+ * A TPM that goes on as its record says (`continuity`), and was not reset under a running connection: that is a reset attack. Re-attestation proves no keys
+ * anew, so the SRK is that of the record. `undefined` when nothing is wrong. Throws what is no refusal.
+ */
+export const discontinuity = ({ record, session }: Before, now: Now, policy: Pick<EndorsementPolicy, 'updates'>): Discontinuity | undefined => {
+  try {
+    continuity(record, { ...now, srkPublic: record.srk }, policy)
+    if (session !== null && now.resetCount !== session) fail('tpm.reset-in-session', `resetCount ${now.resetCount}, this connection began with ${session}`)
+    return undefined
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    if (problem.code !== 'attestation-failed') throw problem
+    return { verdict: 'contraindicated', reason: problem.reason ?? problem.code, detail: problem.message }
+  }
 }

@@ -2,9 +2,9 @@ import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Attest, BodyOf, Evidence } from '@fleetkey/protocol/messages.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
-import { recordedState, type StateClaims } from '../attestation/claims.ts'
+import type { StateClaims } from '../attestation/claims.ts'
 import { isAttestationDue } from '../attestation/due.ts'
-import { discontinuity, reattest, type Before } from '../attestation/reattest.ts'
+import { discontinuity, reattest } from '../attestation/reattest.ts'
 import { hasIdentity, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
 import { ask } from './ask.ts'
 import type { Context, DeviceRef } from './context.ts'
@@ -16,7 +16,7 @@ import { carryOut, quarantine, released, type Consequence } from './quarantine.t
 import { reappraise } from './reappraise.ts'
 import type { LiveSession } from './sessions.ts'
 import { inTurn } from './turn.ts'
-import { acceptedWith, judge } from './verdict.ts'
+import { acceptedWith, judge, tpmRecordOf, withContinuity } from './verdict.ts'
 
 /** What a TPM says shortly after a power cut, and no longer later: no keys until then, and nothing is held against the device. */
 const passing: ReadonlySet<string> = new Set(['quote.clock.unsafe'])
@@ -98,7 +98,9 @@ const decide = async (ctx: Context, session: LiveSession, id: DeviceId, attest: 
     const row = await ctx.store.get('device', id)
     if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
     if ('verdict' in state) return { verdict: state, consequence: await quarantine(ctx, tx, row, state) }
-    const judgement = await judge(ctx, row, state, discontinuity(before(row, session), state, (await endorsementPolicy(ctx)).updates))
+    const judged = await judge(ctx, row, state)
+    const now = { ...state, release: judged.verdict.release }
+    const judgement = withContinuity(judged, discontinuity({ record: tpmRecordOf(row), session: session.resetCount }, now, await endorsementPolicy(ctx)))
     const { verdict } = judgement
     const known = { ...row, resetCount: Math.max(row.resetCount, state.resetCount), reportedResetCount: state.resetCount }
     if (verdict.verdict === 'contraindicated') return { verdict, consequence: await quarantine(ctx, tx, known, verdict) }
@@ -114,28 +116,20 @@ const proven = (ctx: Context, session: LiveSession, device: IdentifiedDevice, at
   const { exporter } = session.from
   if (exporter === null) throw new Problem('unsupported', 'attestation needs a TLS connection that ends in this server', { reason: 'attest.no-exporter' })
   try {
-    return reattest(evidence, { tenant: ctx.tenant, device: device.id, exporter, session: session.nonce, attest, ak: device.keys.ak, last: lastOf(device) })
+    return reattest(evidence, {
+      tenant: ctx.tenant,
+      device: device.id,
+      exporter,
+      session: session.nonce,
+      attest,
+      ak: device.keys.ak,
+      last: { resetCount: device.resetCount, clock: tpmRecordOf(device).quoted?.clock ?? null },
+    })
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code !== 'attestation-failed' || passing.has(problem.reason ?? '')) throw problem
     const reason = problem.reason ?? problem.code
     return { verdict: 'contraindicated', reason, detail: problem.message.slice(0, 500), release: null, at: ctx.now(), claims: [] }
-  }
-}
-
-/** Clock and resetCount as last accepted. */
-const lastOf = (device: IdentifiedDevice): { resetCount: number; clock: bigint | null } => {
-  const last = recordedState(device.verdict.claims)
-  return { resetCount: device.resetCount, clock: last?.resetCount === device.resetCount ? last.clock : null }
-}
-
-const before = (device: IdentifiedDevice, session: LiveSession): Before => {
-  const last = recordedState(device.verdict.claims)
-  return {
-    resetCount: device.resetCount,
-    restartCount: last !== undefined && last.resetCount === device.resetCount ? last.restartCount : null,
-    firmwareVersion: last?.firmwareVersion ?? null,
-    session: session.resetCount,
   }
 }
 

@@ -6,8 +6,8 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
-import { recordedState, type Claims } from '../attestation/claims.ts'
-import { continuity, type TpmRecord } from '../attestation/continuity.ts'
+import type { Claims } from '../attestation/claims.ts'
+import { continuity } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
 import { hasIdentity, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
@@ -22,7 +22,7 @@ import { reappraise } from './reappraise.ts'
 import { refuseKnown } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
-import { acceptedWith, judge, type Judgement } from './verdict.ts'
+import { acceptedWith, judge, tpmRecordOf, type Judgement } from './verdict.ts'
 
 export interface EnrolServices {
   readonly policy: AttestationPolicy
@@ -216,17 +216,11 @@ const judged = async (ctx: Context, device: Device, hello: Hello, claims: Claims
   const { verdict, reason, detail, release } = judgement.verdict
   if (verdict === 'contraindicated' && !hasIdentity(device)) throw new Problem('attestation-failed', detail, { reason })
   const notes = [`${verdict} ${reason} ${release ?? 'unknown firmware'}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
-  const record = hasIdentity(device) ? recordOf(device) : null
+  const record = hasIdentity(device) ? tpmRecordOf(device) : null
   if (record !== null && hello.purpose === 'return' && Buffer.compare(record.srk, claims.srkPublic) !== 0)
     fail('return.other-srk', `device ${device.id} returned with another SRK: it must enrol`)
   notes.push(continuity(record, { ...claims, release }, await endorsementPolicy(ctx)))
   return { judgement, note: notes.join(', ') }
-}
-
-/** What a device's record says of its TPM. */
-const recordOf = ({ keys, resetCount, verdict }: IdentifiedDevice): TpmRecord => {
-  const quoted = recordedState(verdict.claims) ?? null
-  return { srk: keys.srk, resetCount, release: verdict.release, quoted: quoted?.resetCount === resetCount ? quoted : null }
 }
 
 /** What firmware the keys work under that were made for this challenge. */

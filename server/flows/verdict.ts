@@ -1,5 +1,6 @@
-import { appraise, type AppraisalPolicy, type AttestationResult } from '../attestation/appraise.ts'
-import { recordOf, type StateClaims } from '../attestation/claims.ts'
+import { appraise, type AppraisalPolicy } from '../attestation/appraise.ts'
+import { recordedState, recordOf, type StateClaims } from '../attestation/claims.ts'
+import type { TpmRecord } from '../attestation/continuity.ts'
 import type { Discontinuity } from '../attestation/reattest.ts'
 import { hasIdentity, type Device, type GroupPolicy, type IdentifiedDevice, type Release, type VerdictRecord } from '../fleet/device.ts'
 import type { Context } from './context.ts'
@@ -12,28 +13,29 @@ export interface Judgement {
   readonly number: number | null
 }
 
-const order = ['affirming', 'warning', 'contraindicated'] as const
-
 /** The appraisal policy for one device: its groups' strictest, and what it ran before. */
 export const appraisalOf = (device: Device, policy: GroupPolicy): AppraisalPolicy => ({ ...policy, floor: hasIdentity(device) ? device.floor : 0 })
 
-/** Appraises the proven state of a device; `discontinuity` counts when it is graver than what the firmware is. */
+/** Appraises the proven state of a device. */
 export const judgementOf = (
   device: Device,
   state: StateClaims,
-  of: { readonly releases: readonly Release[]; readonly policy: GroupPolicy; readonly at: number; readonly discontinuity?: Discontinuity | undefined },
+  of: { readonly releases: readonly Release[]; readonly policy: GroupPolicy; readonly at: number },
 ): Judgement => {
-  const result: AttestationResult = appraise(state, device.model, of.releases, appraisalOf(device, of.policy))
-  const { discontinuity } = of
-  const worse = discontinuity !== undefined && order.indexOf(discontinuity.verdict) > order.indexOf(result.verdict) ? discontinuity : result
-  const { verdict, reason, detail } = worse
-  return { verdict: { verdict, reason, detail, release: result.release, at: of.at, claims: recordOf(state) }, number: result.number }
+  const { verdict, reason, detail, release, number } = appraise(state, device.model, of.releases, appraisalOf(device, of.policy))
+  return { verdict: { verdict, reason, detail, release, at: of.at, claims: recordOf(state) }, number }
 }
 
+/** Firmware may be as it should be on a TPM that is not what it was. What the firmware is already refused for comes first. */
+export const withContinuity = (judgement: Judgement, discontinuity: Discontinuity | undefined): Judgement =>
+  discontinuity === undefined || judgement.verdict.verdict === 'contraindicated'
+    ? judgement
+    : { ...judgement, verdict: { ...judgement.verdict, ...discontinuity } }
+
 /** The same with releases and policy as the store has them. */
-export const judge = async (ctx: Context, device: Device, state: StateClaims, discontinuity?: Discontinuity): Promise<Judgement> => {
+export const judge = async (ctx: Context, device: Device, state: StateClaims): Promise<Judgement> => {
   const [releases, policy] = await Promise.all([findAll(ctx.store, 'release', { where: { model: device.model } }), policyOf(ctx, device.id)])
-  return judgementOf(device, state, { releases, policy, at: ctx.now(), discontinuity })
+  return judgementOf(device, state, { releases, policy, at: ctx.now() })
 }
 
 /** What an accepted verdict leaves on the record: the release, and a floor that only rises. */
@@ -43,3 +45,10 @@ export const acceptedWith = (floor: number, { verdict, number }: Judgement): Pic
   verdict,
   attestOrderedAt: null,
 })
+
+/** What the record of a device says of its TPM. What its last quote said counts only for the boot that is recorded: a later one may not have verified. */
+export const tpmRecordOf = ({ keys, resetCount, verdict }: IdentifiedDevice): TpmRecord => {
+  const last = recordedState(verdict.claims)
+  const quoted = last?.resetCount === resetCount ? last : null
+  return { srk: keys.srk, resetCount, release: quoted === null ? null : verdict.release, quoted }
+}
