@@ -601,6 +601,6 @@ describe('enrolment evidence', () => {
     await expect(attack).rejects.toThrow(refusedFor('credential.proof'))
     const { checkRequests } = await import('@fleetkey/server/attestation/requests.ts')
     const answer = { csr: { ldevid: csr, tls: csr }, challenge: random(16), binding: random(64) } as unknown as BodyOf<'answer'>
-    expect(() => checkRequests(answer, random(91), 'plant')).toThrow(refusedFor('csr.ldevid.other-key'))
+    expect(() => checkRequests(answer, checkKey('ldevid', mine.keys.publics.ldevid), 'plant')).toThrow(refusedFor('csr.ldevid.other-key'))
   })
 })

@@ -141,7 +141,8 @@ const spkiPrefix: ReadonlyMap<number, { readonly size: number; readonly prefix: 
   [curve.p384, { size: 48, prefix: new Uint8Array(Buffer.from('3076301006072a8648ce3d020106052b8104002203620004', 'hex')) }],
 ])
 
-const eccSpki = (key: EccPublic): Uint8Array => {
+/** DER SubjectPublicKeyInfo of an ECC key; whether the point lies on its curve is not looked at. */
+export const spkiOfPoint = (key: EccPublic): Uint8Array => {
   const known = spkiPrefix.get(key.curve)
   if (known === undefined) throw new TpmFormatError('not a key of a known curve')
   return concat(known.prefix, left(key.x, known.size), left(key.y, known.size))
@@ -156,7 +157,7 @@ export const keyObjectOf = (key: Public): KeyObject => {
       return createPublicKey({ key: { kty: 'RSA', n: text(key.modulus), e: text(u32(exponent).subarray(exponent < 0x100_0000 ? 1 : 0)) }, format: 'jwk' })
     }
     // Reading the point is what checks that it lies on the curve.
-    if (key.type === alg.ecc) return createPublicKey({ key: Buffer.from(eccSpki(key)), format: 'der', type: 'spki' })
+    if (key.type === alg.ecc) return createPublicKey({ key: Buffer.from(spkiOfPoint(key)), format: 'der', type: 'spki' })
   } catch (cause) {
     if (cause instanceof TpmFormatError) throw cause
     throw new TpmFormatError('not a valid public key')
@@ -166,7 +167,7 @@ export const keyObjectOf = (key: Public): KeyObject => {
 
 /** DER SubjectPublicKeyInfo of a key that was imported already. */
 export const spkiOfKey = (key: Public, object: KeyObject): Uint8Array =>
-  key.type === alg.ecc ? eccSpki(key) : new Uint8Array(object.export({ format: 'der', type: 'spki' }))
+  key.type === alg.ecc ? spkiOfPoint(key) : new Uint8Array(object.export({ format: 'der', type: 'spki' }))
 
 /** DER SubjectPublicKeyInfo of a TPMT_PUBLIC (RSA, P-256, P-384). */
 export const spkiOf = (publicBytes: Uint8Array): Uint8Array => {

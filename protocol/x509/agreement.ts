@@ -6,9 +6,11 @@ import { directoryNames, nameAttributes, type NameAttribute } from './name.ts'
  * of OpenSSL apart only as far as it is unambiguous.
  */
 
+export type Legacy = ReturnType<X509Certificate['toLegacyObject']>
+
 /** Every value of the subject, whatever OpenSSL calls its attribute. */
-export const sameSubject = (native: X509Certificate, subject: Uint8Array): boolean => {
-  const theirs = Object.values((native.toLegacyObject().subject ?? {}) as unknown as Readonly<Record<string, string | readonly string[]>>).flat()
+export const sameSubject = (native: Legacy, subject: Uint8Array): boolean => {
+  const theirs = Object.values((native.subject ?? {}) as unknown as Readonly<Record<string, string | readonly string[]>>).flat()
   const ours = nameAttributes(subject).map(({ value }) => value)
   return theirs.length === ours.length && theirs.toSorted().every((value, at) => value === ours.toSorted()[at])
 }
@@ -53,8 +55,8 @@ const rendered = (name: readonly NameAttribute[]): string =>
     .join('')
 
 /** Every directory name of the subjectAltName; what else stands there is compared by its being there. */
-export const sameAltNames = (native: X509Certificate, altNames: readonly Uint8Array[]): boolean => {
-  const text = native.subjectAltName
+export const sameAltNames = (native: Legacy, altNames: readonly Uint8Array[]): boolean => {
+  const text = native.subjectaltname
   if (text === undefined || altNames.length === 0) return text === undefined && altNames.length === 0
   const names = directoryNames(altNames)
   if (names.length === 0) return !text.includes('DirName:')

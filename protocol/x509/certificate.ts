@@ -1,6 +1,7 @@
 import { createHash, createPublicKey, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
-import { sameAltNames, sameSubject } from './agreement.ts'
+import { isCanonicalP256 } from '../signed.ts'
+import { sameAltNames, sameSubject, type Legacy } from './agreement.ts'
 import {
   inside,
   oid,
@@ -109,24 +110,28 @@ const nativeOf = (bytes: Uint8Array): X509Certificate => {
   }
 }
 
-/** Both readings, side by side. */
+/** Both readings, side by side: OpenSSL's comes out of it in one piece. */
 const agree = (certificate: Certificate): void => {
-  const { native } = certificate
-  let spki: Uint8Array
-  try {
-    spki = native.publicKey.export({ format: 'der', type: 'spki' })
-  } catch (cause) {
-    throw new Problem('malformed', 'certificate: no usable public key', { reason: 'x509.certificate', cause })
-  }
-  // OpenSSL writes the key anew: what differs is compared through the same writer, so that an odd but legal encoding is not called a difference.
-  const ours = sameBytes(spki, certificate.spki)
-    ? certificate.spki
-    : createPublicKey({ key: Buffer.from(certificate.spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' })
+  const native = certificate.native.toLegacyObject()
   const serial = native.serialNumber.toLowerCase()
-  if (!sameBytes(spki, ours)) fail('two readings of the public key', 'x509.disagree')
+  if (!sameKey(certificate, native)) fail('two readings of the public key', 'x509.disagree')
   if (serial.padStart(certificate.serial.length, '0') !== certificate.serial.padStart(serial.length, '0')) fail('two readings of the serial', 'x509.disagree')
   if (!sameSubject(native, certificate.subject)) fail('two readings of the subject', 'x509.disagree')
   if (!sameAltNames(native, certificate.altNames)) fail('two readings of the names', 'x509.disagree')
+}
+
+/** P-256 in its canonical form is compared with the point that OpenSSL read; any other key is written anew by OpenSSL from both readings. */
+const sameKey = ({ native, spki }: Certificate, legacy: Legacy): boolean => {
+  const { pubkey, asn1Curve } = legacy as { pubkey?: Uint8Array; asn1Curve?: string }
+  if (isCanonicalP256(spki) && asn1Curve === 'prime256v1' && pubkey !== undefined) return sameBytes(pubkey, spki.subarray(26))
+  try {
+    const theirs = native.publicKey.export({ format: 'der', type: 'spki' })
+    if (sameBytes(theirs, spki)) return true
+    // An odd but legal encoding is not called a difference.
+    return sameBytes(theirs, createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' }))
+  } catch (cause) {
+    throw new Problem('malformed', 'certificate: no usable public key', { reason: 'x509.certificate', cause })
+  }
 }
 
 const readExtensions = (element: Element | undefined): Certificate['extensions'] => {

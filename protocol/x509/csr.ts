@@ -1,5 +1,6 @@
 import { Problem } from '../problem.ts'
-import { derSignature, p256Key, rawSignature, verifySignature } from '../signed.ts'
+import type { KeyObject } from 'node:crypto'
+import { derSignature, isCanonicalP256, p256Key, rawSignature, verifyWith } from '../signed.ts'
 import { nameOf } from './certificate.ts'
 import { bitString, der, inside, oid, readBits, readOid, readSmall, sequence, tags, whole } from './der.ts'
 import { oids } from './oids.ts'
@@ -19,9 +20,12 @@ export const makeCsr = async (of: {
 
 /**
  * The public key of a request whose own signature proves possession of it. Nothing else is taken: names and extensions of a certificate are
- * the profile's, never the requester's. Throws Problem: `malformed`, `unsupported` key, `unauthenticated` signature.
+ * the profile's, never the requester's. `known`: a key that was imported already, for the case that the request is for it. Throws Problem: `malformed`, `unsupported` key, `unauthenticated` signature.
  */
-export const parseCsr = (bytes: Uint8Array): { readonly spki: Uint8Array } => {
+export const parseCsr = (
+  bytes: Uint8Array,
+  known?: { readonly spki: Uint8Array; readonly object: KeyObject },
+): { readonly spki: Uint8Array; readonly object: KeyObject } => {
   const outer = inside(whole(bytes, tags.sequence))
   const info = outer.next(tags.sequence)
   const algorithm = outer.enter(tags.sequence)
@@ -35,9 +39,9 @@ export const parseCsr = (bytes: Uint8Array): { readonly spki: Uint8Array } => {
   fields.end()
   if (readOid(algorithm.next(tags.oid)) !== oids.ecdsaSha256)
     throw new Problem('unsupported', 'the request is not signed by ECDSA with SHA-256', { reason: 'csr.algorithm' })
-  const canonical = new Uint8Array(p256Key(spki).export({ format: 'der', type: 'spki' }))
-  if (Buffer.compare(canonical, spki) !== 0) throw new Problem('malformed', 'the public key is not in its canonical form', { reason: 'csr.spki' })
-  if (!verifySignature(spki, info.bytes, rawSignature(signature)))
+  const object = known !== undefined && Buffer.compare(known.spki, spki) === 0 ? known.object : p256Key(spki)
+  if (!isCanonicalP256(spki)) throw new Problem('malformed', 'the public key is not in its canonical form', { reason: 'csr.spki' })
+  if (!verifyWith(object, info.bytes, rawSignature(signature)))
     throw new Problem('unauthenticated', 'the request is not signed by its own key', { reason: 'csr.signature' })
-  return { spki: canonical }
+  return { spki: Uint8Array.from(spki), object }
 }

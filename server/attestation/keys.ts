@@ -3,8 +3,9 @@ import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { alg, attribute, curve } from '@fleetkey/tpm2/constants.ts'
 import { underPolicy } from '@fleetkey/tpm2/firmware.ts'
 import { nameOf } from '@fleetkey/tpm2/names.ts'
-import { keyObjectOf, parsePublic, spkiOfKey, type EccPublic, type Public, type RsaPublic } from '@fleetkey/tpm2/structures.ts'
+import { keyObjectOf, parsePublic, spkiOfKey, spkiOfPoint, type EccPublic, type Public, type RsaPublic } from '@fleetkey/tpm2/structures.ts'
 import { fieldSize, sameScheme, sameSymmetric, templates } from '@fleetkey/tpm2/templates.ts'
+import { isOnCurve } from './on-curve.ts'
 import { attributeBits, type AttributeBit, type KeyRole } from './reasons/keys.ts'
 import { fail, parsed } from './reasons.ts'
 
@@ -14,7 +15,7 @@ export interface TpmKey {
   readonly public: RsaPublic | EccPublic
   /** Computed here, never taken from a device. */
   readonly name: Uint8Array
-  /** Imported once: reading the point is what checks that it lies on its curve. */
+  /** Imported when it is first asked for, once. */
   readonly object: KeyObject
   /** DER SubjectPublicKeyInfo. */
   readonly spki: Uint8Array
@@ -63,17 +64,32 @@ export const checkArea = (role: KeyRole, key: RsaPublic | EccPublic, expected: R
   if (!sameSymmetric(key.symmetric, expected.symmetric)) fail(`${role}.symmetric`)
 }
 
+const lazily = <T>(make: () => T): (() => T) => {
+  let made: { readonly value: T } | undefined
+  return () => (made ??= { value: make() }).value
+}
+
 /** The key itself: its size, its exponent, a point that is on its curve. */
 export const usableKey = (role: KeyRole, bytes: Uint8Array, key: RsaPublic | EccPublic): TpmKey => {
   if (key.type === alg.ecc) {
     if (key.curve !== curve.p256 && key.curve !== curve.p384) fail(`${role}.curve`, `curve ${key.curve.toString(16)}`)
     if (key.x.length !== fieldSize(key) || key.y.length !== fieldSize(key)) fail(`${role}.point`, 'coordinates of another length')
+    if (!isOnCurve(key)) fail(`${role}.point`, 'not on its curve')
   } else {
     if (key.keyBits < 2048 || key.modulus.length * 8 !== key.keyBits || (key.modulus[0] ?? 0) < 0x80) fail(`${role}.key-size`, `${key.keyBits} bits`)
     if (key.exponent !== 0 && key.exponent !== 65_537) fail(`${role}.exponent`, `exponent ${key.exponent}`)
   }
-  const object = parsed(`${role}.point`, () => keyObjectOf(key))
-  return { bytes, public: key, name: nameOf(bytes), object, spki: spkiOfKey(key, object) }
+  const object = lazily(() => parsed(`${role}.point`, () => keyObjectOf(key)))
+  const spki = key.type === alg.ecc ? spkiOfPoint(key) : spkiOfKey(key, object())
+  return {
+    bytes,
+    public: key,
+    name: nameOf(bytes),
+    spki,
+    get object() {
+      return object()
+    },
+  }
 }
 
 /** The template of a role. `policy`: the authPolicy it must have (keys under firmware); then a password is no way around it. */

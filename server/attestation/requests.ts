@@ -1,14 +1,17 @@
 import type { Answer } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { verifySignature } from '@fleetkey/protocol/signed.ts'
+import { verifyWith } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
 import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
+import type { TpmKey } from './keys.ts'
 import { fail } from './reasons.ts'
 
-const requested = (reason: 'csr.ldevid' | 'csr.tls', bytes: Uint8Array): Uint8Array => {
+type Key = Pick<TpmKey, 'spki' | 'object'>
+
+const requested = (reason: 'csr.ldevid' | 'csr.tls', bytes: Uint8Array, known?: Key): Uint8Array => {
   try {
-    return parseCsr(bytes).spki
+    return parseCsr(bytes, known).spki
   } catch (error) {
     if (!(error instanceof Problem)) throw error
     return fail(reason, error.message)
@@ -16,10 +19,10 @@ const requested = (reason: 'csr.ldevid' | 'csr.tls', bytes: Uint8Array): Uint8Ar
 }
 
 /** LDevID and software TLS key: each proves itself, and the TPM key binds the software key to this very challenge. DER of both public keys. */
-export const checkRequests = (answer: Answer, ldevid: Uint8Array, tenant: string): { readonly ldevidSpki: Uint8Array; readonly tlsSpki: Uint8Array } => {
-  if (!sameBytes(requested('csr.ldevid', answer.csr.ldevid), ldevid)) fail('csr.ldevid.other-key')
+export const checkRequests = (answer: Answer, ldevid: Key, tenant: string): { readonly ldevidSpki: Uint8Array; readonly tlsSpki: Uint8Array } => {
+  if (!sameBytes(requested('csr.ldevid', answer.csr.ldevid, ldevid), ldevid.spki)) fail('csr.ldevid.other-key')
   const tlsSpki = requested('csr.tls', answer.csr.tls)
-  if (sameBytes(tlsSpki, ldevid)) fail('csr.tls.same-key')
-  if (!verifySignature(ldevid, tlsBinding(tenant, answer.challenge, tlsSpki), answer.binding)) fail('csr.tls.binding')
-  return { ldevidSpki: ldevid, tlsSpki }
+  if (sameBytes(tlsSpki, ldevid.spki)) fail('csr.tls.same-key')
+  if (!verifyWith(ldevid.object, tlsBinding(tenant, answer.challenge, tlsSpki), answer.binding)) fail('csr.tls.binding')
+  return { ldevidSpki: ldevid.spki, tlsSpki }
 }
