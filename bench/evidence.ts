@@ -1,4 +1,4 @@
-import { createPublicKey, randomBytes, verify, type KeyObject } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, randomBytes, verify, type KeyObject } from 'node:crypto'
 import { tpm2Attester } from '@fleetkey/device-agent/attesters/tpm2.ts'
 import { newTlsKey, tlsCsr } from '@fleetkey/device-agent/tls-key.ts'
 import { createBoard, install } from '@fleetkey/firmware-sim/board/board.ts'
@@ -15,6 +15,7 @@ import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { methodOf, type Evidence, type Expected } from '@fleetkey/server/attestation/methods.ts'
 import { parseSignature, rawOf } from '@fleetkey/tpm2/attest.ts'
 import { openDeviceKeys, provision } from '@fleetkey/tpm2/device-keys.ts'
+import { signerPublic } from '@fleetkey/tpm2/firmware.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 
@@ -56,6 +57,12 @@ const bareOf = (ca: EkCa, hello: BodyOf<'hello'>, answer: BodyOf<'answer'>, tls:
   ]
 }
 
+/** A key that approves firmware, as the TPM would load it. */
+const approving = (): Uint8Array => {
+  const { x = '', y = '' } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).publicKey.export({ format: 'jwk' })
+  return signerPublic(new Uint8Array(Buffer.from(x, 'base64url')), new Uint8Array(Buffer.from(y, 'base64url')))
+}
+
 /** The evidence of one board: agent and software TPM make it, as in an enrolment. */
 const makeCase = async (ca: EkCa, now: number): Promise<Case> => {
   const tpm = createSoftwareTpm({ random, now: () => now })
@@ -64,7 +71,7 @@ const makeCase = async (ca: EkCa, now: number): Promise<Case> => {
   install(board, release)
   board.boot()
   const client = new Tpm(board.transport(), { random })
-  const attester = tpm2Attester(await openDeviceKeys(client, await provision(client, random)))
+  const attester = tpm2Attester(await openDeviceKeys(client, await provision(client)))
   const hello = await attester.hello({ serial: 'GW-1', purpose: 'enrol', random: random(32), agent: 'bench' })
   const method = methodOf(hello.presented)
   const policy = { requireEkCertificate: true }
@@ -77,6 +84,7 @@ const makeCase = async (ca: EkCa, now: number): Promise<Case> => {
     random: random(32),
     credential: method.credential(hello, presented, new Secret(secret), random),
     selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
+    firmware: { signer: approving(), ref: random(32) },
     expires: now,
   }
   const tls = newTlsKey()

@@ -17,7 +17,7 @@ import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
 import { hasProgram } from './programs.ts'
 import { startSwtpm, type RunningSwtpm } from './swtpm.ts'
-import { random } from './evidence.ts'
+import { approving, random } from './evidence.ts'
 
 const pcrs = [0, 1, 2, 3, 4, 5, 7, 11]
 
@@ -39,7 +39,7 @@ describe.skipIf(!hasProgram('swtpm_setup'))('an EK of P-384, made and certified 
 
   test('enrols: template H-3, chain, credential, certifications, quote', async () => {
     const tpm = new Tpm(transport, { random })
-    const keys = await openDeviceKeys(tpm, await provision(tpm, random))
+    const keys = await openDeviceKeys(tpm, await provision(tpm))
     expect(parsePublic(keys.publics.ek)).toMatchObject({ curve: curve.p384, nameAlg: alg.sha384, authPolicy: ekPolicyB(alg.sha384) })
     const separator = new Uint8Array(createHash('sha256').update(new Uint8Array(4)).digest())
     const events = pcrs.map((pcr) => ({ pcr, type: eventType.separator, digests: new Map([[alg.sha256 as number, separator]]), data: new Uint8Array(4) }))
@@ -64,6 +64,7 @@ describe.skipIf(!hasProgram('swtpm_setup'))('an EK of P-384, made and certified 
       random: random(32),
       credential: method.credential(hello, presented, new Secret(secret), random),
       selection: [{ hash: 'sha256', pcrs }],
+      firmware: { signer: approving(), ref: random(32) },
       expires: now,
     }
     const tls = newTlsKey()

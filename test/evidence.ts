@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { marshalAttest, marshalSignature, type Attest } from '@fleetkey/tpm2/attest.ts'
 import { alg, handle } from '@fleetkey/tpm2/constants.ts'
+import { signerPublic } from '@fleetkey/tpm2/firmware.ts'
 import { nameOf, qualifiedName } from '@fleetkey/tpm2/names.ts'
 import { marshalPublic, type EccPublic } from '@fleetkey/tpm2/structures.ts'
 import { templates } from '@fleetkey/tpm2/templates.ts'
@@ -98,3 +99,9 @@ export const quoteBy = (ak: Impostor, change: Partial<Extract<Attest, { type: 'q
 
 export const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 export const flip = (bytes: Uint8Array, at = bytes.length - 1): Uint8Array => bytes.map((byte, index) => (index === at ? byte ^ 1 : byte))
+
+/** A key that approves firmware, as the TPM would load it. */
+export const approving = (): Uint8Array => {
+  const { x = '', y = '' } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).publicKey.export({ format: 'jwk' })
+  return signerPublic(new Uint8Array(Buffer.from(x, 'base64url')), new Uint8Array(Buffer.from(y, 'base64url')))
+}
