@@ -359,6 +359,34 @@ describe('answers', () => {
   })
 })
 
+describe('endorsements', () => {
+  test('removal says first how many devices rest on it, and removes nothing without --yes', async () => {
+    const listed = JSON.parse((await here('endorsement', 'list', '--json')).stdout) as { id: string; kind: string; test: boolean }[]
+    const [row] = listed
+    expect(row).toMatchObject({ kind: 'root', test: true })
+    expect(await here('endorsement', 'remove', row?.id.slice(0, 16) ?? '')).toMatchObject({
+      code: 3,
+      stdout: expect.stringMatching(/^2 devices rest on/) as string,
+    })
+    expect(JSON.parse((await here('endorsement', 'list', '--json')).stdout)).toEqual(listed)
+    expect(await here('endorsement', 'remove', 'ffffffff')).toMatchObject({ code: 1 })
+  })
+
+  test('deny list and firmware floors come as files, and are shown', async () => {
+    writeFileSync(at('deny.json'), JSON.stringify({ deny: [{ ek: 'ab'.repeat(32) }] }))
+    writeFileSync(at('firmware.json'), JSON.stringify({ floors: [{ manufacturer: 'id:49465800', minimum: '7.85' }] }))
+    expect(await here('endorsement', 'import', '--deny', at('deny.json'), '--firmware', at('firmware.json'))).toMatchObject({ code: 0 })
+    expect(JSON.parse((await here('endorsement', 'policy', '--json')).stdout)).toMatchObject({
+      deny: [{ ek: 'ab'.repeat(32) }],
+      floors: [{ manufacturer: 'id:49465800', minimum: '7.85' }],
+      manufacturers: null,
+    })
+    writeFileSync(at('wrong.json'), JSON.stringify({ deny: [{ ek: 'short' }] }))
+    expect(await here('endorsement', 'import', '--deny', at('wrong.json'))).toMatchObject({ code: 1, stderr: expect.stringContaining('--deny') as string })
+    expect(await here('endorsement', 'import')).toMatchObject({ code: 1 })
+  })
+})
+
 describe('output', () => {
   const terminal = (isTTY: boolean) => {
     let [stdout, stderr] = ['', '']
