@@ -7,7 +7,7 @@ import { keyUsages } from '@fleetkey/protocol/x509/oids.ts'
 import { noEndorsementPolicy, type EndorsementPolicy } from '../attestation/endorsement-policy.ts'
 import { isFirmwareVersion } from '../attestation/firmware.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Endorsement } from '../fleet/device.ts'
+import { hasIdentity, type Device, type Endorsement } from '../fleet/device.ts'
 import type { Context } from './context.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
@@ -104,15 +104,20 @@ const write = (tx: Transaction, rows: ReadonlyMap<string, Endorsement>, known: r
   }
 }
 
-/** How many enrolled devices each endorsement vouches for. Reads every device: an operator's rare question. */
+/** How many devices with an identity each endorsement vouches for. Reads every device: an operator's rare question. */
 export const devicesByEndorsement = async (ctx: Context): Promise<ReadonlyMap<string, number>> => {
   const counts = new Map<string, number>()
-  for (let after: string | undefined; ;) {
-    const page = await ctx.store.find('device', { where: { state: 'enrolled' }, limit: 1000, ...(after === undefined ? {} : { after }) })
-    for (const device of page) if (device.state === 'enrolled') for (const id of device.endorsedBy ?? []) counts.set(id, (counts.get(id) ?? 0) + 1)
-    if (page.length < 1000) return counts
-    after = page.at(-1)?.id
+  const count = (device: Device): void => {
+    if (hasIdentity(device)) for (const id of device.endorsedBy ?? []) counts.set(id, (counts.get(id) ?? 0) + 1)
   }
+  for (const state of ['enrolled', 'quarantined'] as const)
+    for (let after: string | undefined; ;) {
+      const page = await ctx.store.find('device', { where: { state }, limit: 1000, ...(after === undefined ? {} : { after }) })
+      for (const device of page) count(device)
+      if (page.length < 1000) break
+      after = page.at(-1)?.id
+    }
+  return counts
 }
 
 /**
