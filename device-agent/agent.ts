@@ -466,6 +466,12 @@ export const startAgent = (options: AgentOptions): Agent => {
       if (current === undefined || parts === undefined || identity === undefined) throw new Error('the connection is gone')
       const { exporter } = current.connection
       const asked = { tenant: settings.tenant, device: identity.device, session: of.session, attest: of.attest, exporter, eventLog: await readEventLog() }
+      if (of.attest.firmware !== null) {
+        await recipientFor(of.attest.firmware)
+        // What is at rest goes over before the server hears of the new recipient key: whatever it wraps to that key can be opened then. The server wraps nothing
+        // to the one it knows from when it asks.
+        await unlock(parts, null, identity)
+      }
       if (parts.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
       await current.channel.send(await parts.attester.evidence(asked))
       step('attested')
@@ -512,15 +518,15 @@ export const startAgent = (options: AgentOptions): Agent => {
       const outcome = await of.vault.refresh()
       if (!of.vault.isOpen || who === null) return
       const fresh = keyring === undefined
-      keyring ??= await of.vault.keyring(who.device)
-      // It was in memory only.
-      if (outcome === 'opened' && who === identity) await of.vault.identities.save(who)
-      await of.vault.settle(who, keyring)
+      const ring = keyring ?? (await of.vault.keyring(who.device))
+      // It was in memory only. At rest before anything is given out: what the server has replaced would not let it in after a power cut.
+      if (fresh && who === identity) await keep(of, who)
+      await of.vault.settle(who, ring)
+      keyring = ring
       if (outcome === 'moved') log('the keys of this device are bound to the newest approvals')
-      if (fresh && core.locked) {
-        log('unlocked: the running firmware is approved')
-        dispatch({ on: 'unlocked', held: keyring.held(), owed: keyring.owed() })
-      }
+      if (!fresh || !core.locked) return
+      log('unlocked: the running firmware is approved')
+      dispatch({ on: 'unlocked', held: ring.held(), owed: ring.owed() })
     })
 
   const learn = async ({ signer, ref, approvals }: BodyOf<'approvals'>): Promise<void> => {
@@ -574,9 +580,16 @@ export const startAgent = (options: AgentOptions): Agent => {
     return found ?? new Uint8Array(0)
   }
 
+  /** Puts an identity at rest; while that cannot be done, it is said there that another one has taken its place. */
+  const keep = async (of: Parts, who: Identity): Promise<void> => {
+    if (!of.vault.isOpen) await of.bound.replaced(true)
+    await of.vault.identities.save(who)
+    if (of.vault.isOpen) await of.bound.replaced(false)
+  }
+
   /** Durable first, then in force. */
   const adopt = async (of: Parts, next: Identity): Promise<void> => {
-    await of.vault.identities.save(next)
+    await keep(of, next)
     step('identity.stored')
     identity = next
     trust = trustOfSettings.with(next)
@@ -672,6 +685,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         identity: identity === undefined ? null : factsOf(identity),
         known: bound.known,
         locked: vault.isLocked,
+        replaced: bound.isReplaced,
         held: keyring?.held() ?? [],
         owed: keyring?.owed() ?? [],
       })

@@ -16,6 +16,8 @@ export interface BoundKeys {
   readonly known: boolean
   /** Device id of an earlier enrolment. */
   readonly device: string | null
+  /** The identity at rest was replaced while it could not be written: the server knows a newer one, which is gone. */
+  readonly isReplaced: boolean
   /** Pairs of recipient and storage key, newest first; none before the first enrolment. Several while what is at rest moves to a newer pair. */
   readonly pairs: readonly FirmwareKeyBlobs[]
   /** The recipient key under this policy: the one that is there, or a new one, durable before it is told. */
@@ -26,6 +28,8 @@ export interface BoundKeys {
   open(pair: FirmwareKeyBlobs): Promise<Secret | undefined>
   /** Everything at rest is under the newest pair, of this device: older ones are erased. */
   settle(device: string): Promise<void>
+  /** Says of the identity at rest, durably, whether it was replaced. */
+  replaced(is: boolean): Promise<void>
 }
 
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
@@ -35,6 +39,9 @@ const StoredUnbound = z.strictObject({ v: z.literal(1), ldevid: blob, recipient:
 const Stored = z.strictObject({
   v: z.literal(2),
   device: DeviceId.nullable(),
+  replaced: z.boolean(),
+  /** The other copy on the medium is no older than this one: nothing that was erased from the list is left there. */
+  swept: z.boolean(),
   ldevid: blob,
   pairs: z.array(z.strictObject({ policy: z.strictObject({ signer: bytes, ref: bytes }), recipient: blob, storage: blob })),
 })
@@ -82,7 +89,7 @@ const readBlobs = (found: Uint8Array, log: (line: string) => void): Stored => {
   const unbound = StoredUnbound.safeParse(value)
   if (!unbound.success) return Stored.parse(value)
   log('the stored keys are not bound to firmware: this device returns to its server with the same LDevID key and gets its keys anew, bound to it')
-  return { v: 2, device: null, ldevid: unbound.data.ldevid, pairs: [] }
+  return { v: 2, device: null, replaced: false, swept: false, ldevid: unbound.data.ldevid, pairs: [] }
 }
 
 /** Opens what is stored, or makes the LDevID key of a device that is new or whose TPM was cleared. */
@@ -98,7 +105,7 @@ const openStored = async (of: BoundKeysOptions): Promise<{ stored: Stored; keys:
     }
   }
   const made: DeviceKeyBlobs = await provision(of.tpm)
-  const stored: Stored = { v: 2, device: null, ldevid: made.ldevid, pairs: [] }
+  const stored: Stored = { v: 2, device: null, replaced: false, swept: true, ldevid: made.ldevid, pairs: [] }
   await of.blobs.replace(encode(stored))
   // A crash here: a key that nobody knows yet; it is used by the next hello.
   of.step('tpm-keys.stored')
@@ -114,16 +121,21 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
   keys.approve(sets)
 
   const save = async (next: Stored): Promise<void> => {
-    // No older pair stays on the medium once it is no longer in the list.
-    await blobs.replace(encode(next))
-    stored = next
+    await blobs.save(encode({ ...next, swept: false }))
+    // A crash here: the other copy still has what this one has not; the next start finds that out and sweeps.
+    stored = { ...next, swept: true }
+    await blobs.save(encode(stored))
   }
+  if (!stored.swept) await save(stored)
 
   return {
     keys,
     known,
     get device() {
       return stored.device
+    },
+    get isReplaced() {
+      return stored.replaced
     },
     get pairs() {
       return stored.pairs
@@ -161,6 +173,12 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
       await save({ ...stored, device: DeviceId.parse(device), pairs: [newest] })
       // A crash here: the newest pair is all there is, and everything at rest is under it.
       step('firmware.settled')
+    },
+    async replaced(is) {
+      if (stored.replaced === is) return
+      await save({ ...stored, replaced: is })
+      // A crash here: the next start goes by it.
+      step('identity.replaced')
     },
   }
 }

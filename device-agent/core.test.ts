@@ -79,6 +79,7 @@ const start = (more: Partial<Extract<Event, { on: 'start' }>> = {}): Event => ({
   identity,
   known: true,
   locked: false,
+  replaced: false,
   held: [],
   owed: [],
   ...more,
@@ -403,6 +404,44 @@ describe('work on keys', () => {
     const [done, said] = advance(erasing, { on: 'done', held: erased }, middle)
     expect(saidBy(said)).toEqual(['retired 3'])
     expect(advance(done, { on: 'work', work: retire(4) }, middle)[1]).toEqual(said)
+  })
+})
+
+describe('locked: the running firmware may not use the keys', () => {
+  const locked = play(initialCore, [
+    start({ identity: null, locked: true }),
+    reconnect,
+    { on: 'enrolled', identity, locked: true },
+    reconnect,
+    { on: 'online' },
+  ])[0]
+
+  test('it proves itself anew at once, says nothing of what it holds, and takes nothing', () => {
+    expect(play(initialCore, [start({ identity: null, locked: true }), reconnect])[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
+    const [welcomed, effects] = advance(locked, { on: 'welcome', session, reportEvery: 60 }, middle)
+    expect(effects.map(({ do: what }) => what)).not.toContain('report')
+    expect(advance(welcomed, { on: 'timer', name: 'report' }, middle)[1]).toEqual([])
+    const [after, worked] = advance(welcomed, { on: 'work', work: delivery(1) }, middle)
+    expect([after, worked.map(({ do: what }) => what)]).toEqual([welcomed, ['log']])
+  })
+
+  test('unlocked it reports what it holds, and what was owed to the consumers goes on', () => {
+    const [welcomed] = advance(locked, { on: 'welcome', session, reportEvery: 60 }, middle)
+    const owed = { type: 'take', key: 'site', epoch: 4, nonce, campaign: null } as const
+    const [core, effects] = advance(welcomed, { on: 'unlocked', held: [held()], owed: [owed] }, middle)
+    expect(core).toMatchObject({ locked: false, held: new Map([[held().key, held()]]) })
+    expect(effects.map(({ do: what }) => what)).toContain('report')
+    expect(advance(core, { on: 'work', work: delivery(5) }, middle)[1].map(({ do: what }) => what)).not.toContain('log')
+  })
+
+  test('unlocked without a connection it waits for one', () => {
+    const [core, effects] = advance({ ...locked, session: null }, { on: 'unlocked', held: [], owed: [] }, middle)
+    expect([core.locked, effects]).toEqual([false, []])
+  })
+
+  test('an identity that was replaced meanwhile is not tried', () => {
+    expect(play(initialCore, [start({ replaced: true }), reconnect])[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
+    expect(play(initialCore, [start(), reconnect])[1]).toMatchObject([{ do: 'connect' }])
   })
 })
 

@@ -149,6 +149,8 @@ export type Event =
       readonly identity: IdentityFacts | null
       readonly known: boolean
       readonly locked: boolean
+      /** The server has replaced this identity while it could not be stored: the device proves itself anew at once. */
+      readonly replaced: boolean
       readonly held: readonly HeldKey[]
       readonly owed: readonly Take[]
     }
@@ -297,6 +299,7 @@ const started = (core: Core, event: Extract<Event, { on: 'start' }>, env: Enviro
     identity: event.identity,
     known: event.known,
     locked: event.locked,
+    refusals: event.replaced ? timing.refusalsBeforeReturn : 0,
     held: new Map(event.held.map((one) => [one.key, one])),
     renewAt: event.identity === null ? 0 : renewalOf(event.identity, env),
   }

@@ -46,7 +46,8 @@ export const enrolmentTranscript = (of: {
  * policyRef of keys under firmware: which model, and which generation of approvals. An approval that was ever given can be replayed for ever: withdrawing one
  * takes a new generation, for which it is worth nothing.
  */
-export const firmwareRef = (tenant: string, model: string, generation: number): Uint8Array => hash('fleetkey/1/firmware', tenant, model, generation)
+export const firmwareRef = (tenant: string, model: string, generation: number): Uint8Array =>
+  new Uint8Array(hash('fleetkey/1/firmware', tenant, model, generation))
 
 /** The nonce of a re-attestation, computed on each side and quoted: `session` is that of the connection's welcome, `challenge` and `random` are of `attest`. */
 export const attestNonce = (of: {

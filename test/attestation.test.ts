@@ -17,6 +17,7 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import type { Campaign } from '@fleetkey/server/campaigns/campaign.ts'
 import { hasIdentity, type IdentifiedDevice } from '@fleetkey/server/fleet/device.ts'
+import { approveReleases, firmwareOf } from '@fleetkey/server/flows/approvals.ts'
 import { orderAttestation } from '@fleetkey/server/flows/attest.ts'
 import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
@@ -24,12 +25,14 @@ import { importEndorsement } from '@fleetkey/server/flows/endorsement.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy, type PolicyChange } from '@fleetkey/server/flows/group.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { importRelease } from '@fleetkey/server/flows/import-release.ts'
+import { settleOwedRotations } from '@fleetkey/server/flows/owed-rotation.ts'
 import { settleOwedAppraisals } from '@fleetkey/server/flows/reappraise.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { drive, startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { addStation } from '@fleetkey/server/flows/station.ts'
 import { previewWithdrawal, withdrawRelease } from '@fleetkey/server/flows/withdraw-release.ts'
 import { openDeviceKeys, provision, type DeviceKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
+import { parsePublic } from '@fleetkey/tpm2/structures.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { operator, station, testContext, type TestContext } from './harness.ts'
 
@@ -183,7 +186,7 @@ const enrolled = async (): Promise<void> => {
 /** No delivery waits for, or was sent to, a quarantined device. */
 const getsNothing = async (): Promise<void> => {
   expect((await ctx.store.find('outbox', { where: { device: id }, limit: 50 })).map(({ subject }) => subject)).toEqual([])
-  expect(types(heard(id)).filter((type) => type !== 'attest' && type !== 'refusal')).toEqual([])
+  expect(types(heard(id)).filter((type) => type !== 'attest' && type !== 'approvals' && type !== 'refusal')).toEqual([])
 }
 
 describe('a device that boots', () => {
@@ -415,8 +418,11 @@ describe('what is acceptable changes', () => {
     expect(await withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'CVE-2027-1')).toMatchObject({ judged: 1, quarantines: 1 })
     expect(await stateAndReason()).toEqual(['quarantined', 'release.withdrawn'])
     await getsNothing()
+    // What it gets is wrapped to a recipient key of the next generation.
+    const { recipient } = (await device()).keys
     expect(await update(releases.two)).toEqual(['delivery'])
     expect((await device()).state).toBe('enrolled')
+    expect((await device()).keys.recipient).not.toEqual(recipient)
     await expect(withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'again')).rejects.toMatchObject({ code: 'conflict' })
     await expect(withdrawRelease(ctx, operator('operator'), 'gateway/2.0.0', 'no')).rejects.toMatchObject({ code: 'forbidden' })
   })
@@ -529,14 +535,21 @@ describe('a rotation', () => {
     await enrolled()
     await report()
   })
+  /** It boots what nobody knows. */
+  const turns = async (): Promise<void> => {
+    tamper()
+    await reboot()
+    await say(await evidence(attestOf(await report())))
+    expect(await stateAndReason()).toEqual(['quarantined', 'reference.pcr-4'])
+  }
   const campaigns = async (): Promise<readonly Campaign[]> => await ctx.store.find('campaign', { limit: 10 })
 
   test('drops a device that is quarantined with an outcome of its own, and comes to its end', async () => {
     const { campaign } = await startRotation(ctx, operator(), telemetry, { because: 'test' })
     await drive(ctx, campaign)
     expect(types(heard(id))).toContain('delivery')
-    await withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'CVE-2027-1')
-    expect(await ctx.store.get('target', `${campaign}/${id}`)).toMatchObject({ stage: 'quarantined', reason: 'release.withdrawn' })
+    await turns()
+    expect(await ctx.store.get('target', `${campaign}/${id}`)).toMatchObject({ stage: 'quarantined', reason: 'reference.pcr-4' })
     expect(ctx.woken).toContain(campaign)
     await drive(ctx, campaign)
     expect((await ctx.store.get('campaign', campaign))?.state).toBe('activating')
@@ -547,21 +560,117 @@ describe('a rotation', () => {
   })
 
   test('does not target a quarantined device', async () => {
-    await withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'CVE-2027-1')
+    await turns()
     const { campaign } = await startRotation(ctx, operator(), telemetry, { because: 'test' })
     expect(await ctx.store.count('target', { campaign })).toBe(0)
+  })
+
+  test('of everything a withdrawn release could reach, without the devices that run it', async () => {
+    await withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'CVE-2027-1')
+    expect(await stateAndReason()).toEqual(['quarantined', 'release.withdrawn'])
+    expect(await campaigns()).toMatchObject([{ key: telemetry, to: 2, because: 'release gateway/1.0.0 withdrawn' }])
+    expect(await ctx.store.count('target', { device: id })).toBe(0)
   })
 
   test('without the device when policy says so, once', async () => {
     await setGroupPolicy(ctx, operator(), plant, { rotateOnQuarantine: true })
     expect(await campaigns()).toEqual([])
-    await withdrawRelease(ctx, operator(), 'gateway/1.0.0', 'CVE-2027-1')
+    await turns()
     expect(await campaigns()).toMatchObject([{ key: telemetry, to: 2 }])
     expect(await ctx.store.count('target', { device: id })).toBe(0)
     ctx.clock.now += 120_000
     await say(await evidence(attestOf(await report())))
     expect(await campaigns()).toHaveLength(1)
     expect(ctx.bus.kicked).toEqual([])
+  })
+})
+
+describe('withdrawing a release that others ran', () => {
+  beforeEach(async () => {
+    await enrolled()
+    await imported(releases.two)
+    await report()
+    heard(id)
+  })
+  const withdrawn = async (): Promise<BodyOf<'attest'>> => {
+    await withdrawRelease(ctx, operator(), 'gateway/2.0.0', 'CVE-2027-2')
+    return attestOf(heard(id))
+  }
+  const policyOf = (publicBytes: Uint8Array): Uint8Array => parsePublic(publicBytes).authPolicy
+
+  test('a connected device hears what is approved now, and is asked for a recipient key under the next generation', async () => {
+    const before = await firmwareOf(ctx, 'gateway')
+    await withdrawRelease(ctx, operator(), 'gateway/2.0.0', 'CVE-2027-2')
+    const after = await firmwareOf(ctx, 'gateway')
+    expect([before.generation, after.generation]).toEqual([1, 2])
+    const bodies = heard(id)
+    expect(bodies.find((body) => body.type === 'approvals')).toMatchObject({ ...after.policy, approvals: [{ release: 'gateway/1.0.0', number: 1 }] })
+    expect(attestOf(bodies).firmware).toEqual(after.policy)
+    expect((await ctx.store.find('campaign', { limit: 10 })).map(({ because }) => because)).toEqual(['release gateway/2.0.0 withdrawn'])
+  })
+
+  test('nothing is wrapped to its old recipient key, all that waits is wrapped to the new one', async () => {
+    const attest = await withdrawn()
+    expect(types(await report())).toEqual([])
+    const { recipient } = (await device()).keys
+    expect(types(await say(await evidence(attest)))).toContain('delivery')
+    const { state, keys } = await device()
+    expect(state).toBe('enrolled')
+    expect(keys.recipient).not.toEqual(recipient)
+    expect(policyOf(keys.recipient)).toEqual((await firmwareOf(ctx, 'gateway')).authPolicy)
+    // The next report is answered as ever.
+    expect(types(await report()).filter((type) => type === 'attest')).toEqual([])
+  })
+
+  const wrong: readonly (readonly [string, (of: BodyOf<'evidence'>, attest: BodyOf<'attest'>) => Promise<BodyOf<'evidence'>>, string])[] = [
+    ['with no key', async (of) => ({ ...of, recipient: null }), 'recipient.unasked'],
+    [
+      'with the key of before',
+      async (of) => ({ ...of, recipient: of.recipient && { ...of.recipient, public: (await device()).keys.recipient } }),
+      'quote.nonce',
+    ],
+    ['with a certification of another nonce', async (of) => ({ ...of, recipient: of.recipient && { ...of.recipient, certify: of.quote } }), 'recipient.nonce'],
+    [
+      'with a key under a policy of its own',
+      async (_of, attest) => await evidence({ ...attest, firmware: { signer: attest.firmware?.signer ?? random(8), ref: random(32) } }),
+      'recipient.policy',
+    ],
+  ]
+  test.each(wrong)('%s: quarantined, and nothing is wrapped to it', async (_name, change, reason) => {
+    const attest = await withdrawn()
+    const { recipient } = (await device()).keys
+    expect(types(await say(await change(await evidence(attest), attest)))).toEqual(['refusal'])
+    expect(await stateAndReason()).toEqual(['quarantined', reason])
+    expect((await device()).keys.recipient).toEqual(recipient)
+    await getsNothing()
+  })
+
+  test('a device that was away is asked when it reports', async () => {
+    ctx.bus.disconnect(from)
+    await withdrawRelease(ctx, operator(), 'gateway/2.0.0', 'CVE-2027-2')
+    attester = await openAttester()
+    await connect()
+    const attest = attestOf(await report())
+    expect(attest.firmware).toEqual((await firmwareOf(ctx, 'gateway')).policy)
+    expect(types(await say(await evidence(attest)))).toContain('delivery')
+  })
+
+  test('a crash right after it: the next start approves, rotates, and the device is asked when it reports', async () => {
+    const { step } = ctx
+    const crashing: TestContext = {
+      ...ctx,
+      step(name) {
+        step(name)
+        if (name === 'release.withdrawn') throw new Error('power')
+      },
+    }
+    await expect(withdrawRelease(crashing, operator(), 'gateway/2.0.0', 'CVE-2027-2')).rejects.toThrow('power')
+    await approveReleases(ctx)
+    await settleOwedAppraisals(ctx)
+    await settleOwedRotations(ctx)
+    expect((await ctx.store.find('campaign', { limit: 10 })).map(({ key }) => key)).toEqual([telemetry])
+    expect((await ctx.store.find('setting', { prefix: 'owed-', limit: 10 })).map((one) => one.id)).toEqual([])
+    expect(attestOf(await report()).firmware).toEqual((await firmwareOf(ctx, 'gateway')).policy)
   })
 })
 

@@ -9,6 +9,10 @@ import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
 import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
 import { anEntry } from './conformance/store.ts'
+import { firmwareOf } from '@fleetkey/server/flows/approvals.ts'
+import { underPolicy } from '@fleetkey/tpm2/firmware.ts'
+import { marshalPublic } from '@fleetkey/tpm2/structures.ts'
+import { templates } from '@fleetkey/tpm2/templates.ts'
 import { testContext, type TestContext } from './harness.ts'
 
 const max = 4 << 20
@@ -19,7 +23,7 @@ const signerOf = () => {
   return { spki, signer }
 }
 
-const enrolled = (id: string, ldevidSpki: Uint8Array): EnrolledDevice => ({
+const enrolled = (id: string, ldevidSpki: Uint8Array, authPolicy: Uint8Array): EnrolledDevice => ({
   id: DeviceId.parse(id),
   version: 0,
   state: 'enrolled',
@@ -33,7 +37,7 @@ const enrolled = (id: string, ldevidSpki: Uint8Array): EnrolledDevice => ({
     ak: randomBytes(8),
     srk: randomBytes(8),
     ldevid: randomBytes(8),
-    recipient: randomBytes(8),
+    recipient: marshalPublic(underPolicy({ ...templates.recipient, x: randomBytes(32), y: randomBytes(32) }, authPolicy)),
     ldevidSpki,
   },
   enrolledAt: 1,
@@ -62,7 +66,8 @@ let sequence: number
 beforeEach(async () => {
   ctx = await testContext()
   handle = deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery: 300 })
-  const rows = [enrolled('gw-1', own.spki), enrolled('gw-2', stranger.spki)]
+  const { authPolicy } = await firmwareOf(ctx, 'gateway')
+  const rows = [enrolled('gw-1', own.spki, authPolicy), enrolled('gw-2', stranger.spki, authPolicy)]
   await ctx.store.commit({ writes: rows.map((row) => ({ table: 'device', do: 'insert', row })), entries: [anEntry()] })
   from = ctx.bus.connect({ client: 'gw-1', device: 'gw-1' })
   await expect.poll(() => ctx.bus.sent.length).toBe(2)

@@ -60,8 +60,8 @@ export interface Machine {
   stop(): Promise<void>
 }
 
-const release = (model: string): Release =>
-  buildRelease({ model, name: '1.0.0', number: 1 }, simulatedImages(`${model}/1.0.0`, new TextEncoder().encode('agent')))
+const release = (model: string, name = '1.0.0', number = 1): Release =>
+  buildRelease({ model, name, number }, simulatedImages(`${model}/${name}`, new TextEncoder().encode('agent')))
 
 const digestsOf = (images: Release['images']): Readonly<Record<StageName, Uint8Array>> =>
   Object.fromEntries(stages.map(({ stage }) => [stage, new Uint8Array(createHash('sha256').update(images[stage]).digest())])) as unknown as Readonly<
@@ -120,8 +120,20 @@ export interface World {
   /** Runs an agent on a machine; ended with the world. */
   agent(
     machine: Machine,
-    of?: { readonly serial?: string; readonly outputs?: Settings['outputs']; readonly socket?: string; readonly tpmAuth?: PasswordFiles },
+    of?: {
+      readonly serial?: string
+      readonly outputs?: Settings['outputs']
+      readonly socket?: string
+      readonly tpmAuth?: PasswordFiles
+      /** Nobody answers where it looks for its server. */
+      readonly offline?: boolean
+      /** Called at every named durable step. */
+      readonly step?: (name: string) => void
+    },
   ): Agent
+  /** Builds another release of the boards' firmware. */
+  build(name: string, number: number): Release
+  importRelease(release: Release): Promise<void>
   /** Ends the server process's work and starts it again on the same data and ports. */
   restart(): Promise<void>
   stop(): Promise<void>
@@ -190,7 +202,7 @@ export const openWorld = async (
       const data = join(folder, 'agents', machine.serial)
       mkdirSync(data, { recursive: true })
       const settings: Settings = {
-        ...trustOfBundle({ ...bundle, server: `mqtts://127.0.0.1:${server.mqttPort}` }),
+        ...trustOfBundle({ ...bundle, server: `mqtts://127.0.0.1:${with_.offline === true ? 1 : server.mqttPort}` }),
         data,
         tpm: 'in-process',
         ...(with_.tpmAuth === undefined ? {} : { tpmAuth: with_.tpmAuth }),
@@ -206,12 +218,14 @@ export const openWorld = async (
         now,
         random,
         log: (line) => void lines.push(`${machine.serial}: ${line}`),
-        step: () => undefined,
+        step: with_.step ?? (() => undefined),
         readEventLog: async () => machine.eventLog(),
       })
       agents.push(agent)
       return agent
     },
+    build: (name, number) => release(model, name, number),
+    importRelease: async (of) => void (await client.call('release.import', { body: signed(referenceValues(of.manifest)) })),
     async restart() {
       const { mqttPort, httpsPort } = server
       await server.stop()

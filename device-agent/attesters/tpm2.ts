@@ -79,9 +79,13 @@ export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = asyn
     async evidence({ attest, eventLog, ...of }) {
       // Computed here, as in enrolment: this device quotes no nonce that it was handed.
       const nonce = attestNonce({ ...of, challenge: attest.challenge, random: attest.random })
-      const transcript = evidenceTranscript({ eventLog, ima: null, recipient: null })
+      const key = attest.firmware === null ? null : await recipientFor(attest.firmware)
+      const transcript = evidenceTranscript({ eventLog, ima: null, recipient: key?.public ?? null })
       const quote = await keys.quote(attest.selection, qualifyingData('quote', nonce, transcript))
-      return { type: 'evidence', challenge: attest.challenge, quote, eventLog, ima: null, recipient: null }
+      // Below the SRK that enrolment proved: that one is not certified again.
+      const recipient =
+        key === null ? null : { public: key.public, certify: await keys.certify(key, qualifyingData('recipient', nonce, transcript)), srk: null }
+      return { type: 'evidence', challenge: attest.challenge, quote, eventLog, ima: null, recipient }
     },
   }
 }

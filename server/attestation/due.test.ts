@@ -35,3 +35,14 @@ const cases: readonly (readonly [string, Partial<Attested>, Heard | null, number
 ]
 
 test.each(cases)('%s', (_name, of, report, now, want) => expect(isAttestationDue({ ...device, ...of }, policy, report, now)).toEqual(want))
+
+const outdated: typeof cases = [
+  ['fresh', {}, heard(4), at, due('firmware', true)],
+  ['booted', {}, heard(5), at, due('boot', true)],
+  ['ordered', { attestOrderedAt: at }, null, at, due('firmware', true)],
+  ['quarantined', { state: 'quarantined' }, heard(4, true), at, due('firmware', true)],
+  ['no TPM', { assurance: 'token' }, heard(4), at, not],
+]
+test.each(outdated)('a recipient key of an older generation: %s', (_name, of, report, now, want) =>
+  expect(isAttestationDue({ ...device, ...of }, { ...policy, outdated: true }, report, now)).toEqual(want),
+)

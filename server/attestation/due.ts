@@ -11,7 +11,7 @@ export interface Attested {
 /** `withholds`: no key is released to this device before it has attested. */
 export type Due =
   | { readonly due: false }
-  | { readonly due: true; readonly because: 'quarantined' | 'boot' | 'stale' | 'order' | 'ageing'; readonly withholds: boolean }
+  | { readonly due: true; readonly because: 'quarantined' | 'boot' | 'stale' | 'firmware' | 'order' | 'ageing'; readonly withholds: boolean }
 
 /** Asked this much before its verdict grows too old, a connected device never waits for its keys. */
 const early = 0.8
@@ -26,11 +26,12 @@ const canAttest = ({ assurance }: Attested): boolean => assurance === 'attested'
 
 /**
  * Whether a device has to attest, and whether its keys wait for that. Pure: the same device, policy, report and time give the same answer.
- * `policy.attestAge`: seconds; `report`: what the device says now, null when it was not heard; `first`: on this connection.
+ * `policy.attestAge`: seconds; `outdated`: its recipient key is not under the firmware policy of now; `report`: what the device says now, null when it was not
+ * heard; `first`: on this connection.
  */
 export const isAttestationDue = (
   device: Attested,
-  policy: { readonly attestAge: number },
+  policy: { readonly attestAge: number; readonly outdated?: boolean },
   report: { readonly resetCount: number; readonly first: boolean } | null,
   now: number,
 ): Due => {
@@ -40,6 +41,8 @@ export const isAttestationDue = (
   if (resetCount !== device.resetCount) return { due: true, because: 'boot', withholds: true }
   // A clock that was set back makes no verdict younger than it is.
   if (age > policy.attestAge * 1000 || age < -clockSlack) return { due: true, because: 'stale', withholds: true }
+  // Nothing is wrapped any more to a key that withdrawn firmware can use.
+  if (policy.outdated === true) return { due: true, because: 'firmware', withholds: true }
   if (device.attestOrderedAt !== null) return { due: true, because: 'order', withholds: device.state === 'quarantined' }
   if (device.state === 'quarantined')
     return report?.first === true || age >= quarantinedEvery ? { due: true, because: 'quarantined', withholds: true } : { due: false }

@@ -2,13 +2,14 @@ import type { Attest, Evidence } from '@fleetkey/protocol/messages.ts'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { attestNonce, evidenceTranscript, qualifyingData } from '@fleetkey/protocol/transcript.ts'
 import { handle } from '@fleetkey/tpm2/constants.ts'
+import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import { qualifiedName } from '@fleetkey/tpm2/names.ts'
 import { makeStateClaims, type StateClaims } from './claims.ts'
 import { continuity, isClockExplained, type TpmRecord } from './continuity.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import { bankOf, checkLog } from './event-log.ts'
 import { checkKey } from './keys.ts'
-import { checkQuote } from './quote.ts'
+import { checkCertification, checkQuote } from './quote.ts'
 import { fail } from './reasons.ts'
 
 /** What the server knows that the evidence must agree with. `exporter`, `session`: of the connection that the evidence came through. */
@@ -20,6 +21,8 @@ export interface AskedOf {
   readonly attest: Attest
   /** TPMT_PUBLIC of the AK that enrolment proved. */
   readonly ak: Uint8Array
+  /** TPMT_PUBLIC of the SRK on record. */
+  readonly srk: Uint8Array
   /** What was last accepted: a clock that is not safe is accepted only when a reboot since then explains it. */
   readonly last: { readonly resetCount: number; readonly clock: bigint | null } | null
 }
@@ -48,6 +51,30 @@ export const reattest = (evidence: Evidence, asked: AskedOf): StateClaims => {
     clock: quote.clockInfo.clock,
     firmwareVersion: quote.firmwareVersion,
   })
+}
+
+/**
+ * The recipient key (TPMT_PUBLIC) that evidence presents because a new one was asked for, proven to be in the same TPM, in the same boot, under exactly the
+ * policy that was asked for; null when none was. For evidence whose state is proven. Throws Problem('attestation-failed') with a stable reason.
+ */
+export const renewedRecipient = (evidence: Evidence, asked: AskedOf, state: StateClaims): Uint8Array | null => {
+  const { recipient } = evidence
+  const { firmware, challenge, random } = asked.attest
+  if (recipient === null || firmware === null) return null
+  const key = checkKey('recipient', recipient.public, authPolicyOf(firmware))
+  const nonce = attestNonce({ ...asked, challenge, random })
+  const transcript = evidenceTranscript({ eventLog: evidence.eventLog, ima: evidence.ima, recipient: recipient.public })
+  const ak = checkKey('ak', asked.ak)
+  const expected = (role: 'recipient' | 'srk') => ({
+    ak,
+    nonce: qualifyingData(role, nonce, transcript),
+    signers: [qualifiedName(handle.endorsement, ak.name)],
+  })
+  const { clockInfo } = checkCertification('recipient', recipient.certify, key.name, expected('recipient'))
+  if (recipient.srk !== null) checkCertification('srk', recipient.srk, checkKey('srk', asked.srk).name, expected('srk'))
+  if (clockInfo.resetCount !== state.resetCount || clockInfo.restartCount !== state.restartCount)
+    return fail('tpm.reset-count.changed', `resetCount ${state.resetCount} and ${clockInfo.resetCount}`)
+  return key.bytes
 }
 
 /** What cannot be the same TPM going on as it was. */

@@ -3,7 +3,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { firmwareDigest, signerPublic } from '@fleetkey/tpm2/firmware.ts'
 import { parsePublic } from '@fleetkey/tpm2/structures.ts'
-import type { DeviceKeys, Release } from './device.ts'
+import type { DeviceKeys, IdentifiedDevice, Release } from './device.ts'
 
 /** A release that keys under firmware may work with, and PolicyPCR of it over the PCRs that quotes cover. */
 export interface Approvable {
@@ -14,10 +14,11 @@ export interface Approvable {
 
 /**
  * Which of a model's releases are approved, newest first, at most as many as one message holds. A release without a reference value for one of the PCRs can be
- * neither appraised nor approved. Pure.
+ * neither appraised nor approved; withdrawn and debug firmware never is, whatever a group's policy does about devices that run it. Pure.
  */
 export const approvable = (releases: readonly Release[], pcrs: readonly number[]): readonly Approvable[] =>
   releases
+    .filter(({ debug, withdrawn }) => !debug && withdrawn === null)
     .toSorted((one, other) => other.number - one.number || (one.id < other.id ? -1 : 1))
     .flatMap(({ id, number, pcrs: values }) => {
       const known = new Map(pcrs.flatMap((pcr) => (values[pcr] === undefined ? [] : [[pcr, new Uint8Array(Buffer.from(values[pcr], 'hex'))] as const])))
@@ -38,5 +39,6 @@ export const approver = (spki: Uint8Array): Uint8Array => {
 /** The policy that a device's recipient key is under, and what is delivered to it with it. */
 export const recipientPolicy = (keys: DeviceKeys): Uint8Array => parsePublic(keys.recipient).authPolicy
 
-/** Whether that is the policy of now: after a withdrawal nothing more is wrapped to keys that the withdrawn firmware can use. */
-export const isUnder = (keys: DeviceKeys, authPolicy: Uint8Array): boolean => sameBytes(recipientPolicy(keys), authPolicy)
+/** Whether a device with a TPM has a recipient key that is not under the policy of now: after a withdrawal nothing more is wrapped to it. */
+export const isOutdated = ({ assurance, keys }: Pick<IdentifiedDevice, 'assurance' | 'keys'>, authPolicy: Uint8Array): boolean =>
+  (assurance === 'attested' || assurance === 'simulated') && !sameBytes(recipientPolicy(keys), authPolicy)

@@ -6,11 +6,12 @@ import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import type { Caller } from '../access/caller.ts'
+import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { approvable, approver, type Approvable } from '../fleet/firmware.ts'
 import type { Authority } from './authority.ts'
 import type { Context } from './context.ts'
 import { messageTo } from './message.ts'
-import { perform, type Transaction } from './perform.ts'
+import { perform } from './perform.ts'
 import { findAll, inChunks } from './rows.ts'
 import { selection } from './selection.ts'
 import { inTurn } from './turn.ts'
@@ -28,7 +29,7 @@ export interface Firmware {
 
 type Approvals = ApprovalSet['approvals']
 
-const generationId = (model: string): string => `firmware/${model}`
+export const generationId = (model: string): string => `firmware/${model}`
 const approvalsId = (model: string, generation: number): string => `approvals/${model}/${generation}`
 
 /** PCRs that approvals are over: those of every quote. */
@@ -113,24 +114,26 @@ export const sendApprovals = async (ctx: Context, device: DeviceId, model: strin
   await ctx.bus.send(device, await messageTo(ctx, ctx.authority.roles.delivery, device, { type: 'approvals', ...set }))
 }
 
-/** The same for every connected device of a model: a release is approved before it can be installed anywhere. The others hear it when they connect. */
-export const announceApprovals = async (ctx: Context, model: string): Promise<void> => {
-  const devices = await findAll(ctx.store, 'device', { where: { state: 'enrolled' } })
-  await approvalsOf(ctx, model)
-  await inChunks(
-    devices.filter((device) => device.model === model && ctx.bus.online(device.id)),
-    atOnce,
-    async ({ id }) => await sendApprovals(ctx, id, model),
-  )
+/** Devices of a model that have an identity. */
+export const devicesOf = async (ctx: Context, model: string): Promise<readonly IdentifiedDevice[]> => {
+  const rows = await Promise.all((['enrolled', 'quarantined'] as const).map(async (state) => await findAll(ctx.store, 'device', { where: { state } })))
+  return rows.flat().filter((device): device is IdentifiedDevice => hasIdentity(device) && device.model === model)
 }
 
-/** Adds to a commit: nothing is approved for this model any more until it is approved anew, for keys that are made anew. */
-export const nextGeneration = async (ctx: Context, tx: Transaction, model: string): Promise<void> => {
-  const row = await ctx.store.get('setting', generationId(model))
-  const generation = (row === undefined ? 1 : Number(decode(row.value))) + 1
-  if (row === undefined) tx.insert('setting', { id: generationId(model), value: encode(generation) })
-  else tx.update('setting', { ...row, value: encode(generation) })
-  tx.note(`firmware generation ${generation} of model ${model}`)
+/**
+ * The same for every connected device of a model, and `then` more for each: a release is approved before it can be installed anywhere. The others hear it when
+ * they connect.
+ */
+export const announceApprovals = async (ctx: Context, model: string, then: (device: DeviceId) => Promise<void> = async () => undefined): Promise<void> => {
+  await approvalsOf(ctx, model)
+  await inChunks(
+    (await devicesOf(ctx, model)).filter(({ id }) => ctx.bus.online(id)),
+    atOnce,
+    async ({ id }) => {
+      await sendApprovals(ctx, id, model)
+      await then(id)
+    },
+  )
 }
 
 /** Start-up sweep: approves what a crash left imported and not approved. */

@@ -4,16 +4,19 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { StateClaims } from '../attestation/claims.ts'
 import { isAttestationDue } from '../attestation/due.ts'
-import { discontinuity, reattest } from '../attestation/reattest.ts'
+import { discontinuity, reattest, renewedRecipient } from '../attestation/reattest.ts'
 import { hasIdentity, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
+import { isOutdated } from '../fleet/firmware.ts'
+import { firmwareOf } from './approvals.ts'
 import { ask } from './ask.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { converge, convergeDevice } from './converge.ts'
 import { policyOf } from './membership.ts'
-import { markAudited, perform } from './perform.ts'
+import { markAudited, perform, type Transaction } from './perform.ts'
 import { carryOut, quarantine, released, type Consequence } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
+import { findAll } from './rows.ts'
 import type { LiveSession } from './sessions.ts'
 import { inTurn } from './turn.ts'
 import { acceptedWith, judge, tpmRecordOf, withContinuity } from './verdict.ts'
@@ -35,7 +38,12 @@ export const hearReport = async (ctx: Context, id: DeviceId, report: BodyOf<'rep
   if (session !== undefined) session.resetCount ??= report.resetCount
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-  const due = isAttestationDue(device, await policyOf(ctx, id), { resetCount: report.resetCount, first }, ctx.now())
+  const due = isAttestationDue(
+    device,
+    { ...(await policyOf(ctx, id)), outdated: isOutdated(device, (await firmwareOf(ctx, device.model)).authPolicy) },
+    { resetCount: report.resetCount, first },
+    ctx.now(),
+  )
   if (report.resetCount !== device.reportedResetCount) await noteBoot(ctx, id, report.resetCount)
   if (due.due && due.withholds && session !== undefined) session.withheld = report
   if (due.due) await ask(ctx, id)
@@ -93,38 +101,49 @@ interface Decided {
 const decide = async (ctx: Context, session: LiveSession, id: DeviceId, attest: Attest, evidence: Evidence): Promise<Decided> => {
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-  const state = proven(ctx, session, device, attest, evidence)
+  const found = proven(ctx, session, device, attest, evidence)
   return await perform(ctx, { caller: deviceCaller(id, session.from.from), action: 'device.evidence', subject: id }, async (tx): Promise<Decided> => {
     const row = await ctx.store.get('device', id)
     if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-    if ('verdict' in state) return { verdict: state, consequence: await quarantine(ctx, tx, row, state) }
+    if ('verdict' in found) return { verdict: found, consequence: await quarantine(ctx, tx, row, found) }
+    const { state, recipient } = found
     const judged = await judge(ctx, row, state)
     const now = { ...state, release: judged.verdict.release }
     const judgement = withContinuity(judged, discontinuity({ record: tpmRecordOf(row), session: session.resetCount }, now, await endorsementPolicy(ctx)))
     const { verdict } = judgement
     const known = { ...row, resetCount: Math.max(row.resetCount, state.resetCount), reportedResetCount: state.resetCount }
     if (verdict.verdict === 'contraindicated') return { verdict, consequence: await quarantine(ctx, tx, known, verdict) }
-    tx.update('device', { ...released(known), ...acceptedWith(row.floor, judgement) })
+    const keys = recipient === null ? row.keys : { ...row.keys, recipient }
+    tx.update('device', { ...released(known), ...acceptedWith(row.floor, judgement), keys })
+    if (recipient !== null) await dropWrapped(ctx, tx, id)
     tx.note(`${verdict.verdict} ${verdict.reason} ${verdict.release ?? 'unknown firmware'}, resetCount ${state.resetCount}`)
     if (row.state === 'quarantined') tx.note('no longer quarantined')
     return { verdict, consequence: { campaigns: [], owed: null } }
   })
 }
 
+/** What waits for the device is wrapped to the recipient key it had: it is wrapped anew. */
+const dropWrapped = async (ctx: Context, tx: Transaction, device: DeviceId): Promise<void> => {
+  for (const message of await findAll(ctx.store, 'outbox', { where: { device } })) if (message.subject.startsWith('delivery/')) tx.remove('outbox', message)
+  tx.note('new recipient key')
+}
+
+/** What a device has proven: its state, and a new recipient key when one was asked for. */
+interface Proven {
+  readonly state: StateClaims
+  readonly recipient: Uint8Array | null
+}
+
 /** The proven state, or the verdict on evidence that proves nothing. */
-const proven = (ctx: Context, session: LiveSession, device: IdentifiedDevice, attest: Attest, evidence: Evidence): StateClaims | VerdictRecord => {
+const proven = (ctx: Context, session: LiveSession, device: IdentifiedDevice, attest: Attest, evidence: Evidence): Proven | VerdictRecord => {
   const { exporter } = session.from
   if (exporter === null) throw new Problem('unsupported', 'attestation needs a TLS connection that ends in this server', { reason: 'attest.no-exporter' })
   try {
-    return reattest(evidence, {
-      tenant: ctx.tenant,
-      device: device.id,
-      exporter,
-      session: session.nonce,
-      attest,
-      ak: device.keys.ak,
-      last: { resetCount: device.resetCount, clock: tpmRecordOf(device).quoted?.clock ?? null },
-    })
+    const { ak, srk } = device.keys
+    const last = { resetCount: device.resetCount, clock: tpmRecordOf(device).quoted?.clock ?? null }
+    const asked = { tenant: ctx.tenant, device: device.id, exporter, session: session.nonce, attest, ak, srk, last }
+    const state = reattest(evidence, asked)
+    return { state, recipient: renewedRecipient(evidence, asked, state) }
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code !== 'attestation-failed' || passing.has(problem.reason ?? '')) throw problem

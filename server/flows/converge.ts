@@ -5,7 +5,7 @@ import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
-import { isUnder } from '../fleet/firmware.ts'
+import { isOutdated } from '../fleet/firmware.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
 import { firmwareOf } from './approvals.ts'
@@ -77,7 +77,7 @@ const settle = async (
     const policy = await policyOf(ctx, id)
     const seen = told !== null && ctx.now() - device.lastSeenAt >= seenEvery
     const lacking = device.state === 'enrolled' && (await outstanding(ctx, device, told?.reported ?? null)).found.length > 0
-    const release = lacking && !withheld(ctx, device, policy)
+    const release = lacking && !(await withheld(ctx, device, policy))
     // Keys are waiting for it: it is asked now, not at its next report.
     if (lacking && !release) await ask(ctx, id)
     if (!seen && !release) return []
@@ -85,7 +85,7 @@ const settle = async (
       const now = await ctx.store.get('device', id)
       if (!hasIdentity(now)) return []
       if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
-      return release && now.state === 'enrolled' && !withheld(ctx, now, policy) ? await record(ctx, tx, now, told?.reported ?? null) : []
+      return release && now.state === 'enrolled' && !(await withheld(ctx, now, policy)) ? await record(ctx, tx, now, told?.reported ?? null) : []
     })
     // A crash here: the messages stand in the outbox; the device reports when it reconnects and gets them then.
     ctx.step('deliver.recorded')
@@ -95,8 +95,9 @@ const settle = async (
 }
 
 /** Whether keys wait until the device has attested. */
-const withheld = (ctx: Context, device: IdentifiedDevice, policy: GroupPolicy): boolean => {
-  const due = isAttestationDue(device, policy, null, ctx.now())
+const withheld = async (ctx: Context, device: IdentifiedDevice, policy: GroupPolicy): Promise<boolean> => {
+  const outdated = isOutdated(device, (await firmwareOf(ctx, device.model)).authPolicy)
+  const due = isAttestationDue(device, { ...policy, outdated }, null, ctx.now())
   return due.due && due.withholds
 }
 
@@ -106,10 +107,7 @@ const outstanding = async (
   reported: readonly Reported[] | null,
 ): Promise<{ standing: Standing; holdings: readonly Holding[]; found: readonly Difference[] }> => {
   const [standing, holdings] = await Promise.all([standingOf(ctx, device), findAll(ctx.store, 'holding', { where: { device: device.id } })])
-  const found = differences(standing.desired, holdings, reported)
-  // Its recipient key can be used by firmware that was withdrawn: nothing more is wrapped to it, a new one is asked for.
-  const reachable = found.some((one) => one.do === 'deliver') && !isUnder(device.keys, (await firmwareOf(ctx, device.model)).authPolicy)
-  return { standing, holdings, found: reachable ? found.filter((one) => one.do !== 'deliver') : found }
+  return { standing, holdings, found: differences(standing.desired, holdings, reported) }
 }
 
 /** Collects holdings, stages and outgoing messages of one device; the messages, to be sent once that is durable. */
