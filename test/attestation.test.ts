@@ -707,4 +707,20 @@ describe('a return by enrolment', () => {
     await connect()
     expect(types(await report())).toEqual(['delivery'])
   })
+
+  test('however often it returns quarantined, the certificate on its disk from before stays good', async () => {
+    await enrolled()
+    const { tlsSerial } = await device()
+    tamper()
+    for (let boots = 0; boots < 2; boots++) {
+      ctx.bus.disconnect(from)
+      board.boot()
+      attester = await openAttester()
+      ctx.clock.now += 60_000
+      expect(await enrol('return')).toMatchObject({ type: 'identity', device: id })
+      await connect()
+      const row = await device()
+      expect([row.state, row.previousTlsSerial, row.tlsSerial === tlsSerial]).toEqual(['quarantined', tlsSerial, false])
+    }
+  })
 })

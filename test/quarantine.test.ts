@@ -35,7 +35,7 @@ const powerCycle = (at: number): void => {
 }
 const tamper = (at: number): void => boards[at]?.board.flash.tamper('kernel', (bytes) => bytes.map((byte, index) => (index === 7 ? byte ^ 1 : byte)))
 
-test('a device that boots tampered firmware gets no key any more, and shows up; with its firmware restored it is back', { timeout: 60_000 }, async () => {
+test('a device that boots tampered firmware gets no key any more, and shows up; with its firmware restored it is back', { timeout: 120_000 }, async () => {
   tamper(0)
   powerCycle(0)
   await until('it is quarantined, and connected', async () => (await stateOf('gw-1')) === 'quarantined' && (await show('gw-1')).online)
@@ -65,13 +65,15 @@ test('asked by an operator it attests at once', { timeout: 60_000 }, async () =>
 
 test('the same on swtpm: a PCR that somebody extended is found, a clean boot is believed', { timeout: 120_000 }, async () => {
   const machine = await world.onSwtpm('GW-3')
-  await world.enlist([machine], 'plant')
+  await world.enlist([machine], 'lab')
+  await world.client.call('key.create', { body: { id: 'probe', protection: 'sealed' } })
+  await world.client.call('key.grant', { params: { id: 'probe' }, body: { group: 'lab' } })
   const agent = world.agent(machine)
   const order = async (): Promise<void> => {
     await until('it is connected', () => agent.status().connected, 60_000)
     expect(await world.client.call('device.attest', { params: { id: 'gw-3' } })).toEqual({ asked: 'asked' })
   }
-  await until('it uses the key', () => (agent.status().current['telemetry'] ?? 0) > 0, 60_000)
+  await until('it uses the key', () => (agent.status().current['probe'] ?? 0) > 0, 60_000)
   const { verdictAt } = await show('gw-3')
   await order()
   await until('it has attested', async () => ((await show('gw-3')).verdictAt ?? 0) > (verdictAt ?? 0))

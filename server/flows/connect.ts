@@ -57,7 +57,8 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
     if (!verifySignature(device.keys.ldevidSpki, proof, signature(connect.password)))
       throw new Problem('unauthenticated', 'the connection proof does not verify', { reason: 'connect.proof' })
   }
-  if (certificate.id === device.tlsSerial && device.previousTlsSerial !== null) await retirePrevious(ctx, device.id, connect)
+  // A quarantined device may hold its newest certificate in memory only, since its keys do not open under such firmware: the one on its disk stays good.
+  if (certificate.id === device.tlsSerial && device.previousTlsSerial !== null && device.state === 'enrolled') await retirePrevious(ctx, device.id, connect)
   return device
 }
 

@@ -304,7 +304,8 @@ const identified = (now: number, row: Device, of: Admission, ldevid: Issued, tls
     ldevidSerial: ldevid.intent.id,
     tlsSerial: tls.intent.id,
     // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
-    previousTlsSerial: before?.tlsSerial ?? null,
+    // What a device was issued while quarantined it may have lost with its memory: the one before that is kept.
+    previousTlsSerial: (before?.state === 'quarantined' ? before.previousTlsSerial : null) ?? before?.tlsSerial ?? null,
     resetCount: claims.resetCount,
     reportedResetCount: claims.resetCount,
     release: before?.release ?? null,
