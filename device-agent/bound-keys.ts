@@ -144,7 +144,7 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
       const there = stored.pairs.find((pair) => samePolicy(pair.policy, policy))
       if (there !== undefined) return there.recipient
       const made = await keys.make({ signer: policy.signer, ref: policy.ref })
-      await save({ ...stored, pairs: [made, ...stored.pairs.slice(-(keptPairs - 1))] })
+      await save({ ...stored, pairs: [made, ...stored.pairs.filter((_pair, at) => at < keptPairs - 2 || at === stored.pairs.length - 1)] })
       // A crash here: a pair that nobody knows yet; the next question for this policy finds it.
       step('firmware.made')
       return made.recipient
