@@ -212,7 +212,7 @@ describe('statements', () => {
 })
 
 describe('continuity', () => {
-  const record: TpmRecord = { srk: zeros, resetCount: 7, release: 'r1', quoted: { restartCount: 3, clock: 10_000_000n, firmwareVersion: 5n } }
+  const record: TpmRecord = { srk: zeros, resetCount: 7, release: 'r1', quoted: { restartCount: 3, clock: 10_000_000n, clockSafe: true, firmwareVersion: 5n } }
   const claims = { srkPublic: zeros as Uint8Array, resetCount: 8, restartCount: 0, clock: 11_000_000n, clockSafe: true, firmwareVersion: 5n, release: 'r1' }
   const judge = (change: Partial<typeof claims>, updates: { from: string; to: string }[] = []) => continuity(record, { ...claims, ...change }, { updates })
   test.each([

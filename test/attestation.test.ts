@@ -169,9 +169,9 @@ const stateAndReason = async (): Promise<readonly [string, string]> => {
 }
 
 /** Power off and on, with whatever is on the flash; the agent starts anew and connects. */
-const reboot = async (): Promise<void> => {
+const reboot = async (how?: Parameters<Board['boot']>[0]): Promise<void> => {
   ctx.bus.disconnect(from)
-  board.boot()
+  board.boot(how)
   attester = await openAttester()
   await connect()
 }
@@ -214,6 +214,17 @@ describe('a device that boots', () => {
     const { verdict, resetCount, reportedResetCount } = await device()
     expect([verdict.verdict, resetCount === reportedResetCount, resetCount === (await attester.resetCount())]).toEqual(['affirming', true, true])
     expect(verdict.claims.map(({ name }) => name)).toContain('pcr-4')
+  })
+
+  test('after a power cut its clock is not safe for a while: it attests all the same, as often as it is asked', async () => {
+    await reboot({ shutdown: 'none' })
+    expect(types(await say(await evidence(attestOf(await report()))))).toEqual(['delivery'])
+    expect((await device()).verdict.claims).toContainEqual({ name: 'clock-safe', value: 'no' })
+    const { at } = (await device()).verdict
+    ctx.clock.now += 60_000
+    expect(await orderAttestation(ctx, operator(), id)).toBe('asked')
+    await say(await evidence(attestOf(heard(id))))
+    expect(await device()).toMatchObject({ state: 'enrolled', lastRefusal: null, verdict: { verdict: 'affirming', at: at + 60_000 } })
   })
 
   test('into tampered firmware: quarantined, its deliveries are gone, and back once the flash is restored', async () => {

@@ -3,7 +3,7 @@ import { alg } from '@fleetkey/tpm2/constants.ts'
 import { eventType, marshalEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import { measurementsOf, separatorData, stages, type Release, type StageName } from '../release/release.ts'
-import type { SoftwareTpm } from '../tpm/software-tpm.ts'
+import type { PowerCycle, SoftwareTpm } from '../tpm/software-tpm.ts'
 import type { Flash } from './flash.ts'
 
 /** A board: a TPM, a flash, and a boot ROM that measures what it runs. */
@@ -12,7 +12,7 @@ export interface Board {
   readonly tpm: SoftwareTpm
   readonly flash: Flash
   /** Power off and on: the TPM starts anew, each stage of the booting slot is hashed, extended and logged before it would run. Throws on an empty flash. */
-  boot(): void
+  boot(how?: PowerCycle): void
   /** TCG crypto-agile event log of the running boot. */
   eventLog(): Uint8Array
   transport(): Transport
@@ -28,8 +28,8 @@ export const createBoard = (of: { readonly serial: string; readonly tpm: Softwar
     serial,
     tpm,
     flash,
-    boot() {
-      tpm.powerCycle()
+    boot(how) {
+      tpm.powerCycle(how)
       const booting = flash.boot()
       if (booting === undefined) throw new Error(`board ${serial} has nothing to boot`)
       // The bytes that are there are measured, not what the manifest says of them.

@@ -97,9 +97,10 @@ describe('a record of claims', () => {
 
 describe('a TPM that goes on', () => {
   const srk = new Uint8Array(8)
-  const quoted = { restartCount: 1, clock: 100_000_000n, firmwareVersion: 7n }
+  const quoted = { restartCount: 1, clock: 100_000_000n, clockSafe: true, firmwareVersion: 7n }
   const record: TpmRecord = { srk, resetCount: 4, release: 'm/1', quoted }
-  const now = { ...quoted, resetCount: 4, clockSafe: true, release: 'm/1' as string | null }
+  const unsafe = { quoted: { ...quoted, clockSafe: false } }
+  const now = { ...quoted, resetCount: 4, release: 'm/1' as string | null }
   const going: readonly (readonly [string, Partial<TpmRecord>, number | null, Partial<typeof now>, string | undefined])[] = [
     ['unchanged', {}, 4, {}, undefined],
     ['resumed', {}, 4, { restartCount: 2 }, undefined],
@@ -112,6 +113,9 @@ describe('a TPM that goes on', () => {
     ['other TPM firmware', {}, 4, { firmwareVersion: 8n }, 'tpm.firmware.changed'],
     ['an unsafe clock after a power cut', {}, 5, { resetCount: 5, clockSafe: false }, undefined],
     ['an unsafe clock without one', {}, 4, { clockSafe: false }, 'quote.clock.unsafe'],
+    ['the boot after a power cut once more, its clock not yet safe', unsafe, 4, { clockSafe: false, clock: 100_000_500n }, undefined],
+    ['the same with a clock that went back', unsafe, 4, { clockSafe: false, clock: 99_000_000n }, 'quote.clock.unsafe'],
+    ['the boot after a power cut, its clock safe by now', unsafe, 4, { clock: 104_000_000n }, undefined],
     ['nothing is known of before', { quoted: null, release: null }, null, { restartCount: 0, firmwareVersion: 1n, clock: 0n }, undefined],
   ]
   test.each(going)('%s', (_name, was, session, is, reason) =>

@@ -12,7 +12,13 @@ export interface TpmRecord {
   /** Null for firmware that was not recognised. */
   readonly release: string | null
   /** What the quote of that resetCount said besides; null for a record that does not know it. */
-  readonly quoted: Pick<StateContent, 'restartCount' | 'clock' | 'firmwareVersion'> | null
+  readonly quoted: Pick<StateContent, 'restartCount' | 'clock' | 'clockSafe' | 'firmwareVersion'> | null
+}
+
+/** What was accepted last of a TPM's clock. `quoted`: null when the record does not know it. */
+export interface LastClock {
+  readonly resetCount: number
+  readonly quoted: Pick<StateContent, 'clock' | 'clockSafe'> | null
 }
 
 /** TPMs save their clock at most every 2^22 ms, 70 minutes (Part 1 §36.3.2): by so much it may fall when power was cut. */
@@ -21,13 +27,16 @@ export const clockGrace = 2n ** 22n
 const inFlight = 120_000n
 
 /**
- * Whether it is explained that a TPM calls its clock unsafe (power was cut without TPM2_Shutdown): it was reset since it was last accepted, and its clock has
- * fallen by no more than the grace. Without a record nothing explains it.
+ * Whether it is explained that a TPM calls its clock unsafe (power was cut without TPM2_Shutdown; it says so until the clock has passed what was saved last):
+ * it was reset since it was last accepted, and its clock has fallen by no more than the grace; or it is the boot that was accepted so, and its clock went on.
+ * Without a record nothing explains it.
  */
-export const isClockExplained = (
-  before: { readonly resetCount: number; readonly clock: bigint | null } | null,
-  now: { readonly resetCount: number; readonly clock: bigint },
-): boolean => before !== null && now.resetCount > before.resetCount && (before.clock === null || now.clock + clockGrace >= before.clock)
+export const isClockExplained = (before: LastClock | null, now: { readonly resetCount: number; readonly clock: bigint }): boolean => {
+  if (before === null) return false
+  const { resetCount, quoted } = before
+  if (now.resetCount > resetCount) return quoted === null || now.clock + clockGrace >= quoted.clock
+  return now.resetCount === resetCount && quoted !== null && !quoted.clockSafe && now.clock + inFlight >= quoted.clock
+}
 
 /** Whether the operator recorded that TPM firmware goes from the one version to the other. */
 export const isRecordedUpdate = (before: bigint, now: bigint, updates: EndorsementPolicy['updates']): boolean =>
@@ -58,7 +67,7 @@ const checkCounters = ({ resetCount, release, quoted }: TpmRecord, now: Now): vo
   const sameBoot = now.resetCount === resetCount
   if (sameBoot && release !== null && now.release !== null && now.release !== release)
     fail('tpm.reset-count.unchanged', `${now.release} after ${release} with resetCount ${resetCount}`)
-  if (!now.clockSafe && !isClockExplained({ resetCount, clock: quoted?.clock ?? null }, now)) fail('quote.clock.unsafe', 'no reboot explains the clock')
+  if (!now.clockSafe && !isClockExplained({ resetCount, quoted }, now)) fail('quote.clock.unsafe', 'no reboot explains the clock')
   if (quoted === null) return
   if (sameBoot && now.restartCount < quoted.restartCount) fail('tpm.restart-count.lower', `restartCount ${now.restartCount} below ${quoted.restartCount}`)
   if (now.clock + (sameBoot ? inFlight : clockGrace) < quoted.clock) fail('tpm.clock.back', `clock ${now.clock} ms after ${quoted.clock} ms`)

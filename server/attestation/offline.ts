@@ -96,7 +96,7 @@ const checkEkKey = (of: OfflineEvidence, ek: EkCertificate | undefined, policy: 
 const checkState = (quote: Quote, policy: OfflinePolicy, endorsement: EndorsementPolicy): void => {
   const { resetCount, restartCount, clock, safe } = quote.clockInfo
   const { last } = policy
-  if (!safe && policy.clock === 'safe' && !isClockExplained(last === undefined ? null : { resetCount: last.resetCount, clock: null }, quote.clockInfo))
+  if (!safe && policy.clock === 'safe' && !isClockExplained(last === undefined ? null : { resetCount: last.resetCount, quoted: null }, quote.clockInfo))
     fail('quote.clock.unsafe')
   if (last === undefined) return
   if (resetCount < last.resetCount) fail('tpm.reset-count.lower', `resetCount ${resetCount} below ${last.resetCount}`)

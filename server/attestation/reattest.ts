@@ -5,7 +5,7 @@ import { handle } from '@fleetkey/tpm2/constants.ts'
 import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import { qualifiedName } from '@fleetkey/tpm2/names.ts'
 import { makeStateClaims, type StateClaims } from './claims.ts'
-import { continuity, isClockExplained, type TpmRecord } from './continuity.ts'
+import { continuity, isClockExplained, type LastClock, type TpmRecord } from './continuity.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import { bankOf, checkLog } from './event-log.ts'
 import { checkKey } from './keys.ts'
@@ -24,7 +24,7 @@ export interface AskedOf {
   /** TPMT_PUBLIC of the SRK on record. */
   readonly srk: Uint8Array
   /** What was last accepted: a clock that is not safe is accepted only when a reboot since then explains it. */
-  readonly last: { readonly resetCount: number; readonly clock: bigint | null } | null
+  readonly last: LastClock | null
 }
 
 /**

@@ -140,7 +140,7 @@ const proven = (ctx: Context, session: LiveSession, device: IdentifiedDevice, at
   if (exporter === null) throw new Problem('unsupported', 'attestation needs a TLS connection that ends in this server', { reason: 'attest.no-exporter' })
   try {
     const { ak, srk } = device.keys
-    const last = { resetCount: device.resetCount, clock: tpmRecordOf(device).quoted?.clock ?? null }
+    const last = tpmRecordOf(device)
     const asked = { tenant: ctx.tenant, device: device.id, exporter, session: session.nonce, attest, ak, srk, last }
     const state = reattest(evidence, asked)
     return { state, recipient: renewedRecipient(evidence, asked, state) }
