@@ -39,6 +39,9 @@ export const approver = (spki: Uint8Array): Uint8Array => {
 /** The policy that a device's recipient key is under, and what is delivered to it with it. */
 export const recipientPolicy = (keys: DeviceKeys): Uint8Array => parsePublic(keys.recipient).authPolicy
 
+/** Whether a device has a TPM that holds its keys to a firmware policy. */
+export const isBound = ({ assurance }: Pick<IdentifiedDevice, 'assurance'>): boolean => assurance === 'attested' || assurance === 'simulated'
+
 /** Whether a device with a TPM has a recipient key that is not under the policy of now: after a withdrawal nothing more is wrapped to it. */
-export const isOutdated = ({ assurance, keys }: Pick<IdentifiedDevice, 'assurance' | 'keys'>, authPolicy: Uint8Array): boolean =>
-  (assurance === 'attested' || assurance === 'simulated') && !sameBytes(recipientPolicy(keys), authPolicy)
+export const isOutdated = (device: Pick<IdentifiedDevice, 'assurance' | 'keys'>, authPolicy: Uint8Array): boolean =>
+  isBound(device) && !sameBytes(recipientPolicy(device.keys), authPolicy)

@@ -7,7 +7,7 @@ import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
-import { approvable, approver, type Approvable } from '../fleet/firmware.ts'
+import { approvable, approver, isBound, type Approvable } from '../fleet/firmware.ts'
 import type { Authority } from './authority.ts'
 import type { Context } from './context.ts'
 import { messageTo } from './message.ts'
@@ -127,7 +127,7 @@ export const devicesOf = async (ctx: Context, model: string): Promise<readonly I
 export const announceApprovals = async (ctx: Context, model: string, then: (device: DeviceId) => Promise<void> = async () => undefined): Promise<void> => {
   await approvalsOf(ctx, model)
   await inChunks(
-    (await devicesOf(ctx, model)).filter(({ id }) => ctx.bus.online(id)),
+    (await devicesOf(ctx, model)).filter((device) => isBound(device) && ctx.bus.online(device.id)),
     atOnce,
     async ({ id }) => {
       await sendApprovals(ctx, id, model)
