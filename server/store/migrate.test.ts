@@ -1,11 +1,11 @@
 import Database from 'better-sqlite3'
-import { getTableConfig } from 'drizzle-orm/sqlite-core'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { migrate, readMigrations, type Migration, type MigrationTarget } from './migrate.ts'
+import { getTableConfig } from './sqlite/drizzle.ts'
 import { openSqliteStore } from './sqlite.ts'
 import { auditHead, auditLog, rowTables, writeProbe } from './sqlite/schema.ts'
 

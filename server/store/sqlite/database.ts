@@ -1,9 +1,10 @@
 import Database from 'better-sqlite3'
-import { drizzle, type BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
+import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
 import { chmodSync, closeSync, fsyncSync, openSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { migrate, readMigrations, type MigrationTarget } from '../migrate.ts'
+import { drizzle } from './drizzle.ts'
 
 export type Connection = InstanceType<typeof Database>
 

@@ -1,10 +1,10 @@
-import { asc, eq, gt, sql } from 'drizzle-orm'
 import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
 import { decode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { chainHash, extend, type LogHead } from '../../audit/chain.ts'
 import type { AuditEntry, SequencedEntry } from '../../audit/entry.ts'
 import { frontierLength } from '../../audit/tree.ts'
+import { asc, eq, gt, sql } from './drizzle.ts'
 import { auditHead, auditLog } from './schema.ts'
 
 /** The log in the database. Numbering, chain and tree are written in the transaction of the commit they belong to. */

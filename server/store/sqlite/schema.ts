@@ -1,6 +1,7 @@
-import { blob, index, integer, sqliteTable, text, uniqueIndex, type SQLiteColumn, type SQLiteTable } from 'drizzle-orm/sqlite-core'
+import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core'
 import type { Table } from '../../flows/context.ts'
 import { fieldsOf, tableNames } from '../rows.ts'
+import { blob, index, integer, sqliteTable, text, uniqueIndex } from './drizzle.ts'
 
 /** A table of rows: `id`, `version`, one text column per indexed field, and the row itself as deterministic CBOR. */
 export type RowTable = SQLiteTable & { readonly [column: string]: SQLiteColumn } & {

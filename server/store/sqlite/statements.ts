@@ -1,10 +1,11 @@
 import Database from 'better-sqlite3'
-import { and, asc, count, eq, gt, gte, lte, sql, type SQL } from 'drizzle-orm'
+import type { SQL } from 'drizzle-orm'
 import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Table, Write } from '../../flows/context.ts'
 import { encodeRow, fieldsOf, indexedValue, lastOfPrefix, tableNames, WriteConflict } from '../rows.ts'
+import { and, asc, count, eq, gt, gte, lte, sql } from './drizzle.ts'
 import { rowTables } from './schema.ts'
 
 /** A write with its row already encoded: what cannot be encoded is refused before it joins a group of commits. */
