@@ -1,10 +1,12 @@
 import { dirname } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import type { ApprovalSet, Body, BodyOf, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import { keyId } from '@fleetkey/protocol/signed.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
+import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
 import type { KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
 import { reopening } from '@fleetkey/tpm2/reopening.ts'
@@ -27,6 +29,7 @@ import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
 import { prepareRenewal, renewedIdentity } from './renew.ts'
+import { safeClock } from './safe-clock.ts'
 import { explained, inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
 import { readPasswords } from './tpm-passwords.ts'
 import { openTrust } from './trust.ts'
@@ -181,7 +184,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       holdings: held.flatMap(({ key, epochs }) => epochs.map(({ epoch, stage }) => ({ key, epoch, stage }))),
       current: Object.fromEntries(current),
       lastRefusal,
-      problem: fatal ?? problem ?? (isLocked() ? lockedWords : null),
+      problem: fatal ?? problem ?? (isLocked() ? (parts?.bound.refusal ?? lockedWords) : null),
       tlsNotAfter: core.identity?.tlsNotAfter ?? null,
     }
   }
@@ -472,6 +475,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         // to the one it knows from when it asks.
         await unlock(parts, null, identity)
       }
+      await clockFor(parts.attester, lastRefusal === 'attestation-failed', of.attest.expires)
       if (parts.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
       await current.channel.send(await parts.attester.evidence(asked))
       step('attested')
@@ -490,6 +494,30 @@ export const startAgent = (options: AgentOptions): Agent => {
     const proof = said.stage === 'active' ? await keyring.proof(said.key, said.epoch, said.nonce) : null
     await current.channel.send({ type: 'acknowledge', ...said, proof })
     step(`acknowledged.${said.stage}`)
+  }
+
+  /**
+   * Before a quote that the server would refuse for its clock: a first one, which nothing recorded explains, and one after a refusal. Waits for the clock, and
+   * spends no attempt meanwhile. `until`: a quote is wanted by then, milliseconds since 1970.
+   */
+  const clockFor = async ({ clock }: Attester, strict: boolean, until: number | null = null): Promise<void> => {
+    if (clock === undefined || !strict) return
+    const before = problem
+    const first = await clock()
+    if (first.safe) return
+    if (until !== null && now() + first.safeWithin >= until) throw new Error(`${unsafeClockText(first)}; asked again then`)
+    const safe = await safeClock({
+      read: clock,
+      pause: async (milliseconds) => await pause(milliseconds, undefined, { signal: abort.signal }),
+      tell(words) {
+        if (problem !== words) log(words)
+        problem = words
+        changed()
+      },
+    })
+    log(safe ? 'the TPM calls its clock safe' : 'the TPM still calls its clock unsafe: the server decides')
+    problem = before
+    changed()
   }
 
   // --- keys under firmware ---
@@ -539,6 +567,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   const enrolDevice = async (purpose: 'enrol' | 'return'): Promise<void> => {
     if (parts === undefined) return
     try {
+      await clockFor(parts.attester, parts.bound.device === null || lastRefusal === 'attestation-failed')
+      alive()
       const result = await enrol({
         connect: open,
         attester: parts.attester,
@@ -652,7 +682,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     )
     const vault = openVault({ bound, document, tenant: settings.tenant, random, step, log })
     await vault.refresh()
-    return { tpm, bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: await bound.keys.resetCount() }
+    return { tpm, bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: (await bound.keys.clock()).resetCount }
   }
 
   const start = async (): Promise<void> => {

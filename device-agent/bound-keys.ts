@@ -4,7 +4,7 @@ import { ApprovalSet, type FirmwarePolicy } from '@fleetkey/protocol/messages.ts
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { openDeviceKeys, provision, type DeviceKeyBlobs, type DeviceKeys, type FirmwareKeyBlobs, type KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { rc, TpmError } from '@fleetkey/tpm2/errors.ts'
-import { NotApproved } from '@fleetkey/tpm2/firmware.ts'
+import { ApprovalRefused, NotApproved } from '@fleetkey/tpm2/firmware.ts'
 import type { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { z } from 'zod'
 import type { Document } from './files.ts'
@@ -24,9 +24,14 @@ export interface BoundKeys {
   recipientFor(policy: FirmwarePolicy): Promise<KeyBlob>
   /** Remembers, durably, what is approved; in force when it resolves. */
   learn(set: ApprovalSet): Promise<void>
+  /** Why the TPM refused an approval when a pair was opened last; null when it refused none. */
+  readonly refusal: string | null
   /** The storage key of a pair; undefined while the running firmware is not approved for it. */
   open(pair: FirmwareKeyBlobs): Promise<Secret | undefined>
-  /** Everything at rest is under the newest pair, of this device: older ones are erased. */
+  /**
+   * Everything at rest is under the newest pair, of this device: older ones are erased. From the first time on this TPM is known by its EK: the server has
+   * compared that one with its manifest before there was a device to settle.
+   */
   settle(device: string): Promise<void>
   /** Says of the identity at rest, durably, whether it was replaced. */
   replaced(is: boolean): Promise<void>
@@ -42,6 +47,8 @@ const Stored = z.strictObject({
   replaced: z.boolean(),
   /** The other copy on the medium is no older than this one: nothing that was erased from the list is left there. */
   swept: z.boolean(),
+  /** Name of the EK that this device enrolled with: every start goes on with that one only. Null before the first enrolment. */
+  ek: bytes.nullable().default(null),
   ldevid: blob,
   pairs: z.array(z.strictObject({ policy: z.strictObject({ signer: bytes, ref: bytes }), recipient: blob, storage: blob })),
 })
@@ -89,27 +96,36 @@ const readBlobs = (found: Uint8Array, log: (line: string) => void): Stored => {
   const unbound = StoredUnbound.safeParse(value)
   if (!unbound.success) return Stored.parse(value)
   log('the stored keys are not bound to firmware: this device returns to its server with the same LDevID key and gets its keys anew, bound to it')
-  return { v: 2, device: null, replaced: false, swept: false, ldevid: unbound.data.ldevid, pairs: [] }
+  return { v: 2, device: null, replaced: false, swept: false, ek: null, ldevid: unbound.data.ldevid, pairs: [] }
+}
+
+/** Name of the EK that the device with these blobs enrolled with; null before that, or when there are none that read. */
+export const pinnedEkOf = async (blobs: Document): Promise<Uint8Array | null> => {
+  const found = await blobs.load()
+  const stored = Stored.safeParse(found === undefined ? undefined : decode(found))
+  return stored.success ? stored.data.ek : null
 }
 
 /** Opens what is stored, or makes the LDevID key of a device that is new or whose TPM was cleared. */
 const openStored = async (of: BoundKeysOptions): Promise<{ stored: Stored; keys: DeviceKeys; known: boolean }> => {
   const found = await of.blobs.load()
-  if (found !== undefined) {
-    const stored = readBlobs(found, of.log)
+  const stored = found === undefined ? undefined : readBlobs(found, of.log)
+  if (stored !== undefined) {
     try {
-      return { stored, keys: await openDeviceKeys(of.tpm, stored), known: true }
+      return { stored, keys: await openDeviceKeys(of.tpm, stored, stored.ek), known: true }
     } catch (thrown) {
       if (!(thrown instanceof TpmError) || !thrown.is(rc.integrity)) throw thrown
       of.log('the stored keys are not of this TPM, or it was cleared: this device enrols anew')
     }
   }
-  const made: DeviceKeyBlobs = await provision(of.tpm)
-  const stored: Stored = { v: 2, device: null, replaced: false, swept: true, ldevid: made.ldevid, pairs: [] }
-  await of.blobs.replace(encode(stored))
+  // TPM2_Clear leaves the EK as it is: it stays the one.
+  const ek = stored?.ek ?? null
+  const made: DeviceKeyBlobs = await provision(of.tpm, ek)
+  const fresh: Stored = { v: 2, device: null, replaced: false, swept: true, ek, ldevid: made.ldevid, pairs: [] }
+  await of.blobs.replace(encode(fresh))
   // A crash here: a key that nobody knows yet; it is used by the next hello.
   of.step('tpm-keys.stored')
-  return { stored, keys: await openDeviceKeys(of.tpm, made), known: false }
+  return { stored: fresh, keys: await openDeviceKeys(of.tpm, made, ek), known: false }
 }
 
 /** Opens the keys of this device. Calls must not overlap, `open` apart. */
@@ -118,6 +134,7 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
   const { stored: first, keys, known } = await openStored(of)
   let stored = first
   let sets = await readApprovals(of)
+  let refusal: string | null = null
   keys.approve(sets)
 
   const save = async (next: Stored): Promise<void> => {
@@ -140,6 +157,9 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
     get pairs() {
       return stored.pairs
     },
+    get refusal() {
+      return refusal
+    },
     async recipientFor(policy) {
       const there = stored.pairs.find((pair) => samePolicy(pair.policy, policy))
       if (there !== undefined) return there.recipient
@@ -161,16 +181,20 @@ export const openBoundKeys = async (of: BoundKeysOptions): Promise<BoundKeys> =>
     },
     async open(pair) {
       try {
-        return new Secret(await keys.storageKey(pair.storage))
+        const opened = new Secret(await keys.storageKey(pair.storage))
+        refusal = null
+        return opened
       } catch (thrown) {
-        if (thrown instanceof NotApproved) return undefined
-        throw thrown
+        if (!(thrown instanceof NotApproved)) throw thrown
+        refusal = thrown instanceof ApprovalRefused ? thrown.message : null
+        if (refusal !== null) of.log(`firmware.approval-refused: ${refusal}`)
+        return undefined
       }
     },
     async settle(device) {
       const [newest] = stored.pairs
-      if (newest === undefined || (stored.pairs.length === 1 && stored.device === device)) return
-      await save({ ...stored, device: DeviceId.parse(device), pairs: [newest] })
+      if (newest === undefined || (stored.pairs.length === 1 && stored.device === device && stored.ek !== null)) return
+      await save({ ...stored, device: DeviceId.parse(device), ek: stored.ek ?? keys.ekName, pairs: [newest] })
       // A crash here: the newest pair is all there is, and everything at rest is under it.
       step('firmware.settled')
     },

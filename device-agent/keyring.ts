@@ -7,6 +7,7 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { applicationPrefix, proofPrefix, sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { openSealed, type Recipient, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
+import { ImportRefused } from '@fleetkey/tpm2/import.ts'
 import { pointOf } from '@fleetkey/tpm2/structures.ts'
 import { z } from 'zod'
 import { openAtRest, sealAtRest, type RestContext } from './at-rest.ts'
@@ -204,6 +205,16 @@ export const openKeyring = async (of: {
     storage = by
   }
 
+  const imported = async (wrapped: Parameters<KeyringTpm['importHmacKey']>[0]): Promise<KeyBlob> => {
+    try {
+      return await tpm.importHmacKey(wrapped)
+    } catch (cause) {
+      // The server hears it with the acknowledgement: it wrapped for another TPM, or somebody altered what it wrapped.
+      if (cause instanceof ImportRefused) throw new Problem('malformed', cause.message, { reason: 'key.import-refused', cause })
+      throw cause
+    }
+  }
+
   const unwrap = async (delivery: Delivery): Promise<Pick<Entry, 'atRest' | 'open'>> => {
     const { key, epoch, wrapped } = delivery
     const context: WrapContext = { tenant, device, key, epoch, protection: wrapped.protection, purpose: wrapped.protection === 'tpm' ? 'inner' : 'key' }
@@ -214,7 +225,7 @@ export const openKeyring = async (of: {
         const open = { secret: new Secret(secret.bytes()) }
         return { atRest: sealed(storage, { key, protection: 'sealed' }, { epoch, open }), open }
       }
-      const blob = await tpm.importHmacKey({ public: wrapped.public, duplicate: wrapped.duplicate, seed: wrapped.seed, innerKey: secret.bytes() })
+      const blob = await imported({ public: wrapped.public, duplicate: wrapped.duplicate, seed: wrapped.seed, innerKey: secret.bytes() })
       return { atRest: sealed(storage, { key, protection: 'tpm' }, { epoch, open: { blob } }), open: { blob } }
     } finally {
       secret.destroy()

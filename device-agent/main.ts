@@ -109,15 +109,17 @@ interface TpmOptions {
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 
 /** The TPM that is meant: of the configuration, or named on the command line. */
-const patientOf = (values: TpmOptions): Pick<Settings, 'tpm' | 'eventLog'> & { readonly tpmAuth: NonNullable<Settings['tpmAuth']> } => {
+const patientOf = (
+  values: TpmOptions,
+): Pick<Settings, 'tpm' | 'eventLog'> & { readonly data: string | null; readonly tpmAuth: NonNullable<Settings['tpmAuth']> } => {
   if (values.config !== undefined && values.tpm !== undefined) throw new SettingsError('--config or --tpm, not both')
   if (values.config !== undefined) {
-    const { tpm, tpmAuth, eventLog } = readSettings(values.config)
-    return { tpm, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog }
+    const { tpm, tpmAuth, eventLog, data } = readSettings(values.config)
+    return { tpm, data, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog }
   }
   const tpm = values.tpm ?? 'device:/dev/tpmrm0'
   if (!/^(?:device|unix|tcp):./.test(tpm)) throw new SettingsError(`--tpm ${tpm}: expected device:PATH, unix:PATH or tcp:HOST:PORT`)
-  return { tpm, tpmAuth: {}, eventLog: values['event-log'] ?? defaultEventLog }
+  return { tpm, data: null, tpmAuth: {}, eventLog: values['event-log'] ?? defaultEventLog }
 }
 
 const doctor = async (values: TpmOptions): Promise<number> => {

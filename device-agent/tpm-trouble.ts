@@ -1,6 +1,6 @@
 import { TpmFormatError } from '@fleetkey/tpm2/bytes.ts'
 import { algorithmsOf, banksOf, commandsOf, curvesOf, missingIn } from '@fleetkey/tpm2/capabilities.ts'
-import { rc, TpmError, TpmTransportError } from '@fleetkey/tpm2/errors.ts'
+import { OtherEk, rc, TpmError, TpmTransportError } from '@fleetkey/tpm2/errors.ts'
 import { lockoutText, readLockout } from '@fleetkey/tpm2/lockout.ts'
 import { isCrowded } from '@fleetkey/tpm2/stale.ts'
 import type { Tpm } from '@fleetkey/tpm2/tpm.ts'
@@ -12,7 +12,8 @@ export class TpmTrouble extends Error {
 }
 
 /** The TPM is at fault or out of reach, and nothing else. */
-export const isTpmTrouble = (thrown: unknown): boolean => [TpmTrouble, TpmError, TpmTransportError, TpmFormatError].some((kind) => thrown instanceof kind)
+export const isTpmTrouble = (thrown: unknown): boolean =>
+  [TpmTrouble, TpmError, TpmTransportError, TpmFormatError, OtherEk].some((kind) => thrown instanceof kind)
 
 /** TPM_RC_FAILURE: after a failed self-test nothing but GetCapability and GetTestResult is answered. */
 const failureMode = 0x101

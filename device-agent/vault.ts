@@ -1,7 +1,7 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import type { FirmwareKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
-import { NotApproved } from '@fleetkey/tpm2/firmware.ts'
+import { ApprovalRefused, NotApproved } from '@fleetkey/tpm2/firmware.ts'
 import type { BoundKeys } from './bound-keys.ts'
 import type { Document } from './files.ts'
 import { identityStore, memoryStore, renewalStore, type Identity, type PendingRenewal, type Store } from './identity.ts'
@@ -52,6 +52,7 @@ const guarded = async <R>(work: Promise<R>): Promise<R> => {
   try {
     return await work
   } catch (thrown) {
+    if (thrown instanceof ApprovalRefused) throw new Problem('unavailable', thrown.message, { reason: 'firmware.approval-refused', cause: thrown })
     if (thrown instanceof NotApproved) throw new Problem('unavailable', lockedWords, { reason: 'firmware.not-approved', cause: thrown })
     throw thrown
   }

@@ -59,7 +59,7 @@ const agent = async (...args: readonly string[]): Promise<{ code: number; stdout
 const doctor = async (of: { readonly root?: string; readonly eventLog?: string } = {}): Promise<Examination> => {
   await free()
   const { spec: tpm } = running
-  return await examine({ tpm, tpmAuth: {}, eventLog: null, root: '/', open: async () => await openTransport(tpm), random, now: Date.now(), ...of })
+  return await examine({ tpm, tpmAuth: {}, data: null, eventLog: null, root: '/', open: async () => await openTransport(tpm), random, now: Date.now(), ...of })
 }
 const finding = (found: Examination, check: string): string =>
   found.findings

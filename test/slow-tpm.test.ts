@@ -281,6 +281,7 @@ describe('a TPM that lacks something', () => {
     const found = await examine({
       tpm: less.spec,
       tpmAuth: {},
+      data: null,
       eventLog: null,
       root: folder,
       open: async () => await openTransport(less.spec),

@@ -20,6 +20,7 @@ export const property = {
   transientMin: 0x10e,
   persistentMin: 0x10f,
   loadedMin: 0x110,
+  clockUpdate: 0x119,
   maxCommand: 0x11e,
   maxResponse: 0x11f,
   maxDigest: 0x120,

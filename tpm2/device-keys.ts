@@ -1,10 +1,13 @@
 import { createHash } from 'node:crypto'
+import { readClockState, type ClockState } from './clock.ts'
 import { alg, curve, ekCertificateIndex, handle as known } from './constants.ts'
-import { rc, TpmError } from './errors.ts'
+import { isOfParameter, OtherEk, rc, TpmError } from './errors.ts'
 import { parseSignature, rawOf } from './attest.ts'
+import { sameBytes } from './bytes.ts'
 import { derPrefix } from './ek-certificates.ts'
 import { authPolicyOf, NotApproved, underPolicy, type ApprovalSet, type FirmwarePolicy } from './firmware.ts'
 import { withPasswords } from './hierarchy.ts'
+import { ImportRefused } from './import.ts'
 import { Ledger } from './ledger.ts'
 import { PolicySessions } from './policy-session.ts'
 import { freeStale, isCrowded } from './stale.ts'
@@ -58,10 +61,11 @@ export interface DeviceKeys {
   zgen(recipient: KeyBlob, point: Uint8Array): Promise<Uint8Array>
   /** The 32 bytes of a sealed storage key. Throws NotApproved. */
   storageKey(storage: KeyBlob): Promise<Uint8Array>
+  /** Throws ImportRefused when the TPM refuses what it was handed. */
   importHmacKey(wrapped: { public: Uint8Array; duplicate: Uint8Array; seed: Uint8Array; innerKey: Uint8Array }): Promise<KeyBlob>
   /** HMAC-SHA256 by an imported key. Throws NotApproved. */
   hmac(key: KeyBlob, data: Uint8Array): Promise<Uint8Array>
-  resetCount(): Promise<number>
+  clock(): Promise<ClockState>
   /** Flushes what is loaded. The transport stays open: its owner closes it. */
   close(): Promise<void>
 }
@@ -83,13 +87,24 @@ const certificateIndex = (ek: Uint8Array): number => {
   return key.type === alg.ecc && key.curve === curve.p384 ? ekCertificateIndex.ecc384 : ekCertificateIndex.ecc
 }
 
-/** Makes the key of a device that has none: the LDevID key below the SRK. What is bound to firmware comes later (`make`): its policy is the server's to say. */
-export const provision = async (tpm: Tpm): Promise<DeviceKeyBlobs> =>
+/** The EK, if its Name is the pinned one (null: any). Throws OtherEk before anything was salted to it. */
+const pinnedEk = async (tpm: Tpm, pin: Uint8Array | null): Promise<LoadedKey> => {
+  const ek = await createEk(tpm)
+  if (pin === null || sameBytes(pin, ek.name)) return ek
+  await tpm.flush(ek.handle).catch(() => undefined)
+  throw new OtherEk(pin, ek.name)
+}
+
+/**
+ * Makes the key of a device that has none: the LDevID key below the SRK. What is bound to firmware comes later (`make`): its policy is the server's to say.
+ * `pin`: as for `openDeviceKeys`.
+ */
+export const provision = async (tpm: Tpm, pin: Uint8Array | null = null): Promise<DeviceKeyBlobs> =>
   await tpm.exclusive(async () => {
     await freeStale(tpm)
     const ledger = new Ledger(tpm)
     try {
-      await ensureProtected(tpm, ledger)
+      await ensureProtected(tpm, ledger, pin)
       const srk = await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
       return { ldevid: await tpm.create(srk, templates.ldevid) }
     } finally {
@@ -105,14 +120,18 @@ const freshKey = async (tpm: Tpm): Promise<Uint8Array> =>
     .update(await tpm.getRandom(32))
     .digest()
 
-const ensureProtected = async (tpm: Tpm, ledger: Ledger): Promise<void> => {
-  if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await withPasswords(tpm, async () => await createEk(tpm))))
+const ensureProtected = async (tpm: Tpm, ledger: Ledger, pin: Uint8Array | null): Promise<void> => {
+  if (!tpm.isProtected) await tpm.protect(await ledger.use('ek', async () => await withPasswords(tpm, async () => await pinnedEk(tpm, pin))))
 }
 
-/** Opens the keys of a device. Throws TpmError `INTEGRITY` when the blobs are another TPM's, or the owner hierarchy was cleared since. */
-export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<DeviceKeys> => {
+/**
+ * Opens the keys of a device. `pin`: Name of the EK that this TPM must have, null when nothing is known of it yet; the EK that is there when they are opened is
+ * the only one that counts afterwards. Throws OtherEk for another, TpmError `INTEGRITY` when the blobs are another TPM's, or the owner hierarchy was cleared since.
+ */
+export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs, pin: Uint8Array | null = null): Promise<DeviceKeys> => {
   const ledger = new Ledger(tpm)
-  const ek = async (): Promise<LoadedKey> => await ledger.use('ek', async () => await createEk(tpm))
+  let pinned = pin
+  const ek = async (): Promise<LoadedKey> => await ledger.use('ek', async () => await pinnedEk(tpm, pinned))
   const ak = async (): Promise<LoadedKey> => await ledger.use('ak', async () => await tpm.createPrimary(known.endorsement, templates.ak))
   const srk = async (): Promise<LoadedKey> => await ledger.use('srk', async () => await tpm.createPrimary(known.owner, templates.srk))
   const child = async (blob: KeyBlob): Promise<LoadedKey> => await ledger.use(nameInLedger(blob), async () => await tpm.load(await srk(), blob))
@@ -137,7 +156,7 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
   const attempt = async <R>(work: () => Promise<R>): Promise<R> => {
     try {
       if (lost) await startOver()
-      await ensureProtected(tpm, ledger)
+      await ensureProtected(tpm, ledger, pinned)
       return await work()
     } catch (error) {
       if (!(error instanceof NotApproved)) lost ||= !(error instanceof TpmError) || wasReset(error) || isCrowded(error)
@@ -158,8 +177,9 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
 
   const publics = await tpm.exclusive(async () => {
     await freeStale(tpm)
-    await ensureProtected(tpm, ledger)
+    await ensureProtected(tpm, ledger, pinned)
     const [endorsement, attestation, storage] = [await ek(), await ak(), await srk()]
+    pinned = endorsement.name
     await child(blobs.ldevid)
     return {
       keys: { ek: endorsement.public, ak: attestation.public, srk: storage.public, ldevid: blobs.ldevid.public },
@@ -213,7 +233,13 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
     zgen: async (recipient, point) =>
       await run(async () => await authorised(recipient, async (key) => await tpm.ecdhZGen(key, point.subarray(1, 33), point.subarray(33, 65)))),
     storageKey: async (storage) => await run(async () => await authorised(storage, async (object) => await tpm.unseal(object))),
-    importHmacKey: async (wrapped) => await run(async () => ({ public: wrapped.public, private: await tpm.import(await srk(), wrapped) })),
+    importHmacKey: async (wrapped) => {
+      try {
+        return await run(async () => ({ public: wrapped.public, private: await tpm.import(await srk(), wrapped) }))
+      } catch (cause) {
+        throw isOfParameter(cause) ? new ImportRefused(`the TPM refuses the key: ${cause.message}`, { cause }) : cause
+      }
+    },
     hmac: async (key, data) =>
       await run(
         async () =>
@@ -223,7 +249,7 @@ export const openDeviceKeys = async (tpm: Tpm, blobs: DeviceKeyBlobs): Promise<D
             return await tpm.hmac(loaded, data)
           }),
       ),
-    resetCount: async () => await run(async () => (await tpm.readClock()).resetCount),
+    clock: async () => await run(async () => await readClockState(tpm)),
     close: async () =>
       await tpm.exclusive(async () => {
         await policies.close()

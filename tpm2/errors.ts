@@ -45,6 +45,23 @@ export class TpmError extends Error {
   }
 }
 
+/** Refused for what a parameter holds, not for the moment (Part 2 §6.6.3, format one). */
+export const isOfParameter = (error: unknown): error is TpmError => error instanceof TpmError && (error.code & 0x0c0) === 0x0c0
+
+/** The TPM shows another endorsement key than the one that it is pinned to: it is another TPM, was given new seeds, or somebody in between poses as it. */
+export class OtherEk extends Error {
+  override readonly name = 'OtherEk'
+
+  /** Names of the keys. */
+  constructor(pinned: Uint8Array, found: Uint8Array) {
+    const hex = (name: Uint8Array): string => Buffer.from(name).toString('hex')
+    super(
+      `the endorsement key of this TPM (${hex(found)}) is not the one that this device enrolled with (${hex(pinned)}): ` +
+        'it is another TPM, or it was given new seeds, or somebody between it and the agent poses as it. Nothing is sent to it that he could read',
+    )
+  }
+}
+
 /** BAD_AUTH, or AUTH_FAIL where failures are counted, of a session: its HMAC or password did not fit. */
 const isAuthFailure = (code: number): boolean => (code & 0x8c0) === 0x880 && ((code & 0x3f) === (rc.authFail & 0x3f) || (code & 0x3f) === (rc.badAuth & 0x3f))
 

@@ -27,7 +27,12 @@ export interface ApprovalSet extends FirmwarePolicy {
 
 /** The firmware that runs is not one that the keys may be used with. Nothing is wrong with TPM or keys. */
 export class NotApproved extends Error {
-  override readonly name = 'NotApproved'
+  override readonly name: string = 'NotApproved'
+}
+
+/** The TPM refuses an approval of the firmware that runs: not signed by the key that may, or for another policyRef or other PCRs. `cause`: its TpmError. */
+export class ApprovalRefused extends NotApproved {
+  override readonly name = 'ApprovalRefused'
 }
 
 /** The authPolicy of a key under firmware. Throws TpmFormatError when the signer is no public area. */

@@ -5,6 +5,11 @@ import { cfbEncrypt, digest } from './kdf.ts'
 import { nameOf } from './names.ts'
 import { marshalPublic, type KeyedHashPublic } from './structures.ts'
 
+/** The TPM refuses an import for what it was handed: altered, of another delivery, or for another parent. `cause`: its TpmError. */
+export class ImportRefused extends Error {
+  override readonly name = 'ImportRefused'
+}
+
 /** Attributes of an imported key under a policy: userWithAuth is clear, the policy is the only way to use it. */
 export const importedAttributes = attribute.noDA | attribute.encryptedDuplication | attribute.sign
 

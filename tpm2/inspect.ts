@@ -1,6 +1,7 @@
 import { u32 } from './bytes.ts'
 import { alg } from './constants.ts'
 import { algorithmsOf, banksOf, commandsOf, curvesOf, missingIn, properties, property, type Missing } from './capabilities.ts'
+import { readClockState, type ClockState } from './clock.ts'
 import { readEkCertificates, type FoundEk } from './ek-certificates.ts'
 import { lockoutOf, type Lockout } from './lockout.ts'
 import type { Tpm } from './tpm.ts'
@@ -30,7 +31,7 @@ export interface TpmReport {
   readonly missing: readonly Missing[]
   readonly ekCertificates: readonly FoundEk[]
   readonly lockout: Lockout
-  readonly clock: { readonly safe: boolean; readonly resetCount: number; readonly restartCount: number }
+  readonly clock: ClockState
   readonly persistent: readonly number[]
   /** Hierarchies whose owner has set a password. */
   readonly passwordSet: { readonly owner: boolean; readonly endorsement: boolean; readonly lockout: boolean }
@@ -86,7 +87,6 @@ export const inspectTpm = async (tpm: Tpm): Promise<TpmReport> =>
     const banks = await banksOf(tpm)
     const curves = await curvesOf(tpm)
     const [permanent, startup] = [variable.get(property.permanent) ?? 0, variable.get(property.startupClear) ?? 0]
-    const { safe, resetCount, restartCount } = await tpm.readClock()
     return {
       ...identity(fixed),
       limits: limits(fixed),
@@ -96,7 +96,7 @@ export const inspectTpm = async (tpm: Tpm): Promise<TpmReport> =>
       missing: missingIn({ commands: await commandsOf(tpm), algorithms: await algorithmsOf(tpm), curves, banks }),
       ekCertificates: await readEkCertificates(tpm),
       lockout: lockoutOf(variable),
-      clock: { safe, resetCount, restartCount },
+      clock: await readClockState(tpm),
       persistent: await tpm.handles(0x8100_0000),
       passwordSet: { owner: (permanent & 1) !== 0, endorsement: (permanent & 2) !== 0, lockout: (permanent & 4) !== 0 },
       enabled: { owner: (startup & 2) !== 0, endorsement: (startup & 4) !== 0 },

@@ -1,8 +1,8 @@
 import { marshalSignature } from './attest.ts'
 import { sameBytes } from './bytes.ts'
 import { alg, sessionType } from './constants.ts'
-import { rc, TpmError } from './errors.ts'
-import { authPolicyOf, firmwareDigest, NotApproved, type Approval, type ApprovalSet } from './firmware.ts'
+import { isOfParameter, rc, TpmError } from './errors.ts'
+import { ApprovalRefused, authPolicyOf, firmwareDigest, NotApproved, type Approval, type ApprovalSet } from './firmware.ts'
 import { nameOf } from './names.ts'
 import { approvalDigest } from './policies.ts'
 import type { Session } from './session.ts'
@@ -31,6 +31,15 @@ const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 /** PolicyPCR was not what the approval says, PCRs changed in between, or a ticket is of before a TPM2_Clear: what was chosen no longer holds. */
 const isStale = (error: unknown): boolean => error instanceof TpmError && (error.code === rc.pcrChanged || error.is(rc.policyFail) || error.is(rc.value))
 
+/** Runs a command that shows the TPM an approval; what it refuses is the approval. */
+const approving = async <R>(work: () => Promise<R>): Promise<R> => {
+  try {
+    return await work()
+  } catch (cause) {
+    throw isOfParameter(cause) ? new ApprovalRefused(`the TPM refuses the approval of the firmware that runs: ${cause.message}`, { cause }) : cause
+  }
+}
+
 /**
  * Satisfies PolicyAuthorize for keys under firmware. One policy session, salted to the endorsement key, serves every use: it begins anew after each command, so
  * that a use costs PolicyPCR, PolicyAuthorize and the command itself. The signature of an approval is verified once; its ticket is good until the owner
@@ -46,7 +55,8 @@ export class PolicySessions {
   }
 
   /**
-   * Runs `use` with a session in which this authPolicy is satisfied, for one command. Throws NotApproved when the running firmware is not approved under it. When
+   * Runs `use` with a session in which this authPolicy is satisfied, for one command. Throws NotApproved when the running firmware is not approved under it, ApprovalRefused
+   * when its approval is none. When
    * something changed between choosing and using, it is chosen once more; what `use` did before its command is done twice then.
    */
   async under<R>(authPolicy: Uint8Array, use: (session: Session) => Promise<R>): Promise<R> {
@@ -86,7 +96,7 @@ export class PolicySessions {
     if (approval === undefined) throw new NotApproved('the running firmware is not approved for these keys')
     const signer = await load(`signer/${hex(nameOf(set.signer))}`, async () => await tpm.loadExternal(set.signer))
     const signature = marshalSignature({ scheme: alg.ecdsa, hash: alg.sha256, r: approval.signature.subarray(0, 32), s: approval.signature.subarray(32) })
-    const ticket = await tpm.verifySignature(signer, approvalDigest(approval.policy, set.ref), signature)
+    const ticket = await approving(async () => await tpm.verifySignature(signer, approvalDigest(approval.policy, set.ref), signature))
     const chosen: Chosen = { set, approval, ticket }
     this.#chosen.set(hex(authPolicy), chosen)
     return chosen

@@ -1,5 +1,6 @@
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import type { Signer } from '@fleetkey/protocol/signed.ts'
+import type { ClockState } from '@fleetkey/tpm2/clock.ts'
 
 /** What an attester says about the TLS key and the conversation so far when it answers a challenge. */
 export interface Challenged {
@@ -38,4 +39,6 @@ export interface Attester {
   sign(data: Uint8Array): Promise<Uint8Array>
   /** How often the device was reset since its hardware was made new or cleared. */
   resetCount(): Promise<number>
+  /** The clock that its quotes will state; absent where nothing quotes one. */
+  clock?(): Promise<ClockState>
 }

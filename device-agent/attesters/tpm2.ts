@@ -26,7 +26,8 @@ export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = asyn
   return {
     signer: { kid: keyId(spki), sign },
     sign,
-    resetCount: async () => await keys.resetCount(),
+    resetCount: async () => (await keys.clock()).resetCount,
+    clock: async () => await keys.clock(),
 
     async hello(of) {
       return { type: 'hello', ...of, presented: { method: 'tpm2', ekCertificate: await keys.ekCertificate(), ...keys.publics } }

@@ -23,7 +23,7 @@ const report: TpmReport = {
   missing: [],
   ekCertificates: [],
   lockout: { locked: false, failures: 0, allowed: 32, interval: 7200, recovery: 86_400 },
-  clock: { safe: true, resetCount: 4, restartCount: 0 },
+  clock: { safe: true, safeWithin: 0, resetCount: 4, restartCount: 0 },
   persistent: [],
   passwordSet: { owner: false, endorsement: false, lockout: true },
   enabled: { owner: true, endorsement: true },
@@ -58,7 +58,7 @@ const cases: readonly (readonly [string, Partial<TpmReport>, Parameters<typeof g
     /^fail passwords: the owner hierarchy has one/,
   ],
   ['a lockout', { lockout: { ...report.lockout, locked: true, failures: 32 } }, {}, /^warn lockout: the TPM is in lockout: 32 wrong passwords/],
-  ['a clock that is not safe', { clock: { ...report.clock, safe: false } }, {}, /^warn clock: .*not safe/],
+  ['a clock that is not safe', { clock: { ...report.clock, safe: false, safeWithin: 2 ** 22 } }, {}, /^warn clock: .*not safe: .* within 1 h 10 min$/],
   [
     'a needed command missing',
     { missing: [{ name: 'TPM2_Quote', for: 'attestation', needed: true }] },

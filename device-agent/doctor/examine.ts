@@ -2,19 +2,22 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { alg, handle } from '@fleetkey/tpm2/constants.ts'
 import { createEk } from '@fleetkey/tpm2/device-keys.ts'
+import { OtherEk } from '@fleetkey/tpm2/errors.ts'
 import { withPasswords } from '@fleetkey/tpm2/hierarchy.ts'
 import { inspectTpm, type TpmReport } from '@fleetkey/tpm2/inspect.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { templates } from '@fleetkey/tpm2/templates.ts'
-import { Tpm } from '@fleetkey/tpm2/tpm.ts'
+import { Tpm, type LoadedKey } from '@fleetkey/tpm2/tpm.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
+import { pinnedEkOf } from '../bound-keys.ts'
 import type { PasswordFiles } from '../config.ts'
+import { openDocument } from '../files.ts'
 import { nodeFileSystem } from '../filesystem.ts'
 import { readPasswords } from '../tpm-passwords.ts'
 import { explained } from '../tpm-trouble.ts'
 import { readBoard, tpmKind, type BoardFacts, type TpmKind } from './board.ts'
 import { ekFindings, type EkFacts } from './ek.ts'
-import { fail, messageOf, ok, type Finding } from './finding.ts'
+import { fail, messageOf, ok, warn, type Finding } from './finding.ts'
 import { eventLogFinding, imaFinding, pcrFinding } from './measured-boot.ts'
 import { protections, type Protection } from './protection.ts'
 import { tpmFindings } from './tpm.ts'
@@ -23,6 +26,8 @@ export interface Patient {
   /** As openTransport takes it. */
   readonly tpm: string
   readonly tpmAuth: PasswordFiles
+  /** Folder of the agent's data; null: none is configured, nothing is known of an earlier enrolment. */
+  readonly data: string | null
   /** Null: this machine has none. */
   readonly eventLog: string | null
   /** `/`, or a folder that stands for it. */
@@ -56,8 +61,8 @@ const look = async (path: string): Promise<Uint8Array | null | Error> => {
   }
 }
 
-/** Makes the EK and the storage root key as the agent will, and forgets them. DER SubjectPublicKeyInfo of the EK. */
-const tryKeys = async (tpm: Tpm): Promise<Uint8Array> =>
+/** Makes the EK and the storage root key as the agent will, and forgets them. The EK. */
+const tryKeys = async (tpm: Tpm): Promise<LoadedKey> =>
   await tpm.exclusive(
     async () =>
       await withPasswords(tpm, async () => {
@@ -65,16 +70,38 @@ const tryKeys = async (tpm: Tpm): Promise<Uint8Array> =>
         await tpm.flush(ek.handle)
         const srk = await tpm.createPrimary(handle.owner, templates.srk)
         await tpm.flush(srk.handle)
-        return spkiOf(ek.public)
+        return ek
       }),
   )
 
-const keysFinding = async (tpm: Tpm, files: PasswordFiles): Promise<{ readonly spki: Uint8Array | null; readonly finding: Finding }> => {
+const keysFinding = async (tpm: Tpm, files: PasswordFiles): Promise<{ readonly ek: LoadedKey | null; readonly finding: Finding }> => {
   try {
-    return { spki: await tryKeys(tpm), finding: ok('keys', 'the endorsement key and the storage root key can be made') }
+    return { ek: await tryKeys(tpm), finding: ok('keys', 'the endorsement key and the storage root key can be made') }
   } catch (thrown) {
     const error = await explained(tpm, files, thrown)
-    return { spki: null, finding: fail('keys', messageOf(error), 'the agent cannot start before this works') }
+    return { ek: null, finding: fail('keys', messageOf(error), 'the agent cannot start before this works') }
+  }
+}
+
+/** Whether this is the TPM that the agent enrolled with. */
+const pinFindings = async (ek: LoadedKey | null, data: string | null): Promise<readonly Finding[]> => {
+  if (ek === null || data === null) return []
+  try {
+    const pin = await pinnedEkOf(openDocument({ files: nodeFileSystem, folder: data, name: 'tpm-keys', step: () => undefined }))
+    if (pin === null)
+      return [
+        ok('EK of this device', 'not enrolled yet: the server compares the EK with its manifest; until then nobody here can tell it from one of an interposer'),
+      ]
+    if (Buffer.compare(pin, ek.name) === 0) return [ok('EK of this device', 'the one that it enrolled with')]
+    return [
+      fail(
+        'EK of this device',
+        messageOf(new OtherEk(pin, ek.name)),
+        `look at the bus and at the module; a board whose TPM was replaced is a new device: a manifest that lists it, and an empty ${data}`,
+      ),
+    ]
+  } catch (thrown) {
+    return [warn('EK of this device', `what the agent knows of it cannot be read: ${messageOf(thrown)}`, "run doctor as the agent's user")]
   }
 }
 
@@ -93,12 +120,13 @@ const examineTpm = async (tpm: Tpm, patient: Patient, known: ReadonlySet<string>
   const report = await inspectTpm(tpm)
   const kind = tpmKind(report.manufacturer, board)
   const keys = await keysFinding(tpm, patient.tpmAuth)
-  const ek = ekFindings(report, { spki: keys.spki, now: patient.now })
+  const ek = ekFindings(report, { spki: keys.ek === null ? null : spkiOf(keys.ek.public), now: patient.now })
   const hasBank = report.banks.some(({ hash, pcrs }) => hash === alg.sha256 && pcrs.length > 0)
   const findings = [
     ...tpmFindings(report, { kind, board, spec: patient.tpm, known }),
     ...ek.findings,
     keys.finding,
+    ...(await pinFindings(keys.ek, patient.data)),
     ...(hasBank ? await measured(tpm, patient) : []),
   ]
   const { ekCertificates: _, ...rest } = report

@@ -23,8 +23,9 @@ const interposer: Protection = {
   threat: 'interposer: a device in the bus that changes what crosses it',
   protected: 'partly',
   text:
-    "a changed command or answer inside a session is noticed, and an EK that is not the chip's own fails at enrolment. But the agent does not know the chip's EK beforehand: " +
-    'an interposer that is there when the agent starts can put a key of its own in the place of the EK, and then reads what the session was to hide. ' +
+    "a changed command or answer inside a session is noticed, an EK that is not the chip's own fails at enrolment, and an agent that has enrolled goes on with the EK of then only. " +
+    'Before its first enrolment it does not know which EK is right: an interposer that is there then can put a key of its own in its place, and reads what the sessions were to hide (passwords ' +
+    "of hierarchies can be tried against what it sees; no key of Fleetkey's is there yet). " +
     "PCR extends are in the clear: it can also keep the firmware's measurements from the TPM and send others",
 }
 

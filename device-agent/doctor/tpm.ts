@@ -1,3 +1,4 @@
+import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
 import { duration, lockoutText } from '@fleetkey/tpm2/lockout.ts'
 import type { TpmReport } from '@fleetkey/tpm2/inspect.ts'
 import type { BoardFacts, TpmKind } from './board.ts'
@@ -74,11 +75,16 @@ const lockout = ({ lockout: state }: TpmReport): Finding =>
           : `${state.failures} of ${state.allowed} failures; one is forgotten every ${duration(state.interval)}`,
       )
 
-const clock = ({ clock: { safe, resetCount, restartCount } }: TpmReport): Finding => {
+const clock = ({ clock: state }: TpmReport): Finding => {
+  const { safe, resetCount, restartCount } = state
   const found = `started ${resetCount} times, resumed ${restartCount} times since`
   return safe
     ? ok('clock', found)
-    : warn('clock', `${found}; not safe: power was cut without a shutdown`, 'nothing: it is safe again once the clock has passed what it had saved')
+    : warn(
+        'clock',
+        `${found}; not safe: ${unsafeClockText(state)}`,
+        'nothing: a first enrolment waits for it by itself; switching off in order (TPM2_Shutdown) avoids it',
+      )
 }
 
 /** What the report says to the person before the machine. `known`: hierarchies whose password is configured. Pure. */
