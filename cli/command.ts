@@ -68,6 +68,18 @@ export const duration = (call: Invocation, option: string): number | undefined =
   return Math.round(Number(amount) * (units[unit] ?? 1))
 }
 
+/** `2027-03-31` (its end, UTC) or a full ISO 8601 time, in milliseconds since 1970. */
+export const date = (call: Invocation, option: string): number | undefined => {
+  const given = text(call, option)
+  if (given === undefined) return undefined
+  const full = /^\d{4}-\d{2}-\d{2}$/.test(given) ? `${given}T23:59:59.999Z` : given
+  const calendar = new Date(`${given.slice(0, 10)}T00:00:00Z`)
+  const real = !Number.isNaN(calendar.getTime()) && calendar.toISOString().startsWith(given.slice(0, 10))
+  const at = real && /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,3})?)?(Z|[+-]\d{2}:\d{2})$/.test(full) ? Date.parse(full) : NaN
+  if (Number.isNaN(at) || at < 0) throw new UsageError(`--${option} takes a date such as 2027-03-31 or 2027-03-31T12:00:00Z, not ${given}`)
+  return at
+}
+
 export const required = (value: string | undefined, what: string): string => {
   if (value === undefined) throw new UsageError(`${what} is missing`)
   return value

@@ -33,6 +33,8 @@ export const BatchView = z.strictObject({
   manifestHash: z.string(),
   importedAt: time,
   importedBy: z.string(),
+  /** A device that never enrolled may do so until then; null: at any time. */
+  claimUntil: time.nullable(),
   states: deviceCounts,
 })
 export const ReleaseView = z.strictObject({
@@ -253,11 +255,18 @@ export const operations = {
     method: 'POST',
     path: '/api/1/batches',
     summary: 'Import a signed batch manifest, all rows or none',
-    body: z.strictObject({ ...signed, format: z.enum(['json', 'csv']), batch: name.optional() }),
+    body: z.strictObject({ ...signed, format: z.enum(['json', 'csv']), batch: name.optional(), claimUntil: time.optional() }),
     response: z.strictObject({ batch: name, rows: z.int() }),
   },
   'batch.list': { method: 'GET', path: '/api/1/batches', summary: 'Batches', query: z.object(page), response: listOf(BatchView.omit({ states: true })) },
   'batch.show': { method: 'GET', path: '/api/1/batches/{id}', summary: 'One batch and how far its devices are', response: BatchView },
+  'batch.window': {
+    method: 'PUT',
+    path: '/api/1/batches/{id}/claim-window',
+    summary: 'Until when devices of a batch may enrol for the first time',
+    body: z.strictObject({ claimUntil: time.nullable() }),
+    response: BatchView.omit({ states: true }),
+  },
 
   'release.import': {
     method: 'POST',

@@ -15,10 +15,35 @@ test('every reason says meaning, attack and remedy', () => {
     for (const text of [meaning, attack, remedy]) expect(text.length, code).toBeGreaterThan(5)
 })
 
-test('every case of the list has a reason, but what the device itself refuses', () => {
+const list = Array.from({ length: 53 }, (_, at) => at + 1)
+
+test('every case of the list has a reason', () => {
   const answered = new Set(Object.values(reasons).flatMap(({ cases }) => [...cases]))
-  // 49 and 53: a TPM refuses the blob or the approval, in the device.
-  expect(Array.from({ length: 53 }, (_, at) => at + 1).filter((number) => !answered.has(number))).toEqual([49, 53])
+  expect(list.filter((number) => !answered.has(number))).toEqual([])
+  expect([...answered].filter((number) => !list.includes(number))).toEqual([])
+})
+
+/** The numbered tests: rows of a table (number, reason, …), and titles of their own. */
+const numberedTests = (): readonly { readonly number: number; readonly title: string; readonly reason: string }[] =>
+  readdirSync(new URL('.', import.meta.url))
+    .filter((name) => name.endsWith('.test.ts'))
+    .flatMap((name) => {
+      const source = readFileSync(new URL(name, import.meta.url), 'utf8')
+      const rows = source.includes('caseTitles(rows)') ? [...source.matchAll(/\[\s*(\d{1,2}),\s*'([a-z0-9.-]+)',/g)] : []
+      const titled = [...source.matchAll(/(?:test|on)\(\s*[`'"]case (\d+): ([^'"`]+)/g)]
+      return [
+        ...rows.map(([, number, reason = '']) => ({ number: Number(number), reason, title: '' })),
+        ...titled.map(([, number, title = '']) => ({ number: Number(number), title: `case ${number}: ${title}`, reason: title.split(',')[0] ?? '' })),
+      ]
+    })
+
+test('every case of the list has its tests, each with a reason that is for this case, no title twice', () => {
+  const found = numberedTests()
+  expect(list.filter((number) => !found.some((one) => one.number === number))).toEqual([])
+  const titles = found.map(({ title }) => title).filter((title) => title !== '')
+  expect(titles.filter((title, at) => titles.indexOf(title) !== at)).toEqual([])
+  const wrong = found.filter(({ number, reason }) => reason.includes('.') && reasonOf(reason)?.cases.includes(number) !== true)
+  expect(wrong.map(({ number, reason }) => `${number} ${reason}`)).toEqual([])
 })
 
 test('every attestation-failed of the server has a reason of the table', () => {

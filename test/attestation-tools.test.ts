@@ -10,7 +10,7 @@ import { fromPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { Problem } from '@fleetkey/protocol/problem.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
 import { hasProgram } from './programs.ts'
-import { flip, nonce, openWorkshop, random, type Workshop } from './evidence.ts'
+import { caseTitles, flip, nonce, openWorkshop, random, type Workshop } from './evidence.ts'
 
 const here = hasProgram('swtpm') && hasProgram('tpm2_quote') && hasProgram('openssl')
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
@@ -93,10 +93,12 @@ const roots = (...names: string[]) =>
 
 /** One list of numbered cases: (number, reason, what the device presents). */
 type Row = readonly [number, string, () => ReturnType<typeof appraiseOffline> | Promise<ReturnType<typeof appraiseOffline>>]
-const numbered = (rows: readonly Row[]): void =>
-  test.each(rows.map(([number, reason, make]) => [`case ${number}: ${reason}`, reason, make] as const))('%s', async (_, reason, make) =>
+const numbered = (rows: readonly Row[]): void => {
+  const titles = caseTitles(rows)
+  test.each(rows.map(([, reason, make], at) => [titles[at], reason, make] as const))('%s', async (_, reason, make) =>
     expect(await make()).toMatchObject(refused(reason)),
   )
+}
 
 describe.skipIf(!here)('evidence of swtpm, tpm2-tools and openssl', () => {
   beforeAll(async () => {

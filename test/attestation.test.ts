@@ -13,6 +13,7 @@ import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { DeviceId, EnrolmentId, GroupId, KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
 import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
 import { readMessage, signMessage } from '@fleetkey/protocol/signed.ts'
+import { sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import type { Campaign } from '@fleetkey/server/campaigns/campaign.ts'
@@ -355,6 +356,58 @@ describe('evidence', () => {
     ctx.clock.now += 31_000
     await say(await evidence(attestOf(await report())))
     expect(await stateAndReason()).toEqual(['quarantined', 'tpm.reset-in-session'])
+  })
+})
+
+describe('an acknowledgement', () => {
+  beforeEach(enrolled)
+
+  const delivered = async (): Promise<BodyOf<'delivery'>> => {
+    const found = (await report()).find((body) => body.type === 'delivery')
+    if (found === undefined) throw new Error('nothing was delivered')
+    return found
+  }
+  const active = (of: BodyOf<'delivery'>, more: Partial<BodyOf<'acknowledge'>> = {}): Body => ({
+    type: 'acknowledge',
+    key: of.key,
+    epoch: of.epoch,
+    stage: 'active',
+    campaign: of.campaign,
+    nonce: of.nonce,
+    proof: random(32),
+    reason: null,
+    ...more,
+  })
+  /** What a device that has the key makes. */
+  const proofOf = async (of: BodyOf<'delivery'>, nonce = of.nonce): Promise<Uint8Array> => {
+    const epoch = await ctx.store.get('epoch', `${of.key}/${of.epoch}`)
+    if (epoch === undefined) throw new Error('no epoch')
+    return sealedProof(ctx.vault.open(epoch), useTranscript({ tenant: 'plant', device: id, key: of.key, epoch: of.epoch, nonce }))
+  }
+  const stage = async (of: BodyOf<'delivery'>): Promise<string | undefined> => (await ctx.store.get('holding', `${id}/${of.key}/${of.epoch}`))?.stage
+  /** What the audit log says of the last refusal: reason and detail. */
+  const reasonOf = async (): Promise<string | undefined> => (await ctx.entries()).findLast(({ outcome }) => outcome === 'refused')?.detail.split(':')[0]
+
+  test('case 50: acknowledge.proof, a key that the device cannot open', async () => {
+    const delivery = await delivered()
+    expect(types(await say(active(delivery)))).toEqual(['refusal'])
+    expect([await reasonOf(), await stage(delivery)]).toEqual(['acknowledge.proof', 'delivered'])
+    // Neither without a proof, nor with the right key over another nonce.
+    for (const proof of [null, await proofOf(delivery, random(16))]) {
+      await say(active(delivery, { proof }))
+      expect(await stage(delivery)).toBe('delivered')
+    }
+    await say(active(delivery, { proof: await proofOf(delivery) }))
+    expect(await stage(delivery)).toBe('active')
+  })
+
+  test('case 50: acknowledge.nonce, the acknowledgement of another delivery', async () => {
+    const delivery = await delivered()
+    const nonce = random(16)
+    expect(types(await say(active(delivery, { nonce, proof: await proofOf(delivery, nonce) })))).toEqual(['refusal'])
+    expect([await reasonOf(), await stage(delivery)]).toEqual(['acknowledge.nonce', 'delivered'])
+    await say(active(delivery, { proof: await proofOf(delivery) }))
+    expect(await stage(delivery)).toBe('active')
   })
 })
 

@@ -92,6 +92,9 @@ describe('exit code 1, usage: said before anything is asked', () => {
     ['no device id', () => ['device', 'show', 'GW 1'], /'GW 1' is no device id/],
     ['no number', () => ['audit', 'list', '--limit', 'many'], /--limit takes a number from 1 to 1000/],
     ['no duration', () => ['campaign', 'watch', 'c', '--for', 'soon'], /--for takes a duration/],
+    ['no date', () => ['batch', 'window', 'b', '--claim-until', '31.3.2027'], /--claim-until takes a date such as 2027-03-31/],
+    ['a date that is not in the calendar', () => ['batch', 'window', 'b', '--claim-until', '2027-02-31'], /--claim-until takes a date/],
+    ['a window without its end', () => ['batch', 'window', 'b'], /--claim-until DATE\|none is missing/],
     ['waves that do not end with 1', () => ['key', 'rotate', 'k', '--waves', '0.5,0.2'], /--waves takes ascending shares/],
     ['a file that is not there', () => ['station', 'add', 'x', at('none.pem')], /none\.pem: ENOENT/],
     ['a file of another kind', () => ['station', 'add', 'x', join(root, 'README.md')], /README\.md: no PEM file with a PUBLIC KEY/],
@@ -271,6 +274,18 @@ describe('answers', () => {
   ])('%s show', async (what, id, want) => {
     expect(JSON.parse((await here(what, 'show', id, '--json')).stdout)).toMatchObject(want)
     expect((await here(what, 'show', id)).stdout).toContain(id)
+  })
+
+  test('the claim window of a batch', async () => {
+    const shown = async (): Promise<unknown> => (JSON.parse((await here('batch', 'show', 'batch-1', '--json')).stdout) as { claimUntil: unknown }).claimUntil
+    expect(await shown()).toBeNull()
+    expect((await here('batch', 'window', 'batch-1', '--claim-until', '2027-03-31')).stdout).toBe('batch batch-1 can be claimed until 2027-03-31 23:59:59Z\n')
+    expect(await shown()).toBe(Date.UTC(2027, 2, 31, 23, 59, 59, 999))
+    expect((await here('batch', 'window', 'batch-1', '--claim-until', '2027-04-01T12:00:00+02:00', '--json')).code).toBe(0)
+    expect(await shown()).toBe(Date.UTC(2027, 3, 1, 10))
+    expect((await here('batch', 'window', 'batch-9', '--claim-until', 'none')).code).toBe(3)
+    expect((await here('batch', 'window', 'batch-1', '--claim-until', 'none')).stdout).toBe('batch batch-1 has no claim window\n')
+    expect((await here('audit', 'list', '--json')).stdout).toMatch(/"batch\.window"/)
   })
 
   test('the policy of a group', async () => {

@@ -14,7 +14,10 @@ import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
 import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
 import { keyId, readMessage, signMessage, type SignedMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
+import { setClaimWindow } from '@fleetkey/server/flows/claim-window.ts'
+import { admitConnection } from '@fleetkey/server/flows/connect.ts'
 import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { importEndorsement } from '@fleetkey/server/flows/endorsement.ts'
@@ -302,6 +305,90 @@ describe('numbered cases', () => {
     await handle(again, answerBytes ?? new Uint8Array())
     expect(readMessage(ctx.bus.take(from.client).at(-1) ?? new Uint8Array(), { max }).envelope.body).toMatchObject({ type: 'refusal', code: 'not-found' })
     expect(ctx.refusals.take()).toContain('challenge.unknown')
+  })
+
+  const until = async (claimUntil: number | null): Promise<unknown> => await setClaimWindow(ctx, operator(), 'b1', claimUntil)
+  const soon = (): number => ctx.clock.now + 60_000
+
+  test('case 52: manifest.window-closed, a claim after the factory window', async () => {
+    await until(soon())
+    ctx.clock.now += 60_000
+    expect((await attempt()).body).toMatchObject({ type: 'refusal', code: 'attestation-failed' })
+    expect([await reasonOf(), (await ctx.store.get('device', DeviceId.parse('gw-1')))?.state]).toEqual(['manifest.window-closed', 'registered'])
+    // Nothing of it was begun: no challenge waits for an answer.
+    expect(await ctx.store.count('challenge')).toBe(0)
+    // An operator extends it, and that is written down.
+    await until(soon())
+    expect((await ctx.entries()).at(-1)).toMatchObject({ action: 'batch.window', subject: 'b1', caller: 'operator:alice', outcome: 'done' })
+    expect((await ctx.entries()).at(-1)?.detail).toMatch(/^was to be claimed until .*, now to be claimed until /)
+    ctx.clock.now += 10_000
+    expect((await attempt()).body.type).toBe('identity')
+  })
+
+  test('case 52: manifest.window-closed, between the challenge and its answer', async () => {
+    await until(soon())
+    const { body } = await attempt({ between: () => void (ctx.clock.now += 60_000) })
+    expect([body, await reasonOf()]).toMatchObject([{ code: 'attestation-failed' }, 'manifest.window-closed'])
+    expect(await ctx.store.count('certificate', { device: 'gw-1' })).toBe(0)
+  })
+
+  test('a device that has its identity comes back after the window, whoever never came does not', async () => {
+    await until(soon())
+    expect((await attempt()).body.type).toBe('identity')
+    ctx.clock.now += 3_600_000
+    expect((await attempt()).body.type).toBe('identity')
+    expect((await attempt({ attester: other.attester, serial: 'GW-2' })).body).toMatchObject({ code: 'attestation-failed' })
+    await until(null)
+    ctx.clock.now += 10_000
+    expect((await attempt({ attester: other.attester, serial: 'GW-2' })).body.type).toBe('identity')
+  })
+
+  test('the window is the owner’s to move', async () => {
+    await expect(setClaimWindow(ctx, operator('operator'), 'b1', null)).rejects.toMatchObject({ code: 'forbidden' })
+    await expect(setClaimWindow(ctx, operator(), 'b9', null)).rejects.toMatchObject({ code: 'not-found' })
+  })
+
+  test('case 51: connect.other-device, a peer that presents the client id of another device', async () => {
+    for (const [one, serial] of [
+      [machine, 'GW-1'],
+      [other, 'GW-2'],
+    ] as const)
+      expect((await attempt({ attester: one.attester, serial })).body.type).toBe('identity')
+    const tlsOf = async (device: string): Promise<Uint8Array> =>
+      (await ctx.store.find('certificate', { where: { device }, limit: 10 })).find(({ profile }) => profile === 'device-tls')?.der ?? new Uint8Array()
+    const exporter = random(32)
+    /** CONNECT with the TLS certificate of one device, the LDevID key of one, and the client id of one. */
+    const connect = async (of: { certificate: string; attester: Attester; clientId: string; over?: Uint8Array }): Promise<unknown> => {
+      const certificate = await tlsOf(of.certificate)
+      const proof = await of.attester.sign(connectProof('plant', of.clientId, certificate, of.over ?? exporter))
+      const password = new TextEncoder().encode(Buffer.from(proof).toString('base64url'))
+      return await admitConnection(ctx, { clientId: of.clientId, username: of.clientId, password, certificate, exporter, from: '127.0.0.0/24' })
+    }
+    expect(await connect({ certificate: 'gw-1', attester: machine.attester, clientId: 'gw-1' })).toEqual({ device: 'gw-1' })
+    expect(await connect({ certificate: 'gw-1', attester: machine.attester, clientId: 'gw-2' })).toEqual({ refused: 'forbidden' })
+    // On the record of who did it; the one whose name was used has nothing against it.
+    expect([await reasonOf('gw-1'), await reasonOf('gw-2')]).toEqual(['connect.other-device', undefined])
+    // With a stolen TLS key as well: the proof of its own TPM is none of the other's, nor is one that the other made for another connection.
+    ctx.clock.now += 10_000
+    expect(await connect({ certificate: 'gw-2', attester: machine.attester, clientId: 'gw-2' })).toEqual({ refused: 'unauthenticated' })
+    expect(await reasonOf('gw-2')).toBe('connect.proof')
+    expect(await connect({ certificate: 'gw-2', attester: other.attester, clientId: 'gw-2', over: random(32) })).toEqual({ refused: 'unauthenticated' })
+  })
+
+  test('case 51: enrol.other-device, the connection of one device presents the EK of another', async () => {
+    await attempt()
+    await attempt({ attester: other.attester, serial: 'GW-2' })
+    const from = ctx.bus.connect({ client: 'gw-2', device: 'gw-2' })
+    const body = await machine.attester.hello({ serial: 'GW-1', purpose: 'return', random: random(32), agent: 'test' })
+    const device = DeviceId.parse('gw-2')
+    await handle(
+      from,
+      await signMessage({ v: 1, tenant: TenantId.parse('plant'), device, from: 'device', id: random(16), seq: 1, body }, machine.attester.signer),
+    )
+    const answers = ctx.bus.take('gw-2').map((bytes) => readMessage(bytes, { max }).envelope.body)
+    expect(answers.filter(({ type }) => type === 'challenge' || type === 'identity')).toEqual([])
+    expect(answers.at(-1)).toMatchObject({ type: 'refusal', code: 'forbidden' })
+    expect(await reasonOf()).toBe('enrol.other-device')
   })
 })
 

@@ -100,6 +100,17 @@ export const quoteBy = (ak: Impostor, change: Partial<Extract<Attest, { type: 'q
 export const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 export const flip = (bytes: Uint8Array, at = bytes.length - 1): Uint8Array => bytes.map((byte, index) => (index === at ? byte ^ 1 : byte))
 
+/** Titles of numbered cases (number, reason code, …), none twice. */
+export const caseTitles = (rows: readonly (readonly [number, string, ...unknown[]])[]): readonly string[] => {
+  const seen = new Map<string, number>()
+  return rows.map(([number, reason]) => {
+    const title = `case ${number}: ${reason}`
+    const times = (seen.get(title) ?? 0) + 1
+    seen.set(title, times)
+    return times === 1 ? title : `${title}, in another way (${times})`
+  })
+}
+
 /** A key that approves firmware, as the TPM would load it. */
 export const approving = (): Uint8Array => {
   const { x = '', y = '' } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).publicKey.export({ format: 'jwk' })

@@ -37,6 +37,25 @@ describe('batch manifests', () => {
     expect((await ctx.store.get('manifest', ek(4)))?.device).toBe('valve')
   })
 
+  test('a claim window: of manifest and operator the earlier one', async () => {
+    const [early, late] = ['2027-02-01T00:00:00Z', '2027-03-01T00:00:00Z']
+    const rows = (serial: string, at: number) => [{ serial, ek: ek(at) }]
+    const cases: readonly (readonly [string, object, number | undefined, number | null])[] = [
+      ['w1', {}, undefined, null],
+      ['w2', { claimUntil: early }, undefined, Date.parse(early)],
+      ['w3', {}, Date.parse(late), Date.parse(late)],
+      ['w4', { claimUntil: early }, Date.parse(late), Date.parse(early)],
+      ['w5', { claimUntil: late }, Date.parse(early), Date.parse(early)],
+    ]
+    for (const [at, [batch, more, claimUntil, want]] of cases.entries()) {
+      await importBatch(ctx, operator(), { ...line.signed(json(rows(batch, at + 1), { batch, ...more })), format: 'json', claimUntil })
+      expect((await ctx.store.get('batch', batch))?.claimUntil, batch).toBe(want)
+    }
+    expect((await ctx.entries()).at(-1)?.detail).toMatch(/to be claimed until 2027-02-01T00:00:00.000Z$/)
+    const wrong = importBatch(ctx, operator(), { ...line.signed(json(rows('w6', 9), { batch: 'w6', claimUntil: 'soon' })), format: 'json' })
+    await expect(wrong).rejects.toMatchObject({ code: 'malformed' })
+  })
+
   test("the simulator's factory: the same devices from its CSV as from its JSON", async () => {
     const boards = [1, 2].map((n) => ({ serial: `GW-${n}`, ek: new Uint8Array(32).fill(n) }))
     const ids = async (): Promise<string[]> => (await ctx.store.find('device', { limit: 10 })).map(({ id, serial, model }) => `${id} ${serial} ${model}`)

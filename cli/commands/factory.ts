@@ -1,4 +1,4 @@
-import { exit, readInput, required, text, UsageError, type Command } from '../command.ts'
+import { date, exit, readInput, required, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { everyPage } from './paging.ts'
 
@@ -58,17 +58,18 @@ export const factoryCommands: readonly Command[] = [
   },
   {
     name: 'batch import',
-    usage: 'FILE.json|FILE.csv --station NAME [--batch NAME] [--signature FILE]',
+    usage: 'FILE.json|FILE.csv --station NAME [--batch NAME] [--claim-until DATE] [--signature FILE]',
     summary: 'import a signed batch manifest, all rows or none',
     args: [1, 1],
-    options: { ...signedOptions, batch: { type: 'string' } },
+    options: { ...signedOptions, batch: { type: 'string' }, 'claim-until': { type: 'string' } },
     async run(call) {
       const [path = ''] = call.args
-      const batch = text(call, 'batch')
+      const [batch, claimUntil] = [text(call, 'batch'), date(call, 'claim-until')]
       const body = {
         ...signedFile(path, text(call, 'signature'), text(call, 'station')),
         format: path.endsWith('.csv') ? ('csv' as const) : ('json' as const),
         ...(batch === undefined ? {} : { batch }),
+        ...(claimUntil === undefined ? {} : { claimUntil }),
       }
       const imported = await call.client().call('batch.import', { body })
       call.out.result(imported, () => `batch ${imported.batch}: ${imported.rows} devices registered`)
@@ -99,7 +100,26 @@ export const factoryCommands: readonly Command[] = [
     async run(call) {
       const [id = ''] = call.args
       const batch = await call.client().call('batch.show', { params: { id } })
-      call.out.result(batch, () => facts({ ...batch, importedAt: when(batch.importedAt), ...batch.states, states: undefined }))
+      call.out.result(batch, () =>
+        facts({ ...batch, importedAt: when(batch.importedAt), claimUntil: when(batch.claimUntil), ...batch.states, states: undefined }),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'batch window',
+    usage: 'BATCH --claim-until DATE|none',
+    summary: 'until when devices of a batch may enrol for the first time',
+    args: [1, 1],
+    options: { 'claim-until': { type: 'string' } },
+    async run(call) {
+      const [id = ''] = call.args
+      const given = required(text(call, 'claim-until'), '--claim-until DATE|none')
+      const body = { claimUntil: given === 'none' ? null : (date(call, 'claim-until') ?? null) }
+      const { claimUntil } = await call.client().call('batch.window', { params: { id }, body })
+      call.out.result({ id, claimUntil }, () =>
+        claimUntil === null ? `batch ${id} has no claim window` : `batch ${id} can be claimed until ${when(claimUntil)}`,
+      )
       return exit.ok
     },
   },

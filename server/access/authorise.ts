@@ -4,6 +4,7 @@ import type { Caller, Role } from './caller.ts'
 /** Every act there is, and who may do it: operators by role, else the kind of caller. The one table of permissions. */
 export const actions = {
   'batch.import': ['owner', 'factory'],
+  'batch.window': ['owner'],
   'station.add': ['owner'],
   'station.remove': ['owner'],
   'release.import': ['owner', 'factory'],

@@ -20,6 +20,8 @@ export interface Batch {
   readonly manifestHash: string
   readonly importedAt: number
   readonly importedBy: string
+  /** A device that never enrolled may do so until then, milliseconds since 1970; null or absent: at any time. */
+  readonly claimUntil?: number | null
 }
 
 /** Public key (SPKI, DER) of a factory that may sign batch manifests and releases' reference values. */

@@ -12,10 +12,11 @@ import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } 
 import { fail } from '../attestation/reasons.ts'
 import { hasIdentity, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
+import { withinWindow } from './claim-window.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
-import { hex, messageTo } from './message.ts'
+import { hex, messageTo, sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
@@ -47,6 +48,10 @@ const attestationPolicy = async (ctx: Context, { policy }: EnrolServices): Promi
   endorsement: await endorsementPolicy(ctx),
 })
 
+/** Whose EK a hello shows, proven or not: on whose record it stands that it was refused. */
+const claimedDevice = async (ctx: Context, { presented }: Hello): Promise<DeviceId | null> =>
+  'ek' in presented ? ((await ctx.store.get('manifest', sha256hex(presented.ek)))?.device ?? null) : null
+
 /** Which device this hardware is. Throws Problem('attestation-failed') for an EK that no signed manifest lists. */
 const manifestEntry = async (ctx: Context, presented: Presented): Promise<ManifestEntry> => {
   const entry = await ctx.store.get('manifest', presented.ekHash)
@@ -68,6 +73,7 @@ const admissible = async (
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
   if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
   if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash) fail('identity.other-ek', `device ${device.id} is bound to EK ${device.keys.ekHash}`)
+  await withinWindow(ctx, device)
   return device
 }
 
@@ -94,6 +100,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
   const intent: Intent = { caller, action: 'enrol.hello', subject: from.client }
   return await audited(ctx, intent, known, async () => {
     if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
+    known.device = await claimedDevice(ctx, hello)
     const method = methodOf(hello.presented)
     const presented = method.present(hello, await endorsementsOf(ctx), await attestationPolicy(ctx, services), ctx.now())
     verifyMessage(message, presented.ldevidSpki)

@@ -3,6 +3,7 @@ import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { z } from 'zod'
 import type { Caller } from '../access/caller.ts'
+import { earlier, windowText } from './claim-window.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { inChunks } from './rows.ts'
@@ -24,6 +25,7 @@ const Header = z.strictObject({
   batch: name,
   model: name,
   station: name,
+  claimUntil: z.iso.datetime().optional(),
   rows: z.array(z.unknown()).min(1).max(maxRows),
 })
 
@@ -31,6 +33,8 @@ export interface BatchInput extends Signed {
   readonly format: 'json' | 'csv'
   /** Name of the batch: needed with CSV, which carries none; with JSON it must agree. */
   readonly batch?: string | undefined
+  /** Milliseconds since 1970. Of this and what a JSON manifest says itself the earlier counts. */
+  readonly claimUntil?: number | undefined
 }
 
 interface ManifestRow {
@@ -42,6 +46,7 @@ interface ManifestRow {
 
 interface Manifest {
   readonly batch: string
+  readonly claimUntil: number | null
   readonly rows: readonly ManifestRow[]
 }
 
@@ -77,10 +82,10 @@ const parseJson = (content: string, input: BatchInput): Manifest => {
   }
   const header = Header.safeParse(value)
   if (!header.success) throw new Problem('malformed', `manifest ${header.error.issues[0]?.path.join('.') ?? ''}: ${header.error.issues[0]?.message ?? ''}`)
-  const { batch, model, station, rows } = header.data
+  const { batch, model, station, claimUntil, rows } = header.data
   if (station !== input.station) throw new Problem('malformed', `the manifest names station ${station}, not ${input.station}`)
   if (input.batch !== undefined && input.batch !== batch) throw new Problem('malformed', `the manifest is batch ${batch}, not ${input.batch}`)
-  return { batch, rows: rows.map((row, at) => parseRow(row, at, model)) }
+  return { batch, claimUntil: claimUntil === undefined ? null : Date.parse(claimUntil), rows: rows.map((row, at) => parseRow(row, at, model)) }
 }
 
 const columns = 'serial,ek,model,device'
@@ -99,7 +104,7 @@ const parseCsv = (content: string, input: BatchInput): Manifest => {
     const [serial, ek, model, device] = fields
     return parseRow({ serial, ek, model, ...(device === '' ? {} : { device }) }, at, undefined)
   })
-  return { batch: batch.data, rows }
+  return { batch: batch.data, claimUntil: null, rows }
 }
 
 const refuseDoubles = (rows: readonly ManifestRow[]): void => {
@@ -139,17 +144,19 @@ export const importBatch = async (ctx: Context, caller: Caller, input: BatchInpu
   const imported = await perform(ctx, { caller, action: 'batch.import', subject }, async (tx) => {
     if (input.content.length > maxBytes) throw new Problem('malformed', `a manifest of more than ${maxBytes} bytes`)
     await stationSigned(ctx, input)
-    const { batch, rows } = input.format === 'json' ? parseJson(text(input.content), input) : parseCsv(text(input.content), input)
+    const { batch, claimUntil: signedUntil, rows } = input.format === 'json' ? parseJson(text(input.content), input) : parseCsv(text(input.content), input)
     refuseDoubles(rows)
     if ((await ctx.store.get('batch', batch)) !== undefined) throw new Problem('conflict', `batch ${batch} was imported before`)
     await refuseKnown(ctx, rows)
     const at = ctx.now()
-    tx.insert('batch', { id: batch, station: input.station, rows: rows.length, manifestHash, importedAt: at, importedBy: `${caller.kind}:${caller.id}` })
+    const importedBy = `${caller.kind}:${caller.id}`
+    const claimUntil = earlier(signedUntil, input.claimUntil ?? null)
+    tx.insert('batch', { id: batch, station: input.station, rows: rows.length, manifestHash, importedAt: at, importedBy, claimUntil })
     for (const { serial, ek, device, model } of rows) {
       tx.insert('manifest', { id: ek, device, serial, model, batch, importedAt: at })
       tx.insert('device', { id: device, state: 'registered', serial, model, batch, registeredAt: at, lastRefusal: null })
     }
-    tx.note(`batch ${batch}, ${rows.length} rows, sha256 ${manifestHash}, signed by station ${input.station}`)
+    tx.note(`batch ${batch}, ${rows.length} rows, sha256 ${manifestHash}, signed by station ${input.station}, ${windowText(claimUntil)}`)
     return { batch, rows: rows.length }
   })
   // A crash before the commit: nothing of the batch exists. After it: all of it does; importing again says so.

@@ -12,6 +12,7 @@ import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
+import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { importRelease } from '../../flows/import-release.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
@@ -118,7 +119,8 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return done
     },
 
-    'batch.import': async ({ caller, body }) => await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch }),
+    'batch.import': async ({ caller, body }) =>
+      await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch, claimUntil: body.claimUntil }),
     async 'batch.list'({ caller, query }) {
       read(caller)
       return await pageOf(ctx, 'batch', page(query), batchRow)
@@ -127,6 +129,7 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return { ...batchRow(await need(ctx, 'batch', params.id)), states: await states(params.id) }
     },
+    'batch.window': async ({ caller, params, body }) => batchRow(await setClaimWindow(ctx, caller, params.id, body.claimUntil)),
 
     'release.import': async ({ caller, body }) => await importRelease(ctx, caller, signed(body)),
     async 'release.list'({ caller, query }) {

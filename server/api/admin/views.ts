@@ -35,13 +35,14 @@ export const allOf = async <T extends Table>(ctx: Context, table: T, where: NonN
 
 export const stationView = (station: Station): Item<'station.list'> => ({ id: station.id, spki: base64(station.spki), addedAt: station.addedAt })
 
-export const batchRow = ({ id, station, rows, manifestHash, importedAt, importedBy }: Batch): Item<'batch.list'> => ({
+export const batchRow = ({ id, station, rows, manifestHash, importedAt, importedBy, claimUntil = null }: Batch): Item<'batch.list'> => ({
   id,
   station,
   rows,
   manifestHash,
   importedAt,
   importedBy,
+  claimUntil,
 })
 
 export const releaseView = ({ id, model, name, number, debug, pcrs, importedAt, withdrawn }: Release): Item<'release.list'> => ({

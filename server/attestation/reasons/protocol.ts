@@ -27,12 +27,30 @@ export const protocolReasons = {
     attack: "Somebody else's challenge is answered.",
     remedy: again,
   },
+  'connect.other-device': {
+    cases: [51],
+    meaning: 'The peer presented the client id of another device than its certificate is for.',
+    attack: 'A device of the fleet poses as another one.',
+    remedy: 'Look at who has access to the device whose record says so.',
+  },
+  'enrol.other-device': {
+    cases: [51],
+    meaning: 'The connection of one device presented the EK of another.',
+    attack: 'Evidence of one device is used for another one.',
+    remedy: 'Look at who has access to the device whose connection it was.',
+  },
   'manifest.unknown-ek': { cases: [10], meaning: 'No signed batch manifest lists this EK.', attack: 'A genuine TPM that is not ours (cuckoo).', remedy: batch },
   'manifest.serial-mismatch': {
     cases: [10],
     meaning: 'The manifest has this EK under another serial.',
     attack: 'One of our TPMs answers for another of our boards.',
     remedy: batch,
+  },
+  'manifest.window-closed': {
+    cases: [52],
+    meaning: 'The claim window of its batch ended before this device enrolled for the first time.',
+    attack: 'A board that was stolen between factory and plant, or kept for later.',
+    remedy: 'Find out where the board was; then `fleetkey batch window BATCH --claim-until DATE`.',
   },
   'identity.other-ek': {
     cases: [9],
@@ -106,6 +124,18 @@ export const protocolReasons = {
     meaning: 'A recipient key came that was not asked for, or none came.',
     attack: 'A key that keys are wrapped to is exchanged.',
     remedy: again,
+  },
+  'key.import-refused': {
+    cases: [49],
+    meaning: 'The TPM of the device refused to import the key; the device says so (reason of its holding).',
+    attack: 'The blob, its seed or its public area was altered, or the inner key is that of another delivery.',
+    remedy: 'The key is delivered anew; if it stays, the record holds the SRK of another TPM: enrol again.',
+  },
+  'firmware.approval-refused': {
+    cases: [53],
+    meaning: 'The TPM of the device refused an approval of the firmware that runs; the device says so (log, status) and stays locked.',
+    attack: 'An approval by another key, for another policyRef (before a withdrawal) or for other PCRs.',
+    remedy: 'Connect the device: it gets the approvals of its model anew.',
   },
   'acknowledge.proof': {
     cases: [50],

@@ -137,7 +137,7 @@ const quoteOnlyReasons = {
     cases: [38],
     meaning: 'The TPM says that its clock may have gone back, and no reboot within the grace explains it.',
     attack: 'The TPM lost power without shutdown: counters may repeat.',
-    remedy: 'Shut the board down in order, or leave it on for up to 70 minutes: until its clock has passed what the TPM had saved.',
+    remedy: 'None is needed: a first enrolment waits for the clock by itself, up to 70 minutes. Shutting the board down in order avoids it.',
   },
 } as const satisfies ReasonTable
 
