@@ -1,5 +1,6 @@
 import { createECDH } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import type { Attester } from '@fleetkey/device-agent/attesters/attester.ts'
 import { tpm2Attester } from '@fleetkey/device-agent/attesters/tpm2.ts'
 import { trustOfBundle } from '@fleetkey/device-agent/config.ts'
@@ -7,6 +8,7 @@ import { openConnection, type Connection } from '@fleetkey/device-agent/connecti
 import { enrol, Refused } from '@fleetkey/device-agent/enrol.ts'
 import { openTrust } from '@fleetkey/device-agent/trust.ts'
 import type { Board } from '@fleetkey/firmware-sim/board/board.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { alg, attribute, handle } from '@fleetkey/tpm2/constants.ts'
@@ -30,7 +32,7 @@ const clock = { ahead: 0 }
 
 beforeAll(async () => {
   world = await openWorld({ now: () => Date.now() + clock.ahead })
-  boards = await Promise.all(Array.from({ length: 24 }, async (_, index) => await world.simulated(`GW-${index + 1}`)))
+  boards = await Promise.all(Array.from({ length: 28 }, async (_, index) => await world.simulated(`GW-${index + 1}`)))
   await world.enlist(boards, 'plant')
 }, 120_000)
 afterAll(async () => await world.stop())
@@ -115,6 +117,21 @@ const outcome = async (attack: Attack, id: string) => {
   const { state, lastRefusal } = await deviceOf(id)
   return { code, reason: lastRefusal?.reason, state }
 }
+/** Refusals of strangers stand on no device's record: the log counts them by reason, once a minute. What it says of them from here on. */
+const counted = async (): Promise<() => Promise<string>> => {
+  const summaries = async () =>
+    (await world.client.call('audit.list', { query: { after: 0, limit: 1000 } })).items.filter(({ action }) => action === 'audit.summary')
+  clock.ahead += 61_000
+  const before = (await summaries()).length
+  return async () => {
+    clock.ahead += 61_000
+    await until('the summary of the minute', async () => (await summaries()).length > before)
+    return (await summaries())
+      .slice(before)
+      .map(({ detail }) => detail)
+      .join('; ')
+  }
+}
 const refused = (reason: string) => ({ code: 'attestation-failed', reason, state: 'registered' })
 
 describe('firmware', () => {
@@ -151,6 +168,41 @@ describe('firmware', () => {
     )
     expect(await outcome({ machine, keys, proven: (of) => ({ ...of, quote: quote ?? of.quote }) }, id)).toEqual(refused('quote.nonce'))
     expect(await attempt({ machine, keys })).toBe('admitted')
+  })
+
+  test('a rollback to an older release below the minimum: quarantined, told why in private, back with the newer one', async () => {
+    const { machine, id } = await genuine()
+    const [old, next] = [world.build('1.0.0', 1), world.build('2.0.0', 2)]
+    await world.importRelease(next)
+    const group = 'rollback'
+    await world.client.call('group.create', { body: { id: group } })
+    await world.client.call('group.add', { params: { id: group }, body: { devices: [DeviceId.parse(id)] } })
+    await world.client.call('group.policy.set', { params: { id: group }, body: { minimumRelease: 2 } })
+    const run = async (release: typeof old): Promise<Agent> => {
+      machine.board.flash.update(release)
+      machine.board.boot()
+      const agent = world.agent(machine)
+      await until('connected', () => agent.status().connected, 60_000)
+      return agent
+    }
+    let agent = await run(next)
+    await until('it runs the newer release', async () => (await deviceOf(id)).release === 'gateway/2.0.0')
+    await agent.stop()
+    agent = await run(old)
+    await until('quarantined', async () => (await deviceOf(id)).state === 'quarantined')
+    expect(await deviceOf(id)).toMatchObject({ verdict: 'contraindicated', verdictReason: 'release.below-minimum', release: 'gateway/2.0.0' })
+    // The device itself hears the public code only.
+    await until('it was told', () => agent.status().lastRefusal !== null)
+    expect(agent.status().lastRefusal).toBe('attestation-failed')
+    // Without the policy its own floor still says so.
+    await world.client.call('group.policy.set', { params: { id: group }, body: { minimumRelease: 0 } })
+    await world.client.call('device.attest', { params: { id } })
+    await until('judged anew', async () => (await deviceOf(id)).verdictReason === 'release.rollback')
+    expect((await deviceOf(id)).state).toBe('quarantined')
+    await agent.stop()
+    agent = await run(next)
+    await until('it is back', async () => (await deviceOf(id)).state === 'enrolled')
+    await agent.stop()
   })
 
   test('PCRs of the SHA-1 bank', async () => {
@@ -209,8 +261,8 @@ describe('keys', () => {
     const tpm = new Tpm(await machine.openTpm(), { random })
     const loose = await tpm.createPrimary(handle.endorsement, { ...templates.ak, attributes: templates.ak.attributes & ~attribute.restricted })
     await tpm.flush(loose.handle)
-    expect(await attempt({ machine, keys: { ...keys, publics: { ...keys.publics, ak: loose.public } } })).toBe('attestation-failed')
-    expect((await deviceOf(id)).state).toBe('registered')
+    const attack: DeviceKeys = { ...keys, publics: { ...keys.publics, ak: loose.public } }
+    expect(await outcome({ machine, keys: attack }, id)).toEqual(refused('ak.attributes.not-restricted'))
     expect(await attempt({ machine, keys })).toBe('admitted')
   })
 
@@ -253,6 +305,7 @@ describe('conversations', () => {
     }
     expect(await attempt({ machine, keys, wiretap })).toBe('admitted')
     const certificates = (await deviceOf(id)).certificates.length
+    const strangers = await counted()
     const heard: BodyOf<'identity' | 'challenge' | 'refusal'>[] = []
     const connection = await connectTo(world.server.mqttPort)({
       client,
@@ -267,6 +320,7 @@ describe('conversations', () => {
     // The hello is as good as any; the answer is for a challenge that was spent, over a connection that is gone.
     expect(heard.map(({ type }) => type)).toEqual(['challenge', 'refusal'])
     expect(heard[1]).toMatchObject({ code: 'not-found' })
+    expect(await strangers()).toMatch(/1 × enrol\.answer challenge\.unknown from /)
     expect((await deviceOf(id)).certificates.length).toBe(certificates)
   })
 
@@ -286,7 +340,7 @@ describe('conversations', () => {
     const rogue = await openWorld()
     try {
       const { machine, keys } = await genuine()
-      await expect(attempt({ machine, keys, port: rogue.server.mqttPort })).rejects.toThrow(/certificate|verify|signed/i)
+      await expect(attempt({ machine, keys, port: rogue.server.mqttPort })).rejects.toMatchObject({ code: 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY' })
       const { items } = await rogue.client.call('audit.list', { query: { after: 0, limit: 500 } })
       expect(items.filter(({ action }) => action.startsWith('enrol'))).toEqual([])
     } finally {
@@ -300,11 +354,14 @@ describe('conversations', () => {
     await until('connected', () => agent.status().connected)
     const seen: boolean[] = []
     const off = agent.onChange(({ connected }) => void seen.push(connected))
+    const strangers = await counted()
     for (const username of [undefined, id]) {
       const stranger = await dial(world.server.mqttPort)
-      expect(await stranger.connect({ id, ...(username === undefined ? {} : { username, password: 'x'.repeat(86) }) })).not.toBe(0)
+      // 4: bad user name or password (MQTT 3.1.1 §3.2.2.3).
+      expect(await stranger.connect({ id, ...(username === undefined ? {} : { username, password: 'x'.repeat(86) }) })).toBe(4)
       await stranger.close()
     }
+    expect(await strangers()).toMatch(/2 × device\.connect connect\.no-certificate from /)
     // Time in which a taken session would have been closed, and the agent's answer to it seen.
     await world.client.call('key.create', { body: { id: 'still-there', protection: 'sealed' } })
     await world.client.call('key.grant', { params: { id: 'still-there' }, body: { group: 'plant' } })
