@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { hasProgram } from './programs.ts'
 import { bytesFor, classOf, dice, kinds, mutate, prepare, undo, type Dice, type Ground } from './tpm-mutations.ts'
-import { deviationOf } from './tpm-deviations.ts'
+import { deviationOf, notOurs } from './tpm-deviations.ts'
 import { reference, simulator, type Subject } from './tpm-pair.ts'
 import { ScriptTpm } from './tpm-script.ts'
 
@@ -17,6 +17,15 @@ const isWellFormed = (response: Uint8Array): boolean => {
   const bytes = Buffer.from(response)
   if (bytes.length < 10 || bytes.readUInt32BE(2) !== bytes.length) return false
   return bytes.readUInt32BE(6) === 0 ? [0x8001, 0x8002].includes(bytes.readUInt16BE(0)) : bytes.length === 10 && bytes.readUInt16BE(0) === 0x8001
+}
+
+/** Codes of the commands that a TPM says it has (TPM2_GetCapability of TPM_CAP_COMMANDS). */
+const commandsOf = async ({ tpm }: Subject): Promise<ReadonlySet<number>> => {
+  const response = Buffer.from(await tpm.raw(Buffer.from('8001000000160000017a000000020000011f00000100', 'hex')))
+  expect(rcOf(response)).toBe(0)
+  const list = response.subarray(19)
+  expect(list.length).toBe(4 * response.readUInt32BE(15))
+  return new Set(Array.from({ length: list.length / 4 }, (_, at) => list.readUInt32BE(4 * at) & 0xffff))
 }
 
 interface Pair {
@@ -110,6 +119,11 @@ describe.skipIf(!hasProgram('swtpm'))('mutated commands in lock step with swtpm'
   })
   afterAll(async () => {
     for (const one of pair.subjects) await one.stop()
+  })
+
+  test('are of commands that both have, or that are known to be missing', async () => {
+    const [theirs, ours] = [await commandsOf(pair.subjects[0]), await commandsOf(pair.subjects[1])]
+    expect([...theirs.difference(ours)].toSorted((one, other) => one - other)).toEqual([...notOurs])
   })
 
   test('get the same class of answer', async () => {

@@ -38,12 +38,13 @@ const isBehind = async (ctx: Context, said: Acknowledgement): Promise<boolean> =
   return said.stage === 'installed' ? state !== 'installing' : state === undefined || state === 'retiring'
 }
 
-const intentOf = (device: DeviceId, said: Acknowledgement) =>
+/** `again`: nothing of what is known changes; a message that asked for it a second time is done with. */
+const intentOf = (device: DeviceId, said: Acknowledgement, again = false) =>
   ({
     caller: { kind: 'device', id: device, from: 'acknowledge' },
     action: 'device.acknowledge',
     subject: device,
-    detail: `${said.key}/${said.epoch} ${said.stage}${said.reason === null ? '' : `: ${said.reason}`}`,
+    detail: `${said.key}/${said.epoch} ${said.stage}${again ? ' again' : ''}${said.reason === null ? '' : `: ${said.reason}`}`,
   }) as const
 
 /** installed, active, failed: about one epoch. The campaign whose next step this may change. */
@@ -58,7 +59,7 @@ const advanced = async (ctx: Context, device: DeviceId, said: Acknowledgement): 
   )
   const answered = stage === 'failed' ? [] : waiting
   if (!changes(holding, stage) && answered.length === 0) return undefined
-  const campaign = await perform(ctx, intentOf(device, said), async (tx) => {
+  const campaign = await perform(ctx, intentOf(device, said, !changes(holding, stage)), async (tx) => {
     const now = await ctx.store.get('holding', holding.id)
     if (now !== undefined && changes(now, stage)) tx.update('holding', inHoldingStage(now, stage, ctx.now(), said.reason))
     for (const message of answered) tx.remove('outbox', message)

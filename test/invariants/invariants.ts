@@ -99,7 +99,9 @@ export const auditIsWhole = async ({ log, auditKey, store }: Evidence): Promise<
   const verdict = verifyExport(log, auditKey, [])
   assert.ok(verdict.ok, `I9: ${JSON.stringify(verdict)}`)
   const effects = [
-    ...log.matchAll(/"action":"device.acknowledge"[^\n]*?"subject":"([a-z0-9-]+)"[^\n]*?"outcome":"done"[^\n]*?"detail":"([a-z-]+\/\d+ (?:installed|active))/g),
+    ...log.matchAll(
+      /"action":"device.acknowledge"[^\n]*?"subject":"([a-z0-9-]+)"[^\n]*?"outcome":"done"[^\n]*?"detail":"([a-z-]+\/\d+ (?:installed|active))"/g,
+    ),
   ].map(([, device, what]) => `${device} ${what}`)
   assert.equal(new Set(effects).size, effects.length, `I9: an effect twice: ${effects.filter((one, at) => effects.indexOf(one) !== at).join(', ')}`)
   for (const { device, key, epoch, activeAt } of await rows(store, 'holding'))
