@@ -1,4 +1,4 @@
-import { concat, sameBytes, TpmFormatError } from './bytes.ts'
+import { sameBytes, TpmFormatError } from './bytes.ts'
 import { alg } from './constants.ts'
 import { resetValue } from './event-log.ts'
 import type { ImaEntry } from './ima.ts'
@@ -41,16 +41,24 @@ export const bootAggregate = (boot: ImaReplay['boot'], hash: number): Uint8Array
   return digest(hash, ...pcrs)
 }
 
-/** Ties the list to this boot: else that of another boot, or of another machine in the same state, would do. */
-const checkBootAggregate = (first: ImaEntry | undefined, boot: ImaReplay['boot']): void => {
+/**
+ * Ties a list to this boot by its first entry: else that of another boot, or of another machine in the same state, would do. Throws TpmFormatError with
+ * reason `ima.boot-aggregate`.
+ */
+export const checkBootAggregate = (first: Pick<ImaEntry, 'path' | 'violation' | 'hash' | 'digest'> | undefined, boot: ImaReplay['boot']): void => {
   if (first === undefined || first.path !== 'boot_aggregate' || first.violation) return refuse('boot-aggregate', 'does not start with boot_aggregate')
   const expected = bootAggregate(boot, first.hash)
   if (expected === undefined || !sameBytes(expected, first.digest)) refuse('boot-aggregate', 'boot_aggregate is not the digest of PCRs 0 to 9')
 }
 
-/** What the kernel extends for an entry: its template hash in that bank, or ones for a violation. */
-const extended = (entry: ImaEntry, hash: number): Uint8Array =>
-  entry.violation ? new Uint8Array(hashName(hash).size).fill(0xff) : digest(hash, entry.templateData)
+/** PCR 10 of this bank after one more entry: the kernel extends the entry's template hash in that bank, or ones for a violation. */
+export const afterEntry = (value: Uint8Array, entry: ImaEntry, hash: number): Uint8Array =>
+  digest(hash, value, entry.violation ? new Uint8Array(hashName(hash).size).fill(0xff) : digest(hash, entry.templateData))
+
+/** An entry that contradicts itself: its template hash is not that of its fields. Throws TpmFormatError with reason `ima.template-hash`. */
+export const checkTemplateHash = (entry: ImaEntry, at: number): void => {
+  if (!entry.violation && !sameBytes(digest(alg.sha1, entry.templateData), entry.templateHash)) refuse('template-hash', `entry ${at} has another hash`)
+}
 
 /**
  * The entries that lead to the quoted PCR 10: a list that was read after the quote is longer than what was quoted, and its tail proves nothing. Throws
@@ -64,9 +72,9 @@ export const replayIma = (list: readonly ImaEntry[], of: ImaReplay): ImaMeasured
   if (fromBoot) checkBootAggregate(list[0], of.boot)
   else if (sameBytes(value, of.quoted)) return { length: 0, value, fromBoot }
   for (const [at, entry] of list.entries()) {
-    if (!entry.violation && !sameBytes(digest(alg.sha1, entry.templateData), entry.templateHash)) refuse('template-hash', `entry ${at} has another hash`)
+    checkTemplateHash(entry, at)
     if (entry.violation && of.allowViolations !== true) refuse('violation', `entry ${at} is a violation`)
-    value = digest(hash, concat(value, extended(entry, hash)))
+    value = afterEntry(value, entry, hash)
     if (sameBytes(value, of.quoted)) return { length: at + 1, value, fromBoot }
   }
   return refuse('no-prefix', `no part of ${list.length} entries leads to the quoted PCR 10`)

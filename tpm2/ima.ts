@@ -1,11 +1,11 @@
 import { concat, TpmFormatError } from './bytes.ts'
 import { alg } from './constants.ts'
-import { hashName } from './kdf.ts'
+import { digest, hashName } from './kdf.ts'
 import { le32, LittleEndianReader } from './little-endian.ts'
 
 /** Limits of a list that comes over the wire, and of one that an operator judges from a file. */
 export const imaLimits = {
-  wire: { maxEntries: 100_000, maxBytes: 4 << 20 },
+  wire: { maxEntries: 100_000, maxBytes: 2 << 20 },
   offline: { maxEntries: 100_000, maxBytes: 16 << 20 },
 } as const
 export interface ImaLimits {
@@ -38,7 +38,8 @@ const refuse = (reason: string, detail: string): never => {
   throw new TpmFormatError(`measurement list: ${detail}`, `ima.${reason}`)
 }
 
-const pcr10 = 10
+/** The PCR that Linux measures files into. */
+export const imaPcr = 10
 const sha1Size = 20
 const maxTemplateName = 32
 const maxTemplateData = 16 << 10
@@ -88,7 +89,7 @@ const entryOf = (template: ImaEntry['template'], templateHash: Uint8Array, templ
 
 /** One record of `binary_runtime_measurements` (security/integrity/ima/ima_fs.c): little-endian, as machines of that order write it. */
 const readEntry = (list: LittleEndianReader): ImaEntry => {
-  if (list.u32() !== pcr10) refuse('pcr', 'an entry of another PCR than 10')
+  if (list.u32() !== imaPcr) refuse('pcr', 'an entry of another PCR than 10')
   const templateHash = list.bytes(sha1Size)
   const nameLength = list.u32()
   if (nameLength > maxTemplateName) refuse('template', `a template name of ${nameLength} bytes`)
@@ -150,11 +151,17 @@ export const parseIma = (bytes: Uint8Array, limits: ImaLimits): readonly ImaEntr
   return (bytes[0] ?? 0) >= 0x20 && (bytes[1] ?? 0) >= 0x20 ? parseAscii(bytes, limits) : parseBinary(bytes, limits)
 }
 
+/** The ima-ng entry that a kernel makes for a file with this SHA-256 digest. */
+export const imaEntry = (path: string, sha256: Uint8Array): ImaEntry => {
+  const data = concat(field(concat(Buffer.from('sha256:\0', 'latin1'), sha256)), field(concat(Buffer.from(path, 'utf8'), Uint8Array.of(0))))
+  return entryOf('ima-ng', digest(alg.sha1, data), data)
+}
+
 /** The binary list of these entries. */
 export const marshalIma = (entries: readonly ImaEntry[]): Uint8Array => {
   const parts = entries.flatMap(({ template, templateHash, templateData }) => {
     const name = Buffer.from(template, 'latin1')
-    return [le32(pcr10), templateHash, le32(name.length), name, le32(templateData.length), templateData]
+    return [le32(imaPcr), templateHash, le32(name.length), name, le32(templateData.length), templateData]
   })
   return new Uint8Array(Buffer.concat(parts))
 }

@@ -1,4 +1,4 @@
-import { createCipheriv, createDecipheriv, createHash, createHmac } from 'node:crypto'
+import { createCipheriv, createDecipheriv, createHmac, hash as oneShot } from 'node:crypto'
 import { ascii, concat, TpmFormatError, u32, u8 } from './bytes.ts'
 import { alg } from './constants.ts'
 
@@ -19,9 +19,9 @@ export const hashName = (hash: number): { readonly name: string; readonly size: 
 }
 
 export const digest = (hash: number, ...data: readonly Uint8Array[]): Uint8Array => {
-  const state = createHash(hashName(hash).name)
-  for (const part of data) state.update(part)
-  return new Uint8Array(state.digest())
+  const [only] = data
+  const bytes = only !== undefined && data.length === 1 ? only : concat(...data)
+  return new Uint8Array(oneShot(hashName(hash).name, bytes, 'buffer'))
 }
 
 export const hmac = (hash: number, key: Uint8Array, ...data: readonly Uint8Array[]): Uint8Array => {

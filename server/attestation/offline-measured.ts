@@ -1,9 +1,8 @@
-import { concat, sameBytes } from '@fleetkey/tpm2/bytes.ts'
+import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { checkSeparators, separatorProfiles } from '@fleetkey/tpm2/event-log-rules.ts'
 import { parseEventLog, replay, resetValue, type Event } from '@fleetkey/tpm2/event-log.ts'
-import { imaLimits, parseIma, type ImaEntry } from '@fleetkey/tpm2/ima.ts'
-import { measuredFiles, replayIma } from '@fleetkey/tpm2/ima-replay.ts'
-import { digest, hashName } from '@fleetkey/tpm2/kdf.ts'
+import { imaLimits, imaPcr, parseIma, type ImaEntry } from '@fleetkey/tpm2/ima.ts'
+import { afterEntry, measuredFiles, replayIma } from '@fleetkey/tpm2/ima-replay.ts'
 import type { PcrBank } from '@fleetkey/tpm2/structures.ts'
 import { checkData, logLimits, quotedDigest } from './event-log.ts'
 import type { OfflinePolicy } from './offline-policy.ts'
@@ -28,13 +27,11 @@ interface Question {
 }
 
 type Values = ReadonlyMap<number, Uint8Array>
-const ima = 10
 
 /** What PCR 10 is after each entry, from the boot on. */
 const progressOf = (entries: readonly ImaEntry[], hash: number): readonly Uint8Array[] => {
-  let value = resetValue(ima, hash)
-  const ones = new Uint8Array(hashName(hash).size).fill(0xff)
-  return entries.map((entry) => (value = digest(hash, concat(value, entry.violation ? ones : digest(hash, entry.templateData)))))
+  let value = resetValue(imaPcr, hash)
+  return entries.map((entry) => (value = afterEntry(value, entry, hash)))
 }
 
 const fits = ({ quote, bank, signedWith }: Question, values: Values): boolean =>
@@ -51,9 +48,9 @@ const valuesOf = (of: Question, logged: Values | null, entries: readonly ImaEntr
   }
   if (logged === null && entries === null) return null
   const base = logged ?? new Map<number, Uint8Array>()
-  if (entries === null || !of.bank.pcrs.includes(ima)) return fits(of, base) ? base : fail('log.replay.mismatch')
-  const reached = progressOf(entries, of.bank.hash).find((value) => fits(of, new Map([...base, [ima, value]])))
-  return reached === undefined ? fail('ima.no-prefix', 'no part of the list leads to the quoted digest') : new Map([...base, [ima, reached]])
+  if (entries === null || !of.bank.pcrs.includes(imaPcr)) return fits(of, base) ? base : fail('log.replay.mismatch')
+  const reached = progressOf(entries, of.bank.hash).find((value) => fits(of, new Map([...base, [imaPcr, value]])))
+  return reached === undefined ? fail('ima.no-prefix', 'no part of the list leads to the quoted digest') : new Map([...base, [imaPcr, reached]])
 }
 
 /** PCRs that only firmware extends: without an event they are as after the reset. */
@@ -62,14 +59,14 @@ const firmwarePcrs: readonly number[] = [0, 1, 2, 3, 4, 5, 6, 7]
 const checkAgainst = (values: Values, logged: Values, bank: PcrBank, hasIma: boolean): void => {
   for (const pcr of bank.pcrs) {
     const replayed = logged.get(pcr) ?? (firmwarePcrs.includes(pcr) ? resetValue(pcr, bank.hash) : undefined)
-    if (replayed === undefined || (pcr === ima && hasIma)) continue
+    if (replayed === undefined || (pcr === imaPcr && hasIma)) continue
     if (!sameBytes(replayed, values.get(pcr) ?? resetValue(pcr, bank.hash))) fail('log.replay.mismatch', `PCR ${pcr}`)
   }
 }
 
 const checkIma = (of: Question, entries: readonly ImaEntry[], values: Values): OfflineMeasured['ima'] => {
-  const quoted = values.get(ima)
-  if (quoted === undefined || !of.bank.pcrs.includes(ima)) return fail('quote.selection.missing', 'an IMA list needs PCR 10 in the quote')
+  const quoted = values.get(imaPcr)
+  if (quoted === undefined || !of.bank.pcrs.includes(imaPcr)) return fail('quote.selection.missing', 'an IMA list needs PCR 10 in the quote')
   const measured = parsed('ima.malformed', () =>
     replayIma(entries, { quoted, hash: of.bank.hash, boot: new Map([[of.bank.hash, values]]), allowViolations: of.policy.ima.violations }),
   )
