@@ -9,6 +9,8 @@ import type { Secret } from '@fleetkey/protocol/secret.ts'
 import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
 import type { KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
+import { imaLimits } from '@fleetkey/tpm2/ima.ts'
+import { imaPart, type ImaPart } from '@fleetkey/tpm2/ima-part.ts'
 import { reopening } from '@fleetkey/tpm2/reopening.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
@@ -22,7 +24,7 @@ import { ConnectionRefused, openConnection, type Connection, type ConnectionOpti
 import { advance, initialCore, type Core, type Effect, type Event, type HeldKey, type Phase, type Take, type TimerName } from './core.ts'
 import { enrol, Refused } from './enrol.ts'
 import { openDocument, type Document } from './files.ts'
-import { isMediumError, type FileSystem } from './filesystem.ts'
+import { isMediumError, piecesOf, type FileSystem } from './filesystem.ts'
 import { factsOf, type Identity } from './identity.ts'
 import type { Keyring } from './keyring.ts'
 import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
@@ -50,6 +52,8 @@ export interface AgentOptions {
   readonly step: (name: string) => void
   /** The firmware's event log when it is in no file. */
   readonly readEventLog?: () => Promise<Uint8Array>
+  /** The kernel's list of measured files when it is in no file. */
+  readonly readImaList?: () => AsyncIterable<Uint8Array>
 }
 
 /** `opening`: TPM or stored keys are not open yet; `failed`: it cannot run (see `problem`). */
@@ -468,7 +472,15 @@ export const startAgent = (options: AgentOptions): Agent => {
     try {
       if (current === undefined || parts === undefined || identity === undefined) throw new Error('the connection is gone')
       const { exporter } = current.connection
-      const asked = { tenant: settings.tenant, device: identity.device, session: of.session, attest: of.attest, exporter, eventLog: await readEventLog() }
+      const asked = {
+        tenant: settings.tenant,
+        device: identity.device,
+        session: of.session,
+        attest: of.attest,
+        exporter,
+        eventLog: await readEventLog(),
+        measurements: readMeasurements,
+      }
       if (of.attest.firmware !== null) {
         await recipientFor(of.attest.firmware)
         // What is at rest goes over before the server hears of the new recipient key: whatever it wraps to that key can be opened then. The server wraps nothing
@@ -608,6 +620,18 @@ export const startAgent = (options: AgentOptions): Agent => {
     const found = await files.read(settings.eventLog)
     if (found === undefined) log(`no event log at ${settings.eventLog}; set "eventLog": null if this machine has none`)
     return found ?? new Uint8Array(0)
+  }
+
+  /** What a message holds of the kernel's list from this entry on; null, and why in the log, when there is nothing to be had. */
+  const readMeasurements = async (from: number): Promise<ImaPart | null> => {
+    const path = settings.imaList ?? null
+    if (options.readImaList === undefined && path === null) return null
+    try {
+      return await imaPart(options.readImaList?.() ?? piecesOf(path ?? ''), from, imaLimits.wire.maxBytes)
+    } catch (thrown) {
+      log(`the server asks for the list of measured files: ${messageOf(thrown)}`)
+      return null
+    }
   }
 
   /** Puts an identity at rest; while that cannot be done, it is said there that another one has taken its place. */

@@ -47,6 +47,7 @@ test('the least that is needed', () => {
     tpm: 'device:/dev/tpmrm0',
     serial: 'SN-1',
     eventLog: '/sys/kernel/security/tpm0/binary_bios_measurements',
+    imaList: '/sys/kernel/security/ima/binary_runtime_measurements',
     socket: null,
     outputs: [],
   })
@@ -58,6 +59,7 @@ test('everything that can be said; paths from the folder of the file', () => {
     data: '/var/lib/fleetkey-agent',
     tpm: 'unix:swtpm.sock',
     eventLog: 'log.bin',
+    imaList: 'ima.list',
     socket: { path: 'run/agent.sock', mode: '0600', owner: 'root', group: 0 },
     outputs: [
       { key: 'site', path: 'keys/site', format: 'json', mode: '640', owner: 0, group: 'root', hook: ['/bin/true', '-x'] },
@@ -68,6 +70,7 @@ test('everything that can be said; paths from the folder of the file', () => {
     data: '/var/lib/fleetkey-agent',
     tpm: `unix:${at('swtpm.sock')}`,
     eventLog: at('log.bin'),
+    imaList: at('ima.list'),
     socket: { path: at('run/agent.sock'), owner: { mode: 0o600, uid: 0, gid: 0 } },
     outputs: [
       { key: 'site', path: at('keys/site'), format: 'json', owner: { mode: 0o640, uid: 0, gid: 0 }, hook: ['/bin/true', '-x'] },
@@ -84,6 +87,7 @@ test('passwords of the TPM, as files', () => {
 const variants: readonly (readonly [string, object, object, object])[] = [
   ['a socket as its path: for owner and group', { socket: 'a.sock' }, {}, { socket: { owner: { mode: 0o660 } } }],
   ['no event log', { eventLog: null }, {}, { eventLog: null }],
+  ['no IMA list', { imaList: null }, {}, { imaList: null }],
   ['a TPM over TCP', { tpm: 'tcp:127.0.0.1:2321' }, {}, { tpm: 'tcp:127.0.0.1:2321' }],
   ['the usual port', {}, { server: 'mqtts://fleet.example' }, { server: { host: 'fleet.example', port: 8883 } }],
   ['an IPv6 address', {}, { server: 'mqtts://[2001:db8::1]:1' }, { server: { host: '2001:db8::1', port: 1 } }],

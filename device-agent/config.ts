@@ -28,6 +28,8 @@ export interface Settings {
   readonly serial: string
   /** File with the firmware's event log; null: this machine has none. */
   readonly eventLog: string | null
+  /** File with the kernel's binary list of measured files (Linux IMA); null or left out: this machine has none. */
+  readonly imaList?: string | null
   /** Socket for local applications; null: none. */
   readonly socket: { readonly path: string; readonly owner: FileOwner } | null
   readonly outputs: readonly Output[]
@@ -47,6 +49,8 @@ const path = z.string().min(1).max(4096)
 
 export const defaultEventLog = '/sys/kernel/security/tpm0/binary_bios_measurements'
 
+export const defaultImaList = '/sys/kernel/security/ima/binary_runtime_measurements'
+
 /** The file `agent.json`. Relative paths are taken from its folder. */
 export const AgentFile = z.strictObject({
   bundle: path,
@@ -56,6 +60,7 @@ export const AgentFile = z.strictObject({
   /** Left out: the serial number of the board (device tree). */
   serial: z.string().min(1).max(64).optional(),
   eventLog: path.nullable().optional(),
+  imaList: path.nullable().optional(),
   socket: z
     .union([path, z.strictObject({ path, mode: mode.optional(), owner: account.optional(), group: account.optional() })])
     .nullable()
@@ -170,6 +175,7 @@ export const readSettings = (file: string): Settings => {
     ...(config.tpmAuth === undefined ? {} : { tpmAuth: passwordFiles(config.tpmAuth, at) }),
     serial: config.serial ?? boardSerial(),
     eventLog: config.eventLog === undefined ? defaultEventLog : config.eventLog === null ? null : at(config.eventLog),
+    imaList: config.imaList === undefined ? defaultImaList : config.imaList === null ? null : at(config.imaList),
     socket: socket === null || socket === undefined ? null : { path: at(socket.path), owner: ownerOf(socket, 0o660) },
     outputs: (config.outputs ?? []).map((output) => ({
       key: output.key,

@@ -1,4 +1,4 @@
-import { constants } from 'node:fs'
+import { constants, createReadStream } from 'node:fs'
 import { chmod, mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 
 /** Owner and permission of a file: the numbers of chown(2) and chmod(2). */
@@ -22,6 +22,9 @@ export interface FileSystem {
   /** The folder and its parents; harmless when it exists. */
   makeFolder(folder: string, mode: number): Promise<void>
 }
+
+/** A file that may be too long to be held at once, from its start. */
+export const piecesOf = (path: string): AsyncIterable<Uint8Array> => createReadStream(path, { highWaterMark: 256 << 10 }) as AsyncIterable<Uint8Array>
 
 const codeOf = (thrown: unknown): unknown => (typeof thrown === 'object' && thrown !== null && 'code' in thrown ? thrown.code : undefined)
 

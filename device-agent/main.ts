@@ -7,13 +7,13 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { openTransport } from '@fleetkey/tpm2/transport.ts'
 import { startAgent } from './agent.ts'
-import { defaultEventLog, readSettings, SettingsError, type Settings } from './config.ts'
+import { defaultEventLog, defaultImaList, readSettings, SettingsError, type Settings } from './config.ts'
 import { nodeFileSystem } from './filesystem.ts'
 
 const usage = `usage: fleetkey-agent run    --config FILE
        fleetkey-agent status --config FILE
        fleetkey-agent unit   [--config FILE] [--user USER]
-       fleetkey-agent doctor [--config FILE | --tpm TPM [--event-log FILE]] [--json]
+       fleetkey-agent doctor [--config FILE | --tpm TPM [--event-log FILE] [--ima-list FILE]] [--json]
        fleetkey-agent tpm reset-lockout [--config FILE | --tpm TPM] [--lockout-auth-file FILE]
 
 run     attests this device, keeps its keys current and serves them to local applications
@@ -24,7 +24,7 @@ tpm     reset-lockout: ends a lockout after wrong passwords; exit code 3 when th
 
 TPM is device:/dev/tpmrm0 (the default), unix:PATH or tcp:HOST:PORT.
 FILE is JSON: {"bundle": "bundle.json", "data": "/var/lib/fleetkey-agent", "tpm": "device:/dev/tpmrm0",
-"serial": "…", "eventLog": "…" or null, "socket": "/run/fleetkey-agent/agent.sock", "outputs": [{"key": "…", "path": "…"}]}`
+"serial": "…", "eventLog": "…" or null, "imaList": "…" or null, "socket": "/run/fleetkey-agent/agent.sock", "outputs": [{"key": "…", "path": "…"}]}`
 
 /** Exit codes: what scripts can rely on. */
 const exit = { ok: 0, usage: 1, remote: 2, refused: 3, notReady: 5 } as const
@@ -101,6 +101,7 @@ interface TpmOptions {
   readonly config?: string | undefined
   readonly tpm?: string | undefined
   readonly 'event-log'?: string | undefined
+  readonly 'ima-list'?: string | undefined
   readonly 'lockout-auth-file'?: string | undefined
   readonly root?: string | undefined
   readonly json?: boolean | undefined
@@ -111,15 +112,19 @@ const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length
 /** The TPM that is meant: of the configuration, or named on the command line. */
 const patientOf = (
   values: TpmOptions,
-): Pick<Settings, 'tpm' | 'eventLog'> & { readonly data: string | null; readonly tpmAuth: NonNullable<Settings['tpmAuth']> } => {
+): Pick<Settings, 'tpm' | 'eventLog'> & {
+  readonly data: string | null
+  readonly imaList: string | null
+  readonly tpmAuth: NonNullable<Settings['tpmAuth']>
+} => {
   if (values.config !== undefined && values.tpm !== undefined) throw new SettingsError('--config or --tpm, not both')
   if (values.config !== undefined) {
-    const { tpm, tpmAuth, eventLog, data } = readSettings(values.config)
-    return { tpm, data, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog }
+    const { tpm, tpmAuth, eventLog, imaList, data } = readSettings(values.config)
+    return { tpm, data, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog, imaList: values['ima-list'] ?? imaList ?? null }
   }
   const tpm = values.tpm ?? 'device:/dev/tpmrm0'
   if (!/^(?:device|unix|tcp):./.test(tpm)) throw new SettingsError(`--tpm ${tpm}: expected device:PATH, unix:PATH or tcp:HOST:PORT`)
-  return { tpm, data: null, tpmAuth: {}, eventLog: values['event-log'] ?? defaultEventLog }
+  return { tpm, data: null, tpmAuth: {}, eventLog: values['event-log'] ?? defaultEventLog, imaList: values['ima-list'] ?? defaultImaList }
 }
 
 const doctor = async (values: TpmOptions): Promise<number> => {
@@ -161,6 +166,7 @@ const main = async (argv: readonly string[], around: Surroundings): Promise<numb
         user: { type: 'string' },
         tpm: { type: 'string' },
         'event-log': { type: 'string' },
+        'ima-list': { type: 'string' },
         'lockout-auth-file': { type: 'string' },
         // A folder in the place of `/`, where board and IMA list are looked for: for tests, and for the files of another machine.
         root: { type: 'string' },

@@ -58,6 +58,7 @@ const doctor = async (serial: string, open: () => Promise<Transport>): Promise<E
     tpmAuth: {},
     data: join(world.folder, 'agents', serial),
     eventLog: null,
+    imaList: null,
     root: world.folder,
     open,
     random,

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { defaultImaList } from '@fleetkey/device-agent/config.ts'
 import { examine, type Examination } from '@fleetkey/device-agent/doctor/examine.ts'
 import { examinationText } from '@fleetkey/device-agent/doctor/text.ts'
 import { readPasswords } from '@fleetkey/device-agent/tpm-passwords.ts'
@@ -59,7 +60,18 @@ const agent = async (...args: readonly string[]): Promise<{ code: number; stdout
 const doctor = async (of: { readonly root?: string; readonly eventLog?: string } = {}): Promise<Examination> => {
   await free()
   const { spec: tpm } = running
-  return await examine({ tpm, tpmAuth: {}, data: null, eventLog: null, root: '/', open: async () => await openTransport(tpm), random, now: Date.now(), ...of })
+  return await examine({
+    tpm,
+    tpmAuth: {},
+    data: null,
+    eventLog: null,
+    imaList: defaultImaList,
+    root: '/',
+    open: async () => await openTransport(tpm),
+    random,
+    now: Date.now(),
+    ...of,
+  })
 }
 const finding = (found: Examination, check: string): string =>
   found.findings

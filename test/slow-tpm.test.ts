@@ -283,6 +283,7 @@ describe('a TPM that lacks something', () => {
       tpmAuth: {},
       data: null,
       eventLog: null,
+      imaList: null,
       root: folder,
       open: async () => await openTransport(less.spec),
       random,

@@ -1,6 +1,7 @@
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import type { Signer } from '@fleetkey/protocol/signed.ts'
 import type { ClockState } from '@fleetkey/tpm2/clock.ts'
+import type { ImaPart } from '@fleetkey/tpm2/ima-part.ts'
 
 /** What an attester says about the TLS key and the conversation so far when it answers a challenge. */
 export interface Challenged {
@@ -25,6 +26,8 @@ export interface Asked {
   readonly attest: BodyOf<'attest'>
   readonly exporter: Uint8Array
   readonly eventLog: Uint8Array
+  /** The kernel's measurement list from this entry on, as it is now; null when there is none. Absent: this device has none. */
+  readonly measurements?: (from: number) => Promise<ImaPart | null>
 }
 
 /** One way to prove what this device is. One more is one file beside this one, and one line in agent.ts. */

@@ -10,14 +10,34 @@ import {
   tlsBinding,
 } from '@fleetkey/protocol/transcript.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
-import type { FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
+import type { BodyOf, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
-import type { Attester } from './attester.ts'
+import type { Asked, Attester } from './attester.ts'
 
 /** Gives the recipient key under a firmware policy. */
 export type RecipientFor = (policy: FirmwarePolicy) => Promise<KeyBlob>
+
+type List = BodyOf<'evidence'>['ima']
+
+/** A quote takes so long that files may be measured meanwhile: then the list is read and quoted anew, this often. After that the server asks for the rest. */
+const quoteTries = 4
+
+/** Quotes over the measurement list that the server asks for, such that the list reaches as far as the quote wherever the machine holds still for that long. */
+const measured = async <Q>(attest: BodyOf<'attest'>, measurements: Asked['measurements'], quote: (list: List) => Promise<Q>): Promise<Q> => {
+  const from = attest.ima
+  const read = async () => (from === null || measurements === undefined ? null : await measurements(from))
+  let part = await read()
+  for (let tries = 1; ; tries++) {
+    // Nothing to show: the server is told so and says what follows from it.
+    const made = await quote(part === null || from === null ? null : { from, list: part.list })
+    if (part?.ended !== true || tries === quoteTries) return made
+    const after = await read()
+    if (after?.ended === true && after.list.length === part.list.length) return made
+    part = after
+  }
+}
 
 /** Attests with a TPM 2.0: quote and certifications by its AK, the LDevID key inside it. A new recipient key for every challenge unless `recipientFor` keeps them. */
 export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = async (policy) => (await keys.make(policy)).recipient): Attester => {
@@ -77,16 +97,18 @@ export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = asyn
       }
     },
 
-    async evidence({ attest, eventLog, ...of }) {
+    async evidence({ attest, eventLog, measurements, ...of }) {
       // Computed here, as in enrolment: this device quotes no nonce that it was handed.
       const nonce = attestNonce({ ...of, challenge: attest.challenge, random: attest.random })
       const key = attest.firmware === null ? null : await recipientFor(attest.firmware)
-      const transcript = evidenceTranscript({ eventLog, ima: null, recipient: key?.public ?? null })
-      const quote = await keys.quote(attest.selection, qualifyingData('quote', nonce, transcript))
+      const { ima, transcript, quote } = await measured(attest, measurements, async (ima) => {
+        const transcript = evidenceTranscript({ eventLog, ima, recipient: key?.public ?? null })
+        return { ima, transcript, quote: await keys.quote(attest.selection, qualifyingData('quote', nonce, transcript)) }
+      })
       // Below the SRK that enrolment proved: that one is not certified again.
       const recipient =
         key === null ? null : { public: key.public, certify: await keys.certify(key, qualifyingData('recipient', nonce, transcript)), srk: null }
-      return { type: 'evidence', challenge: attest.challenge, quote, eventLog, ima: null, recipient }
+      return { type: 'evidence', challenge: attest.challenge, quote, eventLog, ima, recipient }
     },
   }
 }

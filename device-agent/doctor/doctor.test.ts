@@ -112,9 +112,9 @@ test('PCRs and lists that say nothing', () => {
   const zeros = new Map(Array.from({ length: 24 }, (_, pcr) => [pcr, new Uint8Array(32)] as const))
   expect(pcrFinding(zeros)).toMatchObject({ grade: 'warn', found: '0 to 7 are all zero: the firmware measures nothing' })
   expect(pcrFinding(new Map([...zeros, [4, Uint8Array.of(1)]]))).toMatchObject({ grade: 'ok', found: expect.stringContaining('0, 1, 2, 3, 5, 6, 7 of 0 to 7') })
-  expect(imaFinding(null, zeros)).toMatchObject({ grade: 'ok' })
-  expect(imaFinding(new Error('EACCES'), zeros)).toMatchObject({ grade: 'warn', found: 'EACCES' })
-  expect(imaFinding(new Uint8Array(0), zeros)).toMatchObject({ grade: 'warn', found: expect.stringContaining('does not start with boot_aggregate') })
+  expect(imaFinding('/list', null, zeros)).toMatchObject({ grade: 'ok', found: expect.stringContaining('none at /list') })
+  expect(imaFinding('/list', new Error('EACCES'), zeros)).toMatchObject({ grade: 'warn', found: '/list: EACCES' })
+  expect(imaFinding('/list', new Uint8Array(0), zeros)).toMatchObject({ grade: 'warn', found: '/list is empty' })
   expect(eventLogFinding('/log', new Error('EACCES'), zeros)).toMatchObject({ grade: 'warn', found: '/log: EACCES' })
 })
 
@@ -155,6 +155,6 @@ test.each(['ovmf', 'ovmf-ima-sig', 'u-boot'])('the log of a real boot (%s) again
   if (ima === undefined) return
   const list = new Uint8Array(Buffer.from(ima.binary, 'base64'))
   const measured = new Map([...values, [10, new Uint8Array(Buffer.from(ima.pcr10.sha256, 'hex'))]])
-  expect(imaFinding(list, measured)).toMatchObject({ grade: 'ok', found: expect.stringMatching(/^\d+ entries.*; \d+ lead to PCR 10$/) })
-  expect(imaFinding(list, reset)).toMatchObject({ grade: 'warn', found: expect.stringContaining('boot_aggregate is not the digest of PCRs 0 to 9') })
+  expect(imaFinding('/list', list, measured)).toMatchObject({ grade: 'ok', found: expect.stringMatching(/^\d+ entries in \d+ bytes.*; \d+ lead to PCR 10$/) })
+  expect(imaFinding('/list', list, reset)).toMatchObject({ grade: 'warn', found: expect.stringContaining('boot_aggregate is not the digest of PCRs 0 to 9') })
 })

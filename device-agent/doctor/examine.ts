@@ -30,6 +30,8 @@ export interface Patient {
   readonly data: string | null
   /** Null: this machine has none. */
   readonly eventLog: string | null
+  /** The kernel's list of measured files; null: this machine has none. */
+  readonly imaList: string | null
   /** `/`, or a folder that stands for it. */
   readonly root: string
   open(): Promise<Transport>
@@ -48,7 +50,6 @@ export interface Examination {
   readonly protections: readonly Protection[]
 }
 
-const imaList = 'sys/kernel/security/ima/binary_runtime_measurements'
 const allPcrs = Array.from({ length: 24 }, (_, pcr) => pcr)
 
 /** The file, null when there is none, or why it cannot be read. */
@@ -107,11 +108,11 @@ const pinFindings = async (ek: LoadedKey | null, data: string | null): Promise<r
 
 const measured = async (tpm: Tpm, patient: Patient): Promise<readonly Finding[]> => {
   const values = await tpm.exclusive(async () => await tpm.pcrRead(alg.sha256, allPcrs))
-  const ima = await look(join(patient.root, imaList))
+  const ima = patient.imaList === null ? null : await look(join(patient.root, patient.imaList))
   return [
     pcrFinding(values),
     patient.eventLog === null ? ok('event log', 'none, as configured') : eventLogFinding(patient.eventLog, await look(patient.eventLog), values),
-    imaFinding(ima, values),
+    patient.imaList === null ? ok('IMA list', 'none, as configured') : imaFinding(patient.imaList, ima, values),
   ]
 }
 

@@ -49,17 +49,19 @@ export const pcrFinding = (values: ReadonlyMap<number, Uint8Array>): Finding => 
 }
 
 /** The kernel's list of measured files against PCR 10. `bytes`: null when there is none, or why it could not be read. Pure. */
-export const imaFinding = (bytes: Uint8Array | null | Error, values: ReadonlyMap<number, Uint8Array>): Finding => {
+export const imaFinding = (path: string, bytes: Uint8Array | null | Error, values: ReadonlyMap<number, Uint8Array>): Finding => {
   const check = 'IMA list'
-  if (bytes instanceof Error) return warn(check, bytes.message, "run as root, or let the agent's group read it")
-  if (bytes === null) return ok(check, 'none: this kernel measures no files (ima_policy=)')
+  if (bytes instanceof Error) return warn(check, `${path}: ${bytes.message}`, "run as root, or let the agent's group read it")
+  if (bytes === null)
+    return ok(check, `none at ${path}: this kernel measures no files (ima_policy=tcb), which a group whose policy needs the list (ima) does not accept`)
+  if (bytes.length === 0) return warn(check, `${path} is empty`, 'the kernel has not started IMA: it found the TPM too late, or not at all')
   try {
     const list = parseIma(bytes, imaLimits.offline)
     // Violations are a matter for the server's policy.
     const { length } = replayIma(list, { quoted: values.get(10) ?? new Uint8Array(32), boot: new Map([[alg.sha256, values]]), allowViolations: true })
     const broken = list.filter(({ violation }) => violation).length
     const more = broken === 0 ? '' : `, ${broken} of them violations (files that were written to while they were measured)`
-    return ok(check, `${list.length} entries${more}; ${length} lead to PCR 10`)
+    return ok(check, `${list.length} entries in ${bytes.length} bytes${more}; ${length} lead to PCR 10`)
   } catch (thrown) {
     return warn(check, messageOf(thrown), 'extended since the kernel started, a reset of the TPM, or a kernel before 5.8: the server will not accept this list')
   }
