@@ -22,9 +22,9 @@ factory  makes boards with EK certificates of its own EK CA, the firmware they l
          server imports: station.pem, ek-ca.pem, batch.json, batch.csv and release.json, each with its .sig
 run      runs the real agent on every board of a batch, in this process; JSON lines on standard output.
          --tamper changes a byte of a boot stage (kernel unless named); --claim makes a board claim another's serial;
-         --control takes orders as JSON lines on standard input (on, off, status, stop, encrypt, decrypt, mac, verify)
+         --control takes orders as JSON lines on standard input (on, off, status, stop, measure, encrypt, decrypt, mac, verify)
 board    boots one board of a batch and serves its TPM on swtpm's protocol, for an agent of its own ("tpm": "unix:PATH",
-         "eventLog": "DIR/event.log") and for tpm2-tools
+         "eventLog": "DIR/event.log", "imaList": "DIR/ima.list") and for tpm2-tools; SIGUSR2 measures one more file
 
 Everything here is a simulation in software: no secret in it is protected from whoever runs it.`
 
@@ -155,15 +155,28 @@ const board = async (argv: readonly string[]): Promise<void> => {
   const boot = (): void => {
     made.boot()
     writeFileSync(join(folder, 'event.log'), made.eventLog())
+    writeFileSync(join(folder, 'ima.list'), made.imaList())
   }
   boot()
+  let measured = 0
+  // As if a program was started that had not run since the boot.
+  process.on('SIGUSR2', () => {
+    made.measureFile(`/usr/local/bin/tool-${++measured}`, random(32))
+    writeFileSync(join(folder, 'ima.list'), made.imaList())
+  })
   const where =
     values.unix === undefined
       ? { host: '127.0.0.1', port: parsed(z.coerce.number().int().min(1).max(65_534), values.port, '--port') }
       : { path: resolve(values.unix) }
   // INIT on the control channel is a reset of the whole board: its ROM measures again.
   const served = await serveSoftwareTpm({ ...made.tpm, powerCycle: boot }, where)
-  print({ event: 'ready', serial, tpm: 'path' in where ? `unix:${where.path}` : `tcp:${where.host}:${where.port}`, eventLog: join(folder, 'event.log') })
+  print({
+    event: 'ready',
+    serial,
+    tpm: 'path' in where ? `unix:${where.path}` : `tcp:${where.host}:${where.port}`,
+    eventLog: join(folder, 'event.log'),
+    imaList: join(folder, 'ima.list'),
+  })
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void served.stop().then(leave))
 }
 

@@ -44,6 +44,8 @@ export const ReleaseView = z.strictObject({
   number: z.int(),
   debug: z.boolean(),
   pcrs: z.record(z.string(), z.string()),
+  /** Digests of files that may run under it; null: it lists none. */
+  files: z.int().nullable(),
   importedAt: time,
   withdrawn: z.strictObject({ at: time, reason: z.string() }).nullable(),
 })
@@ -96,6 +98,9 @@ export const GroupPolicyView = z.strictObject({
   onUnknown: severity,
   onWithdrawn: severity,
   onDebug: severity,
+  /** The kernel's list of measured files: not asked for; needed; needed, and every file on the release's list. */
+  ima: z.enum(['ignored', 'required', 'listed']),
+  onUnlisted: severity,
   assurance: Assurance,
   /** Seconds. */
   attestAge: z.int().min(60).max(31_536_000),
@@ -134,6 +139,22 @@ export const DeviceView = DeviceSummary.extend({
   /** When the evidence was given that the verdict rests on. */
   verdictAt: time.nullable(),
   claims: z.array(z.strictObject({ name: z.string(), value: z.string() })),
+  /** The kernel's list of measured files, as far as the verdict's evidence proves it; null: none was asked for, or none was proven. */
+  ima: z
+    .strictObject({
+      /** Entries since the boot that the quoted PCR 10 confirms, and when. */
+      entries: z.int(),
+      at: time,
+      /** Entries behind the quoted PCR 10. */
+      pending: z.int(),
+      /** Files that changed while they were measured. */
+      violations: z.int(),
+      /** Entries whose file the release does not list; 0 when it has no list. */
+      unlisted: z.int(),
+    })
+    .nullable(),
+  /** Generation of firmware approvals that the device's keys work under: one more with every release of its model that was withdrawn. Null: keys without firmware policy. */
+  keyGeneration: z.strictObject({ keys: z.int().nullable(), current: z.int() }).nullable(),
   revokedAt: time.nullable(),
   revocationReason: z.string().nullable(),
   ekHash: z.string().nullable(),

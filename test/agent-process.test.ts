@@ -61,10 +61,12 @@ describe.each(['simulator', 'swtpm'] as const)('fleetkey-agent run on %s', (kind
     }
     await world.enlist([machine], 'plant')
     writeFileSync(at('event.log'), machine.eventLog())
+    writeFileSync(at('ima.list'), machine.imaList?.() ?? '')
     writeFileSync(at('bundle.json'), JSON.stringify({ ...world.bundle, server: `mqtts://127.0.0.1:${world.server.mqttPort}` }))
     const hook = ['/bin/sh', '-c', `test -e '${at('refuse')}' && exit 1; cat '${at('telemetry.key')}' >> '${at('taken')}'; echo >> '${at('taken')}'`]
     const outputs = [{ key: 'telemetry', path: 'telemetry.key', format: 'base64', mode: '0640', hook }]
-    const config = { bundle: 'bundle.json', data: 'data', tpm, serial: 'GW-1', eventLog: 'event.log', socket: { path: 'a.sock', mode: '0600' }, outputs }
+    const measured = { eventLog: 'event.log', imaList: 'ima.list' }
+    const config = { bundle: 'bundle.json', data: 'data', tpm, serial: 'GW-1', ...measured, socket: { path: 'a.sock', mode: '0600' }, outputs }
     writeFileSync(at('agent.json'), JSON.stringify(config))
     await world.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
     await world.client.call('key.create', { body: { id: 'command-auth', protection: 'tpm' } })
@@ -94,6 +96,24 @@ describe.each(['simulator', 'swtpm'] as const)('fleetkey-agent run on %s', (kind
     const { mac, epoch } = await ask({ op: 'mac', key: 'command-auth', data })
     expect(await ask({ op: 'verify', key: 'command-auth', epoch, data, mac })).toMatchObject({ valid: true })
     expect(await ask({ op: 'get', key: 'command-auth' })).toMatchObject({ error: expect.anything() })
+  })
+
+  on('shows what its kernel has measured when the group needs that', async () => {
+    const { policy } = await world.client.call('group.show', { params: { id: 'plant' } })
+    await world.client.call('group.policy.set', { params: { id: 'plant' }, body: { ima: 'listed' } })
+    const shown = async () => await world.client.call('device.show', { params: { id: 'gw-1' } })
+    await until('the list is proven', async () => (await shown()).ima !== null)
+    expect(await shown()).toMatchObject({ state: 'enrolled', verdict: 'affirming', ima: { entries: 3, pending: 0, unlisted: 0 } })
+    // swtpm serves one connection, which the agent has.
+    if (kind === 'simulator') {
+      const doctor = spawn(process.execPath, [program, 'doctor', '--config', at('agent.json'), '--json'], { stdio: ['ignore', 'pipe', 'ignore'] })
+      let stdout = ''
+      doctor.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()))
+      await once(doctor, 'close')
+      const { findings } = JSON.parse(stdout) as { findings: object[] }
+      expect(findings).toContainEqual(expect.objectContaining({ check: 'IMA list', grade: 'ok', found: expect.stringContaining('3 lead to PCR 10') }))
+    }
+    await world.client.call('group.policy.set', { params: { id: 'plant' }, body: policy })
   })
 
   on('a rotation waits for its consumers: active only after the hook has succeeded', async () => {

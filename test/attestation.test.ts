@@ -343,6 +343,25 @@ describe('evidence', () => {
     expect(await stateAndReason()).toEqual(['quarantined', 'ima.unasked'])
   })
 
+  test('with a measurement list from another entry than was asked for', async () => {
+    await setGroupPolicy(ctx, operator(), plant, { ima: 'required' })
+    const attest = attestOf(await report())
+    expect(attest.ima).toBe(0)
+    const measurements = async () => ({ list: board.imaList(), ended: true })
+    const body = await evidence(attest, { measurements })
+    await say({ ...body, ima: { from: 1, list: body.ima?.list ?? new Uint8Array(0) } })
+    expect(await stateAndReason()).toEqual(['quarantined', 'ima.unasked'])
+    ctx.clock.now += 60_000
+    // The list is bound by the quote: not even the same bytes under another quote.
+    const again = attestOf(await report())
+    const [one, other] = [await evidence(again, { measurements }), await evidence(again)]
+    await say({ ...one, quote: other.quote })
+    expect(await stateAndReason()).toEqual(['quarantined', 'quote.nonce'])
+    ctx.clock.now += 60_000
+    expect(types(await say(await evidence(attestOf(await report()), { measurements })))).toEqual(['delivery'])
+    expect(await device()).toMatchObject({ state: 'enrolled', verdict: { verdict: 'affirming' } })
+  })
+
   test('of a PCR that was extended after the boot', async () => {
     board.tpm.extend(7, random(32))
     await say(await evidence(attestOf(await report())))
@@ -770,6 +789,47 @@ describe('a return by enrolment', () => {
     expect((await device()).state).toBe('enrolled')
     await connect()
     expect(types(await report())).toEqual(['delivery'])
+  })
+
+  test('evidence that does not verify is refused and held against nobody: anybody could have sent it', async () => {
+    await enrolled()
+    await report()
+    ctx.bus.disconnect(from)
+    board.boot()
+    // Measured, and kept out of the log.
+    board.tpm.extend(7, random(32))
+    attester = await openAttester()
+    ctx.clock.now += 1000
+    expect(await enrol('return')).toMatchObject({ type: 'refusal', code: 'attestation-failed' })
+    expect(await device()).toMatchObject({ state: 'enrolled', lastRefusal: { reason: 'log.replay.mismatch' } })
+    // With the identity that it has it attests before any key, and that counts.
+    await connect()
+    const told = await report()
+    expect(types(told)).toEqual(['attest'])
+    await say(await evidence(attestOf(told)))
+    expect(await stateAndReason()).toEqual(['quarantined', 'log.replay.mismatch'])
+    await getsNothing()
+  })
+
+  test('does not bring a device back that was quarantined for what its kernel measured', async () => {
+    const measurements = async () => ({ list: board.imaList(), ended: true })
+    await enrolled()
+    await setGroupPolicy(ctx, operator(), plant, { ima: 'listed' })
+    board.measureFile('/usr/bin/tool', random(8))
+    await say(await evidence(attestOf(heard(id)), { measurements }))
+    expect(await stateAndReason()).toEqual(['quarantined', 'ima.file'])
+    ctx.bus.disconnect(from)
+    ctx.clock.now += 1000
+    expect(await enrol('return')).toMatchObject({ type: 'identity', device: id })
+    expect(await stateAndReason()).toEqual(['quarantined', 'ima.awaited'])
+    await getsNothing()
+    await connect()
+    await say(await evidence(attestOf(await report()), { measurements }))
+    expect(await stateAndReason()).toEqual(['quarantined', 'ima.file'])
+    // Without it in the next boot.
+    await reboot()
+    expect(types(await say(await evidence(attestOf(await report()), { measurements })))).toEqual(['delivery'])
+    expect(await stateAndReason()).toEqual(['enrolled', 'release.current'])
   })
 
   test('however often it returns quarantined, the certificate on its disk from before stays good', async () => {

@@ -311,13 +311,16 @@ describe('answers', () => {
     expect((await here('group', 'policy', 'set', 'plant', '--on-debug', 'warn', '--attest-age', '2h', '--releases', 'gateway/1.0.0')).stdout).toMatch(
       /releases: +gateway\/1\.0\.0[^]*on-debug: +warn[^]*attest-age: +7200s/,
     )
+    expect((await here('group', 'policy', 'set', 'plant', '--ima', 'listed', '--on-unlisted', 'warn')).stdout).toMatch(/ima: +listed[^]*on-unlisted: +warn/)
     expect((await here('device', 'list', '--state', 'quarantined', '--json')).stdout.trim()).toBe('[]')
+    expect((await here('group', 'policy', 'set', 'plant', '--ima', 'ignored', '--on-unlisted', 'quarantine')).code).toBe(0)
     expect((await here('group', 'policy', 'set', 'plant', '--releases', 'any', '--on-debug', 'quarantine', '--attest-age', '1d')).code).toBe(0)
     expect(JSON.parse((await here('group', 'policy', 'get', 'plant', '--json')).stdout)).toEqual(before)
   })
 
   test.each([
     [['group', 'policy', 'set', 'plant', '--on-debug', 'maybe'], '--on-debug takes quarantine, warn'],
+    [['group', 'policy', 'set', 'plant', '--ima', 'on'], '--ima takes ignored, required, listed, not on'],
     [['group', 'policy', 'set', 'plant', '--releases', '1.0.0'], '--releases takes any or MODEL/NAME'],
     [['group', 'policy', 'set', 'plant', '--attest-age', '7'], '--attest-age takes a duration'],
     [['group', 'policy', 'set', 'plant'], 'name what to change'],
@@ -326,6 +329,11 @@ describe('answers', () => {
   ])('%s is a wrong command line', async (argv, why) => {
     const { code, stderr } = await here(...argv)
     expect([code, stderr]).toEqual([1, expect.stringContaining(why)])
+  })
+
+  test('a device says what was measured, and which generation its keys are of', async () => {
+    expect((await here('device', 'show', 'gw-1')).stdout).toMatch(/measuredFiles: +-\n(.*\n)*keyGeneration: +1 of 1/)
+    expect(JSON.parse((await here('device', 'show', 'gw-1', '--json')).stdout)).toMatchObject({ ima: null, keyGeneration: { keys: 1, current: 1 } })
   })
 
   test('a device is asked to attest, and told when it is offline', async () => {
@@ -343,7 +351,7 @@ describe('answers', () => {
       { id: 'gw-1', verdict: 'contraindicated', verdictReason: 'release.withdrawn' },
       { id: 'gw-2' },
     ])
-    expect((await here('device', 'show', 'gw-1')).stdout).toMatch(/quarantinedAt: +20[^]*pcr-4 +[0-9a-f]{64}/)
+    expect((await here('device', 'show', 'gw-1')).stdout).toMatch(/quarantinedAt: +20[^]*keyGeneration: +1 of 2[^]*pcr-4 +[0-9a-f]{64}/)
     expect((await here('release', 'list')).stdout).toMatch(/CVE-2027-1/)
     const doctor = JSON.parse((await here('doctor', '--json')).stdout) as { check: string; grade: string }[]
     expect(doctor.find(({ check }) => check === 'quarantined devices')?.grade).toBe('warning')

@@ -44,6 +44,7 @@ const asked: AskedOf = {
   ak: ak.public,
   srk: zeros,
   last: null,
+  list: null,
 }
 
 interface Evidence {

@@ -11,6 +11,7 @@ import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { identityStore, type Identity } from '@fleetkey/device-agent/identity.ts'
 import { createBoard, install, type Board } from '@fleetkey/firmware-sim/board/board.ts'
 import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
+import { startKernel } from '@fleetkey/firmware-sim/board/ima.ts'
 import { ekCertificate, makeEkCa, type EkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
 import { personalise } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { detachedSignature, manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
@@ -21,6 +22,7 @@ import {
   separatorData,
   simulatedImages,
   stages,
+  systemFiles,
   type Release,
   type StageName,
 } from '@fleetkey/firmware-sim/release/release.ts'
@@ -31,7 +33,8 @@ import type { EmbeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
 import { startServer, type RunningServer } from '@fleetkey/server/main.ts'
 import { alg, ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
-import { eventType, marshalEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { eventType, marshalEventLog, replay, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { imaPcr } from '@fleetkey/tpm2/ima.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { templates } from '@fleetkey/tpm2/templates.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
@@ -57,6 +60,8 @@ export interface Machine {
   readonly ek: Uint8Array
   openTpm(): Promise<Transport>
   eventLog(): Uint8Array
+  /** The kernel's list of measured files, where there is one. */
+  imaList?(): Uint8Array
   stop(): Promise<void>
 }
 
@@ -75,7 +80,15 @@ const simulated = async (serial: string, ca: EkCa, of: Release): Promise<Machine
   const board = createBoard({ serial, tpm, flash: new Flash() })
   install(board, of)
   board.boot()
-  return { serial, ek, board, openTpm: async () => board.transport(), eventLog: () => board.eventLog(), stop: async () => undefined }
+  return {
+    serial,
+    ek,
+    board,
+    openTpm: async () => board.transport(),
+    eventLog: () => board.eventLog(),
+    imaList: () => board.imaList(),
+    stop: async () => undefined,
+  }
 }
 
 /** The same on swtpm: the EK certificate is written as a factory would, the boot is measured by extending its PCRs. */
@@ -92,6 +105,10 @@ const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine &
     const data = kind === 'separator' ? separatorData : new TextEncoder().encode(description)
     events.push({ pcr, type: kind === 'separator' ? eventType.separator : eventType.postCode, digests: new Map([[alg.sha256, digest]]), data })
   }
+  const measured: Uint8Array[] = []
+  const kernel = startKernel(replay(events, alg.sha256), (_pcr, digest) => void measured.push(digest))
+  for (const { path, stage } of systemFiles) kernel.measure(path, of.images[stage])
+  for (const digest of measured) await tpm.pcrExtend(imaPcr, [{ hash: alg.sha256, digest }])
   await tpm.close()
   await transport.close()
   const log = marshalEventLog(events)
@@ -102,6 +119,7 @@ const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine &
     tcti: running.tcti,
     openTpm: async () => await openTransport(running.spec),
     eventLog: () => log,
+    imaList: () => kernel.list(),
     stop: running.stop,
   }
 }
@@ -133,7 +151,8 @@ export interface World {
   ): Agent
   /** Builds another release of the boards' firmware. */
   build(name: string, number: number): Release
-  importRelease(release: Release): Promise<void>
+  /** `files`: hex SHA-256 of files that may run under it, besides its own. */
+  importRelease(release: Release, files?: readonly string[]): Promise<void>
   /** Ends the server process's work and starts it again on the same data and ports. */
   restart(): Promise<void>
   stop(): Promise<void>
@@ -220,12 +239,19 @@ export const openWorld = async (
         log: (line) => void lines.push(`${machine.serial}: ${line}`),
         step: with_.step ?? (() => undefined),
         readEventLog: async () => machine.eventLog(),
+        ...(machine.imaList === undefined
+          ? {}
+          : {
+              readImaList: async function* () {
+                yield machine.imaList?.() ?? new Uint8Array(0)
+              },
+            }),
       })
       agents.push(agent)
       return agent
     },
     build: (name, number) => release(model, name, number),
-    importRelease: async (of) => void (await client.call('release.import', { body: signed(referenceValues(of.manifest)) })),
+    importRelease: async (of, files) => void (await client.call('release.import', { body: signed(referenceValues(of.manifest, files)) })),
     async restart() {
       const { mqttPort, httpsPort } = server
       await server.stop()

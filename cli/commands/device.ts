@@ -1,9 +1,13 @@
+import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { exit, number, required, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { deviceId } from './group.ts'
 import { everyPage } from './paging.ts'
 
 const states = ['registered', 'enrolled', 'quarantined', 'revoked'] as const
+
+const measuredText = ({ entries, pending, violations, unlisted, at }: NonNullable<ResponseOf<'device.show'>['ima']>): string =>
+  [`${entries} proven (${when(at)})`, ...(pending > 0 ? [`${pending} not yet`] : []), `${violations} violations`, `${unlisted} not listed`].join(', ')
 
 export const deviceCommands: readonly Command[] = [
   {
@@ -47,7 +51,7 @@ export const deviceCommands: readonly Command[] = [
     args: [1, 1],
     async run(call) {
       const device = await call.client().call('device.show', { params: { id: deviceId(call.args[0] ?? '') } })
-      const { certificates, holdings, lastRefusal, claims, ...rest } = device
+      const { certificates, holdings, lastRefusal, claims, ima, keyGeneration, ...rest } = device
       call.out.result(device, () =>
         [
           facts({
@@ -58,6 +62,8 @@ export const deviceCommands: readonly Command[] = [
             quarantinedAt: when(device.quarantinedAt),
             verdictAt: when(device.verdictAt),
             revokedAt: when(device.revokedAt),
+            measuredFiles: ima === null ? '-' : measuredText(ima),
+            keyGeneration: keyGeneration === null ? '-' : `${keyGeneration.keys ?? 'unknown'} of ${keyGeneration.current}`,
             refusal: lastRefusal === null ? '-' : `${lastRefusal.reason} (${when(lastRefusal.at)})`,
           }),
           table([['CLAIM', 'VALUE'], ...claims.map(({ name, value }) => [name, value])]),

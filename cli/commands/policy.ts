@@ -45,6 +45,8 @@ const changeOf = (call: Invocation): Change => {
     onUnknown: word(call, 'on-unknown', severities),
     onWithdrawn: word(call, 'on-withdrawn', severities),
     onDebug: word(call, 'on-debug', severities),
+    ima: word(call, 'ima', ['ignored', 'required', 'listed']),
+    onUnlisted: word(call, 'on-unlisted', severities),
     assurance: word(call, 'assurance', ['token', 'idevid', 'simulated', 'attested']),
     attestAge: age === undefined ? undefined : Math.round(age / 1000),
   }
@@ -63,6 +65,8 @@ const shown = (policy: Policy): string =>
     'on-unknown': policy.onUnknown,
     'on-withdrawn': policy.onWithdrawn,
     'on-debug': policy.onDebug,
+    ima: policy.ima,
+    'on-unlisted': policy.onUnlisted,
     assurance: policy.assurance,
     'attest-age': `${policy.attestAge}s`,
   })
@@ -86,7 +90,7 @@ export const policyCommands: readonly Command[] = [
     usage: [
       'GROUP [--connection-proof on|off] [--rotate-on-leave on|off] [--rotate-on-quarantine on|off] [--releases any|MODEL/NAME,…]',
       '[--minimum-release N] [--on-unknown|--on-withdrawn|--on-debug quarantine|warn] [--assurance token|idevid|simulated|attested]',
-      '[--attest-age DURATION] [--dry-run]',
+      '[--ima ignored|required|listed] [--on-unlisted quarantine|warn] [--attest-age DURATION] [--dry-run]',
     ].join(' '),
     summary: 'change the policy; of several groups the strictest wins; --dry-run says whom it would quarantine and changes nothing',
     args: [1, 1],
@@ -99,6 +103,8 @@ export const policyCommands: readonly Command[] = [
       'on-unknown': string,
       'on-withdrawn': string,
       'on-debug': string,
+      ima: string,
+      'on-unlisted': string,
       assurance: string,
       'attest-age': string,
       'dry-run': { type: 'boolean', default: false },

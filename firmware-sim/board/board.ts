@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto'
 import { alg } from '@fleetkey/tpm2/constants.ts'
-import { eventType, marshalEventLog, type Event } from '@fleetkey/tpm2/event-log.ts'
+import { eventType, marshalEventLog, replay, type Event } from '@fleetkey/tpm2/event-log.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
-import { measurementsOf, separatorData, stages, type Release, type StageName } from '../release/release.ts'
+import { measurementsOf, separatorData, stages, systemFiles, type Release, type StageName } from '../release/release.ts'
 import type { PowerCycle, SoftwareTpm } from '../tpm/software-tpm.ts'
 import type { Flash } from './flash.ts'
+import { startKernel, type Kernel } from './ima.ts'
 
 /** A board: a TPM, a flash, and a boot ROM that measures what it runs. */
 export interface Board {
@@ -15,6 +16,10 @@ export interface Board {
   boot(how?: PowerCycle): void
   /** TCG crypto-agile event log of the running boot. */
   eventLog(): Uint8Array
+  /** Linux IMA's binary list of the running boot: it begins with the files of the release, and grows. */
+  imaList(): Uint8Array
+  /** The running system uses a file that it has not used since the boot: the kernel measures it. */
+  measureFile(path: string, content: Uint8Array): void
   transport(): Transport
 }
 
@@ -24,6 +29,11 @@ const sha256 = (bytes: Uint8Array): Uint8Array => createHash('sha256').update(by
 export const createBoard = (of: { readonly serial: string; readonly tpm: SoftwareTpm; readonly flash: Flash }): Board => {
   const { serial, tpm, flash } = of
   let log: Uint8Array | undefined
+  let kernel: Kernel | undefined
+  const running = (): Kernel => {
+    if (kernel === undefined) throw new Error(`board ${serial} has not booted`)
+    return kernel
+  }
   return {
     serial,
     tpm,
@@ -46,11 +56,15 @@ export const createBoard = (of: { readonly serial: string; readonly tpm: Softwar
         }
       })
       log = marshalEventLog(events)
+      kernel = startKernel(replay(events, alg.sha256), (pcr, digest) => tpm.extend(pcr, digest))
+      for (const { path, stage } of systemFiles) kernel.measure(path, booting.images[stage])
     },
     eventLog() {
       if (log === undefined) throw new Error(`board ${serial} has not booted`)
       return log
     },
+    imaList: () => running().list(),
+    measureFile: (path, content) => running().measure(path, content),
     transport: () => tpm.transport(),
   }
 }

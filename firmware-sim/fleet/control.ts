@@ -18,6 +18,7 @@ const Order = z.discriminatedUnion('do', [
   z.strictObject({ id: z.int(), do: z.literal('off'), serials }),
   z.strictObject({ id: z.int(), do: z.literal('status') }),
   z.strictObject({ id: z.int(), do: z.literal('stop') }),
+  z.strictObject({ id: z.int(), do: z.literal('measure'), serial: z.string(), path: z.string().min(1).max(1024), data: base64 }),
   z.strictObject({ id: z.int(), do: z.literal('encrypt'), ...one, data: base64 }),
   z.strictObject({ id: z.int(), do: z.literal('decrypt'), ...one, data: base64 }),
   z.strictObject({ id: z.int(), do: z.literal('mac'), ...one, data: base64 }),
@@ -41,6 +42,9 @@ const carryOut = async (fleet: Fleet, order: Order): Promise<object> => {
       return { devices: Object.fromEntries(fleet.status()) }
     case 'stop':
       await fleet.stop()
+      return {}
+    case 'measure':
+      fleet.measureFile(order.serial, order.path, bytes(order.data))
       return {}
     case 'encrypt': {
       const { epoch, ciphertext } = fleet.agent(order.serial).encrypt(order.key, bytes(order.data))

@@ -34,6 +34,8 @@ export interface Fleet {
   on(serials: readonly string[]): Promise<void>
   /** Pulls their power: nothing is finished, nothing is said. */
   off(serials: readonly string[]): void
+  /** A board's kernel measures one more file, as when a program runs for the first time since the boot. Throws when the board was never on. */
+  measureFile(serial: string, path: string, content: Uint8Array): void
   /** The running agent; throws when the board is off or unknown. */
   agent(serial: string): Agent
   status(): ReadonlyMap<string, AgentStatus | null>
@@ -89,6 +91,9 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       log: (line) => options.log(`${serial}: ${line}`),
       step: options.step ?? (() => undefined),
       readEventLog: async () => board.eventLog(),
+      readImaList: async function* () {
+        yield board.imaList()
+      },
     })
     agents.set(serial, agent)
     const settled = Promise.withResolvers<void>()
@@ -143,6 +148,12 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
         agents.get(serial)?.kill()
         agents.delete(serial)
       }
+    },
+    measureFile(serial, path, content) {
+      mustKnow([serial])
+      const board = boards.get(serial)
+      if (board === undefined) throw new Error(`board ${serial} is off`)
+      board.measureFile(path, content)
     },
     agent(serial) {
       mustKnow([serial])

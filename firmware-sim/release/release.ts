@@ -60,14 +60,25 @@ export const predictPcrs = (measurements: readonly Measurement[]): Readonly<Reco
   return Object.fromEntries([...values].map(([pcr, value]) => [String(pcr), Buffer.from(value).toString('hex')]))
 }
 
-/** Reference values by prediction from the manifest, not from a golden machine. JSON text of `fleetkey/release/1`, to be signed by a station. */
-export const referenceValues = (manifest: ReleaseManifest): string => {
+/** Files that every boot of a release uses, and the stage whose image each is: the kernel measures them (Linux IMA). */
+export const systemFiles = [
+  { path: '/init', stage: 'initrd' },
+  { path: '/usr/bin/fleetkey-agent', stage: 'agent' },
+] as const satisfies readonly { readonly path: string; readonly stage: StageName }[]
+
+/**
+ * Reference values by prediction from the manifest, not from a golden machine. JSON text of `fleetkey/release/1`, to be signed by a station. `files`: hex SHA-256 of
+ * further files that may run under it.
+ */
+export const referenceValues = (manifest: ReleaseManifest, files: readonly string[] = []): string => {
   const digests = Object.fromEntries(stages.map(({ stage }) => [stage, Buffer.from(manifest.images[stage].sha256, 'hex')])) as unknown as Record<
     StageName,
     Uint8Array
   >
   const { model, name, number, debug } = manifest
-  return `${JSON.stringify({ format: 'fleetkey/release/1', model, name, number, debug, pcrs: predictPcrs(measurementsOf(digests)) }, null, 2)}\n`
+  const listed = [...new Set([...systemFiles.map(({ stage }) => manifest.images[stage].sha256), ...files])]
+  const values = { format: 'fleetkey/release/1', model, name, number, debug, pcrs: predictPcrs(measurementsOf(digests)), files: listed }
+  return `${JSON.stringify(values, null, 2)}\n`
 }
 
 /** A release from its images. */

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
-import { appraise, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
-import { makeStateClaims, recordedState, recordOf, type StateContent } from './claims.ts'
+import { appraise, isUnmeasured, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
+import { makeStateClaims, recordedState, recordOf, type ImaClaims, type StateContent } from './claims.ts'
 import { firmwareText } from './firmware.ts'
 import { discontinuity } from './reattest.ts'
 import type { TpmRecord } from './continuity.ts'
@@ -16,7 +16,16 @@ const release = (number: number, more: Partial<ReferenceValues> = {}): Reference
   ...more,
 })
 const withdrawn = { at: 1, reason: 'CVE-2027-1' }
-const lenient: AppraisalPolicy = { floor: 0, releases: 'any', minimumRelease: 0, onUnknown: 'warn', onWithdrawn: 'warn', onDebug: 'warn' }
+const lenient: AppraisalPolicy = {
+  floor: 0,
+  releases: 'any',
+  minimumRelease: 0,
+  onUnknown: 'warn',
+  onWithdrawn: 'warn',
+  onDebug: 'warn',
+  ima: 'ignored',
+  onUnlisted: 'warn',
+}
 const strict: AppraisalPolicy = { ...lenient, onUnknown: 'quarantine', onWithdrawn: 'quarantine', onDebug: 'quarantine' }
 const content: StateContent = {
   pcrs: pcrs('k2'),
@@ -26,6 +35,7 @@ const content: StateContent = {
   clock: 5_000n,
   clockSafe: true,
   firmwareVersion: 0x2000_0000_0001n,
+  ima: null,
 }
 const running = (kernel: string) => makeStateClaims({ ...content, pcrs: pcrs(kernel) })
 
@@ -87,8 +97,66 @@ describe('appraisal', () => {
   })
 })
 
+const measured: ImaClaims = { entries: 40, value: 'ab'.repeat(32), pending: 0, violations: 0, comparedWith: 'm/2', unlisted: 0, firstUnlisted: null }
+const listed = release(2, { files: 12 })
+const files: readonly (readonly [string, ReferenceValues, Partial<AppraisalPolicy>, Partial<ImaClaims>, string, string])[] = [
+  ['ignored', listed, { ima: 'ignored' }, { unlisted: 3, violations: 1 }, 'affirming', 'release.current'],
+  ['required, and there', release(2), { ima: 'required' }, { unlisted: 3 }, 'affirming', 'release.current'],
+  ['required, with a violation', release(2), { ima: 'required' }, { violations: 1 }, 'contraindicated', 'ima.violation'],
+  ['a violation, let pass', release(2), { ima: 'required', onUnlisted: 'warn' }, { violations: 1 }, 'warning', 'ima.violation'],
+  ['all are listed', listed, { ima: 'listed' }, {}, 'affirming', 'release.current'],
+  ['one is not listed', listed, { ima: 'listed' }, { unlisted: 1, firstUnlisted: 'ab called "/x"' }, 'contraindicated', 'ima.file'],
+  ['one is not listed, let pass', listed, { ima: 'listed', onUnlisted: 'warn' }, { unlisted: 1 }, 'warning', 'ima.file'],
+  ['a release without a list', release(2), { ima: 'listed' }, {}, 'contraindicated', 'ima.no-list'],
+  [
+    'compared with another release: asked for again, not judged',
+    listed,
+    { ima: 'listed' },
+    { unlisted: 1, comparedWith: 'm/1' },
+    'affirming',
+    'release.current',
+  ],
+  ['a withdrawn release says more', release(2, { withdrawn }), { ima: 'listed' }, {}, 'contraindicated', 'release.withdrawn'],
+]
+describe('measured files', () => {
+  test.each(files)('%s', (_name, known, policy, ima, verdict, reason) =>
+    expect(
+      appraise(makeStateClaims({ ...content, ima: { ...measured, ...ima } }), 'm', [known], { ...strict, onUnlisted: 'quarantine', ...policy }),
+    ).toMatchObject({
+      verdict,
+      reason,
+    }),
+  )
+
+  test('an unlisted file says more than that there is a newer release; unknown firmware that may pass lists nothing', () => {
+    const state = makeStateClaims({ ...content, ima: { ...measured, unlisted: 1 } })
+    const policy = { ...lenient, ima: 'listed' } as const
+    expect(appraise(state, 'm', [listed, release(3)], policy)).toMatchObject({ verdict: 'warning', reason: 'ima.file' })
+    expect(appraise(makeStateClaims({ ...state, pcrs: pcrs('kx') }), 'm', [listed], { ...policy, onUnlisted: 'quarantine' })).toMatchObject({
+      verdict: 'contraindicated',
+      reason: 'ima.no-list',
+    })
+  })
+
+  const wanted: readonly (readonly [AppraisalPolicy['ima'], ImaClaims | null, string | null, boolean])[] = [
+    ['ignored', null, 'm/2', false],
+    ['required', null, 'm/2', true],
+    ['required', { ...measured, comparedWith: null }, 'm/2', false],
+    ['listed', measured, 'm/2', false],
+    ['listed', measured, 'm/3', true],
+    ['listed', { ...measured, comparedWith: null }, null, false],
+  ]
+  test.each(wanted)('a verdict that rests on no list where policy wants one: %s %o %s', (ima, claims, id, want) =>
+    expect(isUnmeasured(claims, id, { ima })).toBe(want),
+  )
+})
+
 describe('a record of claims', () => {
-  test('gives back the state that was proven', () => expect(recordedState(recordOf(content))).toEqual(content))
+  test('gives back the state that was proven', () => {
+    expect(recordedState(recordOf(content))).toEqual(content)
+    for (const ima of [measured, { ...measured, pending: 3, violations: 2, unlisted: 1, firstUnlisted: 'ab called "/x"', comparedWith: null }])
+      expect(recordedState(recordOf({ ...content, ima }))).toEqual({ ...content, ima })
+  })
   test('proves nothing where nothing was measured', () => {
     expect(recordedState([])).toBeUndefined()
     expect(recordedState([{ name: 'reset-count', value: '4' }])).toBeUndefined()

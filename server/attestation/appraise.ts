@@ -1,4 +1,4 @@
-import type { StateClaims } from './claims.ts'
+import type { ImaClaims, StateClaims } from './claims.ts'
 
 /** What a maker says a boot of one release measures: PCR index → hex SHA-256 value. */
 export interface ReferenceValues {
@@ -9,6 +9,8 @@ export interface ReferenceValues {
   readonly debug: boolean
   readonly withdrawn: { readonly at: number; readonly reason: string } | null
   readonly pcrs: Readonly<Record<string, string>>
+  /** How many files it lists that may run under it; absent: it has no list. */
+  readonly files?: number
 }
 
 /** What is done about a finding: no keys, or keys with a warning. */
@@ -23,6 +25,10 @@ export interface AppraisalPolicy {
   readonly onUnknown: Severity
   readonly onWithdrawn: Severity
   readonly onDebug: Severity
+  /** Whether the kernel's measurement list has to be there, and every file of it on the release's list. */
+  readonly ima: 'ignored' | 'required' | 'listed'
+  /** A file that the release does not list, or that changed while it was measured. */
+  readonly onUnlisted: Severity
 }
 
 /**
@@ -49,9 +55,42 @@ interface Finding {
  */
 export const appraise = (claims: StateClaims, model: string, releases: readonly ReferenceValues[], policy: AppraisalPolicy): AttestationResult => {
   const known = releases.filter((release) => release.model === model)
-  const match = known.find((release) => Object.entries(claims.pcrs).every(([pcr, value]) => release.pcrs[pcr] === value))
-  if (match === undefined) return resultOf([{ severity: policy.onUnknown, ...unknown(claims, model, known) }], undefined)
-  return resultOf(findings(match, known, policy), match)
+  const match = matching(claims.pcrs, known)
+  const files = fileFindings(claims.ima, match, policy)
+  if (match === undefined) return resultOf([{ severity: policy.onUnknown, ...unknown(claims, model, known) }, ...files], undefined)
+  return resultOf([...findings(match, policy), ...files, ...isOlder(match, known, policy)], match)
+}
+
+/** The release of this state, if there is one. */
+export const matching = <R extends Pick<ReferenceValues, 'pcrs'>>(pcrs: Readonly<Record<string, string>>, releases: readonly R[]): R | undefined =>
+  releases.find((release) => Object.entries(pcrs).every(([pcr, value]) => release.pcrs[pcr] === value))
+
+/** What the measured files say. Whether a list has to be there at all is not judged here: a device without one is asked for it (`isUnmeasured`). */
+const fileFindings = (ima: ImaClaims | null, match: ReferenceValues | undefined, policy: AppraisalPolicy): readonly Finding[] => {
+  if (policy.ima === 'ignored' || ima === null) return []
+  const severity = policy.onUnlisted
+  const all: readonly (Finding & { readonly holds: boolean })[] = [
+    { holds: ima.violations > 0, severity, reason: 'ima.violation', detail: `${ima.violations} of ${ima.entries} entries` },
+    {
+      holds: policy.ima === 'listed' && match?.files === undefined,
+      severity,
+      reason: 'ima.no-list',
+      detail: match === undefined ? 'unknown firmware has no list of files' : `${match.id} has no list of files`,
+    },
+    {
+      holds: policy.ima === 'listed' && ima.unlisted > 0 && ima.comparedWith === match?.id,
+      severity,
+      reason: 'ima.file',
+      detail: `${ima.unlisted} of ${ima.entries} entries, first ${ima.firstUnlisted ?? ''}`,
+    },
+  ]
+  return all.filter(({ holds }) => holds)
+}
+
+/** Whether policy wants a measurement list, and what was proven last rests on none of the release that was found (`release`: its id, null: unknown firmware). */
+export const isUnmeasured = (ima: ImaClaims | null | undefined, release: string | null, policy: Pick<AppraisalPolicy, 'ima'>): boolean => {
+  if (policy.ima === 'ignored') return false
+  return ima === null || ima === undefined || (policy.ima === 'listed' && ima.comparedWith !== release)
 }
 
 const resultOf = (found: readonly Finding[], match: ReferenceValues | undefined): AttestationResult => {
@@ -62,9 +101,8 @@ const resultOf = (found: readonly Finding[], match: ReferenceValues | undefined)
   return { verdict: severity === 'quarantine' ? 'contraindicated' : 'warning', reason, detail, ...of }
 }
 
-const findings = (match: ReferenceValues, known: readonly ReferenceValues[], policy: AppraisalPolicy): readonly Finding[] => {
+const findings = (match: ReferenceValues, policy: AppraisalPolicy): readonly Finding[] => {
   const { id, number } = match
-  const newest = Math.max(number, ...known.filter((release) => isGood(release, policy)).map((release) => release.number))
   const all: readonly (Finding & { readonly holds: boolean })[] = [
     { holds: match.withdrawn !== null, severity: policy.onWithdrawn, reason: 'release.withdrawn', detail: `${id}: ${match.withdrawn?.reason ?? ''}` },
     { holds: match.debug, severity: policy.onDebug, reason: 'release.debug', detail: `${id} is a debug release` },
@@ -81,9 +119,14 @@ const findings = (match: ReferenceValues, known: readonly ReferenceValues[], pol
       detail: `${id} is number ${number}, at least ${policy.minimumRelease} is accepted`,
     },
     { holds: number < policy.floor, severity: 'quarantine', reason: 'release.rollback', detail: `${id} is number ${number}, the device ran ${policy.floor}` },
-    { holds: number < newest, severity: 'warn', reason: 'release.older', detail: `${id} is number ${number}, the newest is ${newest}` },
   ]
   return all.filter(({ holds }) => holds)
+}
+
+/** The mildest finding, told when there is no other. */
+const isOlder = ({ id, number }: ReferenceValues, known: readonly ReferenceValues[], policy: AppraisalPolicy): readonly Finding[] => {
+  const newest = Math.max(number, ...known.filter((release) => isGood(release, policy)).map((release) => release.number))
+  return number < newest ? [{ severity: 'warn', reason: 'release.older', detail: `${id} is number ${number}, the newest is ${newest}` }] : []
 }
 
 /** A release that a device should update to. */

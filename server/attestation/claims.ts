@@ -11,6 +11,26 @@ export interface StateContent {
   /** Milliseconds that the TPM was powered. */
   readonly clock: bigint
   readonly firmwareVersion: bigint
+  /** What the kernel measured since the boot; null where nobody asked for it. */
+  readonly ima: ImaClaims | null
+}
+
+/** What is proven of the measurement list of this boot, from its first entry on. */
+export interface ImaClaims {
+  /** How many entries lead to PCR 10 as it was quoted. */
+  readonly entries: number
+  /** Hex: PCR 10 after them. */
+  readonly value: string
+  /** Entries behind those, as far as they are known of: proven by nothing yet. */
+  readonly pending: number
+  /** Files that changed while they were measured: nobody knows what was read. */
+  readonly violations: number
+  /** The release whose list of files the entries were compared with; null where none matches. */
+  readonly comparedWith: string | null
+  /** Entries whose file digest that release does not list; 0 when it has no list. */
+  readonly unlisted: number
+  /** The first of them, for a person: its digest, and what the kernel called it. */
+  readonly firstUnlisted: string | null
 }
 
 /** The state alone, as a re-attestation proves it. */
@@ -63,7 +83,33 @@ export const recordOf = (claims: StateContent): readonly { readonly name: string
   { name: 'clock-safe', value: claims.clockSafe ? 'yes' : 'no' },
   { name: 'clock', value: String(claims.clock) },
   { name: 'tpm-firmware', value: claims.firmwareVersion.toString(16) },
+  ...(claims.ima === null ? [] : imaRecord(claims.ima)),
 ]
+
+const imaRecord = (ima: ImaClaims): readonly { readonly name: string; readonly value: string }[] => [
+  { name: 'ima-entries', value: String(ima.entries) },
+  { name: 'ima-pcr-10', value: ima.value },
+  { name: 'ima-pending', value: String(ima.pending) },
+  { name: 'ima-violations', value: String(ima.violations) },
+  { name: 'ima-unlisted', value: String(ima.unlisted) },
+  ...(ima.comparedWith === null ? [] : [{ name: 'ima-compared-with', value: ima.comparedWith }]),
+  ...(ima.firstUnlisted === null ? [] : [{ name: 'ima-first-unlisted', value: ima.firstUnlisted }]),
+]
+
+const recordedIma = (values: ReadonlyMap<string, string>): ImaClaims | null => {
+  const value = values.get('ima-pcr-10')
+  if (value === undefined) return null
+  const count = (name: string): number => Number(values.get(name) ?? 0)
+  return {
+    entries: count('ima-entries'),
+    value,
+    pending: count('ima-pending'),
+    violations: count('ima-violations'),
+    comparedWith: values.get('ima-compared-with') ?? null,
+    unlisted: count('ima-unlisted'),
+    firstUnlisted: values.get('ima-first-unlisted') ?? null,
+  }
+}
 
 /** The state that was proven when it was recorded; undefined when nothing was measured (devices without a TPM, evidence that did not verify). */
 export const recordedState = (record: readonly { readonly name: string; readonly value: string }[]): StateClaims | undefined => {
@@ -78,5 +124,6 @@ export const recordedState = (record: readonly { readonly name: string; readonly
     clockSafe: values.get('clock-safe') === 'yes',
     clock: BigInt(values.get('clock') ?? 0),
     firmwareVersion: BigInt(`0x${values.get('tpm-firmware') ?? '0'}`),
+    ima: recordedIma(values),
   })
 }

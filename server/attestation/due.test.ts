@@ -46,3 +46,14 @@ const outdated: typeof cases = [
 test.each(outdated)('a recipient key of an older generation: %s', (_name, of, report, now, want) =>
   expect(isAttestationDue({ ...device, ...of }, { ...policy, outdated: true }, report, now)).toEqual(want),
 )
+
+const unmeasured: typeof cases = [
+  ['fresh', {}, heard(4), at, due('ima', true)],
+  ['not heard yet', {}, null, at, due('ima', true)],
+  ['booted', {}, heard(5), at, due('boot', true)],
+  ['ordered', { attestOrderedAt: at }, null, at, due('ima', true)],
+  ['no TPM', { assurance: 'token' }, heard(4), at, not],
+]
+test.each(unmeasured)('policy wants a measurement list that the verdict does not rest on: %s', (_name, of, report, now, want) =>
+  expect(isAttestationDue({ ...device, ...of }, { ...policy, unmeasured: true }, report, now)).toEqual(want),
+)

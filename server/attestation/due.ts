@@ -11,7 +11,7 @@ export interface Attested {
 /** `withholds`: no key is released to this device before it has attested. */
 export type Due =
   | { readonly due: false }
-  | { readonly due: true; readonly because: 'quarantined' | 'boot' | 'stale' | 'firmware' | 'order' | 'ageing'; readonly withholds: boolean }
+  | { readonly due: true; readonly because: 'quarantined' | 'boot' | 'stale' | 'firmware' | 'ima' | 'order' | 'ageing'; readonly withholds: boolean }
 
 /** Asked this much before its verdict grows too old, a connected device never waits for its keys. */
 const early = 0.8
@@ -26,12 +26,13 @@ const canAttest = ({ assurance }: Attested): boolean => assurance === 'attested'
 
 /**
  * Whether a device has to attest, and whether its keys wait for that. Pure: the same device, policy, report and time give the same answer.
- * `policy.attestAge`: seconds; `outdated`: its recipient key is not under the firmware policy of now; `report`: what the device says now, null when it was not
+ * `policy.attestAge`: seconds; `outdated`: its recipient key is not under the firmware policy of now; `unmeasured`: policy wants a
+ * measurement list, and its verdict rests on none; `report`: what the device says now, null when it was not
  * heard; `first`: on this connection.
  */
 export const isAttestationDue = (
   device: Attested,
-  policy: { readonly attestAge: number; readonly outdated?: boolean },
+  policy: { readonly attestAge: number; readonly outdated?: boolean; readonly unmeasured?: boolean },
   report: { readonly resetCount: number; readonly first: boolean } | null,
   now: number,
 ): Due => {
@@ -43,6 +44,8 @@ export const isAttestationDue = (
   if (age > policy.attestAge * 1000 || age < -clockSlack) return { due: true, because: 'stale', withholds: true }
   // Nothing is wrapped any more to a key that withdrawn firmware can use.
   if (policy.outdated === true) return { due: true, because: 'firmware', withholds: true }
+  // What ran since the boot may be anything.
+  if (policy.unmeasured === true) return { due: true, because: 'ima', withholds: true }
   if (device.attestOrderedAt !== null) return { due: true, because: 'order', withholds: device.state === 'quarantined' }
   if (device.state === 'quarantined')
     return report?.first === true || age >= quarantinedEvery ? { due: true, because: 'quarantined', withholds: true } : { due: false }

@@ -40,15 +40,37 @@ const checkFirmwarePart = (events: readonly Event[], bank: PcrBank): void => {
 export const quotedDigest = (hash: number, pcrs: readonly number[], valueOf: (pcr: number) => Uint8Array): Uint8Array =>
   digest(hash, ...pcrs.toSorted((one, other) => one - other).map(valueOf))
 
-/** The values that the log leads to in this bank, of these PCRs; the value after a reset where nothing was measured. Refuses unless they hash to what was quoted. */
-export const checkLog = (log: Uint8Array, quote: Quote, bank: PcrBank, signedWith: number): Measured => {
+/** What a log says of one bank, proven by nothing yet. */
+export interface Logged {
+  readonly events: readonly Event[]
+  readonly bank: PcrBank
+  /** The value that the log leads to; the value after a reset where nothing was measured. */
+  readonly valueOf: (pcr: number) => Uint8Array
+}
+
+/** Reads a log for the bank that was asked for. */
+export const readLog = (log: Uint8Array, bank: PcrBank): Logged => {
   const events = parsed('log.malformed', () => parseEventLog(log, logLimits))
   const values = parsed('log.bank.missing', () => replay(events, bank.hash))
-  const valueOf = (pcr: number): Uint8Array => values.get(pcr) ?? resetValue(pcr, bank.hash)
-  if (!sameBytes(quote.pcrDigest, quotedDigest(signedWith, bank.pcrs, valueOf))) fail('log.replay.mismatch')
+  return { events, bank, valueOf: (pcr) => values.get(pcr) ?? resetValue(pcr, bank.hash) }
+}
+
+/** What a log means whose values are those that were quoted; of these PCRs. */
+export const measuredOf = ({ events, bank, valueOf }: Logged, pcrs: readonly number[] = bank.pcrs): Measured => {
   checkData(events, bank.hash)
   checkFirmwarePart(events, bank)
-  return { pcrs: Object.fromEntries(bank.pcrs.map((pcr) => [String(pcr), Buffer.from(valueOf(pcr)).toString('hex')])), events: events.length }
+  return { pcrs: pcrValues(pcrs, valueOf), events: events.length }
+}
+
+/** PCR index → hex value. */
+export const pcrValues = (pcrs: readonly number[], valueOf: (pcr: number) => Uint8Array): Readonly<Record<string, string>> =>
+  Object.fromEntries(pcrs.map((pcr) => [String(pcr), Buffer.from(valueOf(pcr)).toString('hex')]))
+
+/** The values that the log leads to in this bank, of these PCRs. Refuses unless they hash to what was quoted. */
+export const checkLog = (log: Uint8Array, quote: Quote, bank: PcrBank, signedWith: number): Measured => {
+  const logged = readLog(log, bank)
+  if (!sameBytes(quote.pcrDigest, quotedDigest(signedWith, bank.pcrs, logged.valueOf))) fail('log.replay.mismatch')
+  return measuredOf(logged)
 }
 
 /** The one bank that policy asks for, PCRs in ascending order. */

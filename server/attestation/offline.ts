@@ -111,7 +111,7 @@ const checkState = (quote: Quote, policy: OfflinePolicy, endorsement: Endorsemen
 const releaseOf = (quote: Quote, measured: OfflineMeasured, policy: OfflinePolicy): string | null => {
   if (policy.releases === undefined) return null
   const { resetCount, restartCount, clock, safe } = quote.clockInfo
-  const state = { events: measured.events ?? 0, resetCount, restartCount, clock, clockSafe: safe, firmwareVersion: quote.firmwareVersion }
+  const state = { events: measured.events ?? 0, resetCount, restartCount, clock, clockSafe: safe, firmwareVersion: quote.firmwareVersion, ima: null }
   const pcrs = measured.pcrs ?? fail('quote.values.count', 'reference values are compared with PCR values, and none were given')
   const references = policy.releases.map(({ id, model, name, number, debug, withdrawn, pcrs }) => ({
     id: id ?? `${model ?? ''}/${name ?? ''}`,
@@ -121,7 +121,8 @@ const releaseOf = (quote: Quote, measured: OfflineMeasured, policy: OfflinePolic
     withdrawn: withdrawn ? { at: 0, reason: 'withdrawn' } : null,
     pcrs,
   }))
-  const rules = { floor: policy.floor, releases: 'any', minimumRelease: 0, onUnknown: 'quarantine', onWithdrawn: 'quarantine', onDebug: 'quarantine' } as const
+  const grave = { onUnknown: 'quarantine', onWithdrawn: 'quarantine', onDebug: 'quarantine', onUnlisted: 'quarantine' } as const
+  const rules = { ...grave, floor: policy.floor, releases: 'any', minimumRelease: 0, ima: 'ignored' } as const
   const result = appraise(makeStateClaims({ ...state, pcrs }), 'any', references, rules)
   if (result.verdict === 'contraindicated') throw new Problem('attestation-failed', result.detail, { reason: result.reason })
   return result.release

@@ -126,6 +126,8 @@ const verify = (evidence: Evidence, expected: Expected, endorsements: readonly E
     clockSafe: quote.clockInfo.safe,
     clock: quote.clockInfo.clock,
     firmwareVersion: quote.firmwareVersion,
+    // Asked for once the device has an identity: what may be sent before that is bounded.
+    ima: null,
   })
 }
 

@@ -149,6 +149,10 @@ export interface GroupPolicy {
   readonly onUnknown: 'quarantine' | 'warn'
   readonly onWithdrawn: 'quarantine' | 'warn'
   readonly onDebug: 'quarantine' | 'warn'
+  /** The kernel's list of measured files (Linux IMA): not asked for; needed, whole and proven; needed, and every file on the release's list. */
+  readonly ima: 'ignored' | 'required' | 'listed'
+  /** What becomes of a device with a file that its release does not list, or that changed while it was measured. */
+  readonly onUnlisted: 'quarantine' | 'warn'
   /** Members below this level are not entitled to the group's keys. */
   readonly assurance: Assurance
   /** Seconds that a verdict counts for; then the device attests before a key is released to it. */
@@ -176,6 +180,8 @@ export interface Release {
   readonly debug: boolean
   /** PCR index → hex SHA-256 value. */
   readonly pcrs: Readonly<Record<string, string>>
+  /** How many digests of files that may run under it are kept beside it; absent: its maker listed none. */
+  readonly files?: number
   readonly importedAt: number
   readonly withdrawn: { readonly at: number; readonly reason: string } | null
 }

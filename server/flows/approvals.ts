@@ -3,11 +3,11 @@ import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { ApprovalSet, type FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
 import { firmwareRef } from '@fleetkey/protocol/transcript.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { concat } from '@fleetkey/tpm2/bytes.ts'
+import { concat, sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
-import { approvable, approver, isBound, type Approvable } from '../fleet/firmware.ts'
+import { approvable, approver, isBound, recipientPolicy, type Approvable } from '../fleet/firmware.ts'
 import type { Authority } from './authority.ts'
 import type { Context } from './context.ts'
 import { messageTo } from './message.ts'
@@ -53,6 +53,19 @@ export const firmwareOf = async (ctx: Context, model: string): Promise<Firmware>
   const generation = await generationOf(ctx, model)
   const policy: FirmwarePolicy = { signer: signerOf(ctx), ref: firmwareRef(ctx.tenant, model, generation) }
   return { generation, policy, authPolicy: authPolicyOf(policy) }
+}
+
+/** Older generations are not looked for: so many withdrawals of one model's releases. */
+const maxGenerations = 1_000
+
+/** The generation that a device's keys work under, and that of now; `keys` null when it is none of this model and server, the whole null for keys without firmware policy. */
+export const keyGenerationOf = async (ctx: Context, device: IdentifiedDevice): Promise<{ keys: number | null; current: number } | null> => {
+  if (!isBound(device)) return null
+  const { generation: current, policy } = await firmwareOf(ctx, device.model)
+  const own = recipientPolicy(device.keys)
+  for (let keys = current; keys > Math.max(0, current - maxGenerations); keys--)
+    if (sameBytes(authPolicyOf({ ...policy, ref: firmwareRef(ctx.tenant, device.model, keys) }), own)) return { keys, current }
+  return { keys: null, current }
 }
 
 const stored = async (ctx: Context, id: string): Promise<Approvals> => {

@@ -5,13 +5,12 @@ import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
-import { isOutdated } from '../fleet/firmware.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
-import { firmwareOf } from './approvals.ts'
 import { ask } from './ask.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
+import { duePolicy } from './measured.ts'
 import { entitledKeys, policyOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
@@ -96,8 +95,7 @@ const settle = async (
 
 /** Whether keys wait until the device has attested. */
 const withheld = async (ctx: Context, device: IdentifiedDevice, policy: GroupPolicy): Promise<boolean> => {
-  const outdated = isOutdated(device, (await firmwareOf(ctx, device.model)).authPolicy)
-  const due = isAttestationDue(device, { ...policy, outdated }, null, ctx.now())
+  const due = isAttestationDue(device, await duePolicy(ctx, device, policy), null, ctx.now())
   return due.due && due.withholds
 }
 

@@ -2,7 +2,7 @@ import { GroupId, type DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type Group, type GroupPolicy } from '../fleet/device.ts'
-import { defaultPolicy } from '../fleet/policy.ts'
+import { defaultPolicy, wholePolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { hex } from './message.ts'
@@ -34,7 +34,7 @@ const changed = async (ctx: Context, before: GroupPolicy, change: PolicyChange):
   // A misspelt release would quarantine everybody.
   if (given.releases !== undefined && given.releases !== 'any')
     for (const id of given.releases) if ((await ctx.store.get('release', id)) === undefined) throw new Problem('not-found', `no release ${id}`)
-  return { ...before, ...given }
+  return { ...wholePolicy(before), ...given }
 }
 
 /** What a change of policy would do to the group's members. Changes nothing. */

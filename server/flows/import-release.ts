@@ -6,10 +6,11 @@ import { acceptanceChanged, oweAcceptance } from './acceptance.ts'
 import { announceApprovals } from './approvals.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
+import { keepFiles, maxFiles } from './release-files.ts'
 import { findAll } from './rows.ts'
 import { stationSigned, type Signed } from './station.ts'
 
-const maxBytes = 64 << 10
+const maxBytes = 2 << 20
 const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}$/)
 
 /** `fleetkey/release/1`: PCR index → hex SHA-256 value after a boot of this release, as the maker computes it. */
@@ -22,6 +23,12 @@ const ReferenceValues = z.strictObject({
   /** Built for developers: with a console, test keys, or without checks. Its keys are not for production. */
   debug: z.boolean(),
   pcrs: z.record(z.string().regex(/^(\d|1\d|2[0-3])$/), z.string().regex(/^[0-9a-f]{64}$/)).refine((pcrs) => Object.keys(pcrs).length > 0, 'no PCR'),
+  /** Hex digests (SHA-256, SHA-384 or SHA-512) of the files that may run under it, as the kernel measures them (Linux IMA). */
+  files: z
+    .array(z.string().regex(/^([0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})$/))
+    .min(1)
+    .max(maxFiles)
+    .optional(),
 })
 
 const parse = (content: Uint8Array): z.infer<typeof ReferenceValues> => {
@@ -44,13 +51,14 @@ export const importRelease = async (ctx: Context, caller: Caller, input: Signed)
   const imported = await perform(ctx, { caller, action: 'release.import', subject: 'release' }, async (tx) => {
     if (input.content.length > maxBytes) throw new Problem('malformed', `reference values of more than ${maxBytes} bytes`)
     await stationSigned(ctx, input)
-    const { format: _, ...release } = parse(input.content)
+    const { format: _, files, ...release } = parse(input.content)
     const id = `${release.model}/${release.name}`
     if ((await ctx.store.get('release', id)) !== undefined) throw new Problem('conflict', `release ${id} was imported before`)
     const twin = (await findAll(ctx.store, 'release', { where: { model: release.model } })).find(({ pcrs }) => isDeepStrictEqual(pcrs, release.pcrs))
     // One firmware, one verdict: under two names it could be withdrawn and accepted at once.
     if (twin !== undefined) throw new Problem('conflict', `release ${id} measures the same as ${twin.id}`, { reason: 'release.same-measurements' })
-    tx.insert('release', { id, ...release, importedAt: ctx.now(), withdrawn: null })
+    tx.insert('release', { id, ...release, ...(files === undefined ? {} : { files: files.length }), importedAt: ctx.now(), withdrawn: null })
+    if (files !== undefined) keepFiles(tx, id, files)
     oweAcceptance(tx, { id, model: release.model }, 'imported')
     tx.note(`release ${id} number ${release.number}${release.debug ? ', debug' : ''}, signed by station ${input.station}`)
     return { id, model: release.model }

@@ -5,6 +5,7 @@ import { hasIdentity, type GroupPolicy, type IdentifiedDevice, type Release } fr
 import { strictestPolicy } from '../fleet/policy.ts'
 import { ask } from './ask.ts'
 import type { Context, Setting } from './context.ts'
+import { lacksList } from './measured.ts'
 import { perform, type Transaction } from './perform.ts'
 import { carryOut, quarantine } from './quarantine.ts'
 import { findAll, inChunks } from './rows.ts'
@@ -32,6 +33,8 @@ export interface Impact {
 const system: Caller = { kind: 'system', id: 'appraisal', from: 'server' }
 const shown = 20
 const atOnce = 64
+/** Measurement lists that are asked for in one go. */
+const listsAtOnce = 64
 
 const devicesOf = async (ctx: Context, scope: Scope): Promise<readonly IdentifiedDevice[]> => {
   if ('model' in scope) {
@@ -72,6 +75,8 @@ const surroundings = (ctx: Context, whatIf: WhatIf) => {
 interface Reappraised {
   readonly device: IdentifiedDevice
   readonly judgement: Judgement
+  /** Policy wants a measurement list that its verdict does not rest on. */
+  readonly unmeasured: boolean
 }
 
 /** Every device of the scope that has measured claims on record, with the verdict that they lead to now. */
@@ -81,7 +86,7 @@ const appraisals = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<r
     const state = recordedState(device.verdict.claims)
     if (state === undefined) return []
     const [releases, policy] = await Promise.all([releasesOf(device.model), policyOf(device.id)])
-    return [{ device, judgement: judgementOf(device, state, { releases, policy, at: device.verdict.at }) }]
+    return [{ device, judgement: judgementOf(device, state, { releases, policy, at: device.verdict.at }), unmeasured: lacksList(device, policy) }]
   })
   return found.flat()
 }
@@ -102,13 +107,16 @@ export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promi
 
 /**
  * Judges the devices of a scope anew by what they proved last: those that are no longer acceptable are quarantined at once; those that may be again are asked
- * for a fresh quote when they are connected (nothing else brings them back). Harmless to repeat.
+ * for a fresh quote when they are connected (nothing else brings them back), as are those that now need a measurement list. Harmless to repeat.
  */
 export const reappraise = async (ctx: Context, scope: Scope, because: string): Promise<Impact> => {
   const all = await appraisals(ctx, scope, {})
   await inChunks(all.filter(isTurned), atOnce, async ({ device, judgement }) => await turn(ctx, device.id, judgement, because))
-  const hopeful = all.filter(({ device, judgement }) => device.state === 'quarantined' && judgement.verdict.verdict !== 'contraindicated')
-  await inChunks(hopeful, atOnce, async ({ device }) => await ask(ctx, device.id))
+  const acceptable = all.filter(({ judgement }) => judgement.verdict.verdict !== 'contraindicated')
+  const hopeful = acceptable.filter(({ device }) => device.state === 'quarantined')
+  // Whole lists are large: the others are asked when they next report, and not all in the same second.
+  const measuring = acceptable.filter(({ device, unmeasured }) => unmeasured && ctx.bus.online(device.id)).slice(0, listsAtOnce)
+  await inChunks([...hopeful, ...measuring], atOnce, async ({ device }) => await ask(ctx, device.id))
   return impactOf(all)
 }
 

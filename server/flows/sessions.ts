@@ -1,6 +1,15 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Attest, BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { ImaProgress } from '../attestation/ima.ts'
 import type { DeviceRef } from './context.ts'
+
+/** What a device was asked. `ima`: where the list that it is asked for goes on; `rest`: only because a list was longer than what its quote covered. */
+export interface Question {
+  readonly attest: Attest
+  readonly at: number
+  readonly ima: ImaProgress
+  readonly rest: boolean
+}
 
 /** What the server remembers of one connection of a device with identity; gone when it closes. A restart forgets all of it, and nobody misses it. */
 export interface LiveSession {
@@ -8,7 +17,9 @@ export interface LiveSession {
   /** The nonce of its welcome. */
   readonly nonce: Uint8Array
   /** The one challenge that waits for evidence; spent by the first answer to it. */
-  asked: { readonly attest: Attest; readonly at: number } | null
+  asked: Question | null
+  /** How far the measurement list has come that is being fetched in several rounds; null when none is. */
+  ima: ImaProgress | null
   /** resetCount of the first report of this connection. */
   resetCount: number | null
   /** The newest report whose difference was withheld until the device has attested. */
@@ -26,7 +37,7 @@ export const liveSessions = (): Sessions => {
   const live = new Map<string, LiveSession>()
   return {
     open(from, nonce) {
-      const session: LiveSession = { from, nonce, asked: null, resetCount: null, withheld: null }
+      const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null }
       live.set(from.client, session)
       return session
     },

@@ -1,4 +1,4 @@
-import { appraise, type AppraisalPolicy } from '../attestation/appraise.ts'
+import { appraise, isUnmeasured, type AppraisalPolicy } from '../attestation/appraise.ts'
 import { recordedState, recordOf, type StateClaims } from '../attestation/claims.ts'
 import type { TpmRecord } from '../attestation/continuity.ts'
 import type { Discontinuity } from '../attestation/reattest.ts'
@@ -35,8 +35,20 @@ export const withContinuity = (judgement: Judgement, discontinuity: Discontinuit
 /** The same with releases and policy as the store has them. */
 export const judge = async (ctx: Context, device: Device, state: StateClaims): Promise<Judgement> => {
   const [releases, policy] = await Promise.all([findAll(ctx.store, 'release', { where: { model: device.model } }), policyOf(ctx, device.id)])
-  return judgementOf(device, state, { releases, policy, at: ctx.now() })
+  return withList(device, state, policy, judgementOf(device, state, { releases, policy, at: ctx.now() }))
 }
+
+/**
+ * What a device was quarantined for may stand on its measurement list: evidence without it (an enrolment has none) does not bring it back. For an enrolled device
+ * the list is due instead, and its keys wait for it.
+ */
+const withList = (device: Device, state: StateClaims, policy: GroupPolicy, judgement: Judgement): Judgement =>
+  device.state === 'quarantined' && judgement.verdict.verdict !== 'contraindicated' && isUnmeasured(state.ima, judgement.verdict.release, policy)
+    ? {
+        ...judgement,
+        verdict: { ...judgement.verdict, verdict: 'contraindicated', reason: 'ima.awaited', detail: 'its list of measured files is not proven yet' },
+      }
+    : judgement
 
 /** What an accepted verdict leaves on the record: the release, and a floor that only rises. */
 export const acceptedWith = (floor: number, { verdict, number }: Judgement): Pick<IdentifiedDevice, 'release' | 'floor' | 'verdict' | 'attestOrderedAt'> => ({

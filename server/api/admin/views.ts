@@ -3,10 +3,13 @@ import type { GroupId } from '@fleetkey/protocol/ids.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { recordedState } from '../../attestation/claims.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
+import { keyGenerationOf } from '../../flows/approvals.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import { hasIdentity, type Batch, type Device, type Endorsement, type Group, type GroupPolicy, type Release, type Station } from '../../fleet/device.ts'
+import { wholePolicy } from '../../fleet/policy.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import { progressOf } from '../../flows/rotate.ts'
 import type { ManagedKey } from '../../keys/key.ts'
@@ -45,13 +48,14 @@ export const batchRow = ({ id, station, rows, manifestHash, importedAt, imported
   claimUntil,
 })
 
-export const releaseView = ({ id, model, name, number, debug, pcrs, importedAt, withdrawn }: Release): Item<'release.list'> => ({
+export const releaseView = ({ id, model, name, number, debug, pcrs, files, importedAt, withdrawn }: Release): Item<'release.list'> => ({
   id,
   model,
   name,
   number,
   debug,
   pcrs,
+  files: files ?? null,
   importedAt,
   withdrawn,
 })
@@ -59,10 +63,10 @@ export const releaseView = ({ id, model, name, number, debug, pcrs, importedAt, 
 export const impactView = ({ first, ...counts }: Impact): ResponseOf<'release.withdraw'> => ({ ...counts, first: [...first] })
 
 /** A policy as the API gives it: arrays of its own. */
-export const policyView = ({ releases, ...policy }: GroupPolicy): ResponseOf<'group.policy.get'> => ({
-  ...policy,
-  releases: releases === 'any' ? releases : [...releases],
-})
+export const policyView = (kept: GroupPolicy): ResponseOf<'group.policy.get'> => {
+  const { releases, ...policy } = wholePolicy(kept)
+  return { ...policy, releases: releases === 'any' ? releases : [...releases] }
+}
 
 export const endorsementView = ({ id, subject, test, intermediate, certificate, crl, importedAt }: Endorsement): Item<'endorsement.list'> => ({
   id,
@@ -96,6 +100,14 @@ export const deviceSummary = (ctx: Context, device: Device): Item<'device.list'>
   verdictReason: hasIdentity(device) ? device.verdict.reason : null,
 })
 
+/** What its last accepted evidence proves of the kernel's list of measured files. */
+const imaView = (device: Device): ResponseOf<'device.show'>['ima'] => {
+  const ima = hasIdentity(device) ? recordedState(device.verdict.claims)?.ima : undefined
+  if (!hasIdentity(device) || ima === undefined || ima === null) return null
+  const { entries, pending, violations, unlisted } = ima
+  return { entries, at: device.verdict.at, pending, violations, unlisted }
+}
+
 export const deviceView = async (ctx: Context, device: Device): Promise<ResponseOf<'device.show'>> => {
   const [certificates, members, holdings, manifest] = await Promise.all([
     allOf(ctx, 'certificate', { device: device.id }),
@@ -112,6 +124,8 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     verdictDetail: hasIdentity(device) ? device.verdict.detail : null,
     verdictAt: hasIdentity(device) ? device.verdict.at : null,
     claims: hasIdentity(device) ? device.verdict.claims.map(({ name, value }) => ({ name, value })) : [],
+    ima: imaView(device),
+    keyGeneration: hasIdentity(device) ? await keyGenerationOf(ctx, device) : null,
     revokedAt: device.state === 'revoked' ? device.revokedAt : null,
     revocationReason: device.state === 'revoked' ? device.reason : null,
     ekHash: manifest[0]?.id ?? null,

@@ -106,7 +106,12 @@ export const logReasons = {
     attack: 'What ran is not what was measured.',
     remedy: 'Find out which file is written while it is executed.',
   },
-  'ima.no-prefix': { cases: [48], meaning: 'No prefix of the list leads to the quoted PCR 10.', attack: 'Entries dropped, added or edited.', remedy: whole },
+  'ima.no-prefix': {
+    cases: [48],
+    meaning: 'No prefix of the list leads, together with the event log, to the quoted PCRs, also when the rest is asked for.',
+    attack: 'Entries dropped, added or edited.',
+    remedy: whole,
+  },
   'ima.tail': {
     cases: [48],
     meaning: 'Entries stand behind the quoted PCR 10: they are not proven yet.',
@@ -115,9 +120,27 @@ export const logReasons = {
   },
   'ima.file': {
     cases: [48],
-    meaning: 'A file of the list is not among those that policy allows, or has another hash.',
+    meaning: 'A file of the list is not among those that the release lists or policy allows, or has another hash.',
     attack: 'Software that nobody approved.',
     remedy: 'Add the file to the reference values, or remove it from the board.',
+  },
+  'ima.no-list': {
+    cases: [48],
+    meaning: 'Policy allows only files that the release lists, and the release lists none.',
+    attack: 'Software that nobody approved.',
+    remedy: 'Import a release whose reference values have "files", or set the policy ima to required.',
+  },
+  'ima.missing': {
+    cases: [48],
+    meaning: 'An IMA list was asked for, and the device sent none: its kernel measures nothing, or its agent cannot read the list.',
+    attack: 'What runs is kept out of sight.',
+    remedy: 'Boot with ima_policy=tcb and let the agent read the list ("imaList"); "fleetkey-agent doctor" says what is there.',
+  },
+  'ima.awaited': {
+    cases: [48, 50],
+    meaning: 'The device is quarantined, policy needs an IMA list, and its evidence has none because none was asked for (an enrolment).',
+    attack: 'A device comes back without showing what it was quarantined for.',
+    remedy: 'Nothing: it is asked for the list when it connects.',
   },
   'ima.limit.bytes': { cases: [48], meaning: 'The IMA list is too large.', attack: bound, remedy: 'Ask for it by offset.' },
   'ima.limit.entries': { cases: [48], meaning: 'The IMA list has too many entries.', attack: bound, remedy: 'Ask for it by offset.' },

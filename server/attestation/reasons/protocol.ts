@@ -115,7 +115,7 @@ export const protocolReasons = {
   'attest.expired': { cases: [28], meaning: 'Evidence came after the deadline of its challenge.', attack: 'Old evidence.', remedy: again },
   'ima.unasked': {
     cases: [48],
-    meaning: 'An IMA list came that was not asked for, or none came.',
+    meaning: 'An IMA list came that was not asked for, or from another entry than was asked for.',
     attack: 'What is not asked for is not bound.',
     remedy: again,
   },
