@@ -19,6 +19,7 @@ import { admitConnection } from './flows/connect.ts'
 import type { Base, Context } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
+import { settleOwedBatches } from './flows/batch-order.ts'
 import { sweepIntents } from './flows/issue.ts'
 import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
@@ -94,11 +95,12 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     log,
   })
   const bus = around.bus?.(broker) ?? broker
-  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake }
+  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake, certificatesChanged: () => undefined }
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
   await settleOwedAppraisals(ctx)
+  await settleOwedBatches(ctx)
   await settleOwedRotations(ctx)
   const ticking = bell.start(ctx)
 

@@ -232,4 +232,6 @@ export interface Context extends Base {
   readonly sessions: Sessions
   /** Has the clock look at this campaign soon: something happened that may change its next step. */
   readonly wake: (campaign: string) => void
+  /** Tells whoever publishes their status that these rows are durable. Nothing that decides here depends on it. */
+  readonly certificatesChanged: (certificates: readonly Certificate[]) => void
 }
