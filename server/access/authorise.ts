@@ -42,6 +42,8 @@ export const actions = {
   'fleet.read': ['owner', 'operator', 'factory', 'auditor'],
   'audit.read': ['owner', 'auditor'],
   'audit.summary': ['system'],
+  'crl.publish': ['system'],
+  'ocsp.responder': ['system'],
   'server.setup': ['system'],
   'enrol.hello': ['unidentified', 'device'],
   'enrol.answer': ['unidentified', 'device'],

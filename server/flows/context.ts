@@ -159,6 +159,7 @@ export type KmsKeyPurpose =
   | 'group-signing'
   | 'release-signing'
   | 'audit-signing'
+  | 'ocsp-signing'
   | 'kek'
 
 /** Where CA keys and the KEK live. Batched and asynchronous from the first day, so that it can move behind a socket or into an HSM. */
