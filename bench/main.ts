@@ -17,7 +17,8 @@ import { detachedSignature, manifestJson } from '@fleetkey/firmware-sim/factory/
 import { referenceValues } from '@fleetkey/firmware-sim/release/release.ts'
 import { openFleet, type Fleet } from '@fleetkey/firmware-sim/fleet/fleet.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
-import { certificateOf, tbsOf } from '@fleetkey/server/ca/profiles.ts'
+import { defaultProfiles } from '@fleetkey/server/ca/profiles.ts'
+import { certificateOf, tbsOf } from '@fleetkey/server/ca/tbs.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
@@ -47,7 +48,12 @@ const pair = (profile: 'server-tls' | 'device-tls'): { key: string; cert: string
   const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
   const issuer = { subject: nameOf('floor'), spki }
   const order = { profile, subject: 'floor', spki, ...(profile === 'server-tls' ? { names: ['localhost'] } : {}) }
-  const tbs = tbsOf(order, issuer, { serial: `40${randomBytes(15).toString('hex')}`, notBefore: now() - 3_600_000, notAfter: now() + 86_400_000 })
+  const tbs = tbsOf(defaultProfiles[profile], order, issuer, {
+    tenant: 'bench',
+    serial: `40${randomBytes(15).toString('hex')}`,
+    notBefore: now() - 3_600_000,
+    notAfter: now() + 86_400_000,
+  })
   return {
     key: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string,
     cert: toPem('CERTIFICATE', certificateOf(tbs, new Uint8Array(sign('sha256', tbs, privateKey)))),

@@ -4,7 +4,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { keyId, readMessage, verifyMessage, verifySignature, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256, tlsBinding } from '@fleetkey/protocol/transcript.ts'
-import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { describe, expect, test } from 'vitest'
 import type { Attester } from './attesters/attester.ts'
 import type { Connection } from './connection.ts'
@@ -108,7 +108,7 @@ const play = async ({ onHello, onAnswer }: Script, more: Partial<EnrolOptions> =
         const { body } = message.envelope
         if (body.type === 'hello') await (onHello ?? (async (reply) => await reply(challengeTo(bytes))))(say, message)
         if (body.type !== 'answer') return
-        const { spki } = parseCsr(body.csr.tls)
+        const { spki } = judgeRequest(body.csr.tls)
         await (onAnswer ?? (async (reply, answer, tlsSpki) => await reply(identityFor(answer.envelope.id, tlsSpki))))(say, message, spki)
       },
       close: async () => void (closed += 1),
@@ -308,7 +308,7 @@ describe('renewal', () => {
     const { pending, body } = await prepare(files, today, steps)
     files.powerCycle()
     expect([(await stores(files).renewals.load())?.id, steps]).toEqual([pending.id, ['renew.prepared']])
-    const { spki } = parseCsr(body.csr)
+    const { spki } = judgeRequest(body.csr)
     expect(spki).toEqual(pending.tlsKey.spki)
     expect(verifySignature(ldevid.spki, tlsBinding('plant', session, spki), body.binding)).toBe(true)
     expect(spki).not.toEqual(identity.tlsKey.spki)

@@ -135,7 +135,8 @@ export const rawSignature = (der: Uint8Array): Uint8Array => {
     if (der[at] !== 0x02 || length === 0 || at + 2 + length > der.length) fail()
     const integer = der.subarray(at + 2, at + 2 + length)
     const value = integer[0] === 0 ? integer.subarray(1) : integer
-    if (value.length > 32 || (integer[0] ?? 0) >= 0x80) fail()
+    // A zero byte only where the next one would make the number negative (X.690 §8.3.2): one signature, one encoding.
+    if (value.length > 32 || (integer[0] ?? 0) >= 0x80 || (integer[0] === 0 && length > 1 && (value[0] ?? 0) < 0x80)) fail()
     raw.set(value, end - value.length)
     at += 2 + length
   }

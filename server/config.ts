@@ -4,6 +4,7 @@ import { parseArgs } from 'node:util'
 import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { z } from 'zod'
+import { ProfileSettings } from './ca/profiles.ts'
 
 const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
 
@@ -25,7 +26,11 @@ export const Settings = z.strictObject({
   names: z.array(z.string().regex(/^[A-Za-z0-9.:-]{1,253}$/)).max(32),
   json: z.boolean(),
 })
-export type Settings = z.infer<typeof Settings> & { readonly passphrase: Secret | undefined }
+export type Settings = z.infer<typeof Settings> & {
+  readonly passphrase: Secret | undefined
+  /** Lifetimes and kinds of keys of certificates, within the bounds of each profile. */
+  readonly profiles: ProfileSettings
+}
 
 /** A setting is wrong: message for the operator, exit code 1. */
 export class SettingsError extends Error {
@@ -43,6 +48,26 @@ const passphraseOf = (path: string | undefined): Secret | undefined => {
   }
 }
 
+const maxFile = 64 << 10
+
+/** What the configuration file may hold. */
+const File = z.strictObject({ profiles: ProfileSettings.optional() })
+
+const fileOf = (path: string | undefined): z.infer<typeof File> => {
+  if (path === undefined) return {}
+  let content: unknown
+  try {
+    const bytes = readFileSync(path)
+    if (bytes.length > maxFile) throw new Error('more than 64 KiB')
+    content = JSON.parse(bytes.toString('utf8'))
+  } catch (error) {
+    throw new SettingsError(`--config ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+  const parsed = File.safeParse(content)
+  if (parsed.success) return parsed.data
+  throw new SettingsError(parsed.error.issues.map((issue) => `--config ${path}: ${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; '))
+}
+
 const optionOf: Readonly<Record<string, string>> = {
   data: '--data',
   tenant: '--tenant',
@@ -54,7 +79,7 @@ const optionOf: Readonly<Record<string, string>> = {
   names: '--name',
 }
 
-/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE), then defaults. Throws SettingsError. */
+/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
 export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): Settings => {
   let values
   try {
@@ -70,6 +95,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'status-url': { type: 'string' },
         name: { type: 'string', multiple: true },
         'passphrase-file': { type: 'string' },
+        config: { type: 'string' },
         json: { type: 'boolean' },
       },
     }).values
@@ -89,5 +115,9 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   })
   if (!parsed.success)
     throw new SettingsError(parsed.error.issues.map((issue) => `${optionOf[String(issue.path[0])] ?? issue.path.join('.')}: ${issue.message}`).join('; '))
-  return { ...parsed.data, passphrase: passphraseOf(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE']) }
+  return {
+    ...parsed.data,
+    profiles: fileOf(values.config ?? env['FLEETKEY_CONFIG']).profiles ?? {},
+    passphrase: passphraseOf(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE']),
+  }
 }

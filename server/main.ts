@@ -12,7 +12,8 @@ import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
 import { statusPlaces, statusService, type StatusService } from './api/status.ts'
-import { checkProfiles } from './ca/profiles.ts'
+import { checkProfiles } from './ca/check-profiles.ts'
+import { profilesOf } from './ca/profiles.ts'
 import { readSettings, SettingsError, type Settings } from './config.ts'
 import { approveReleases } from './flows/approvals.ts'
 import { openAuthority, serverTls } from './flows/authority.ts'
@@ -74,7 +75,8 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const log = around.log ?? ((line: string) => void process.stderr.write(`${new Date().toISOString()} ${line}\n`))
   const now = around.now ?? ((): number => Date.now())
   const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
-  checkProfiles(now())
+  const profiles = profilesOf(settings.profiles)
+  checkProfiles(profiles, now())
   mkdirSync(settings.data, { recursive: true, mode: 0o700 })
   chmodSync(settings.data, 0o700)
   // The store's lock is what keeps a second process out: it comes first.
@@ -83,7 +85,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
   await sweepIntents(base)
-  const authority = await openAuthority(base, settings.statusUrl === null ? undefined : statusPlaces(settings.statusUrl))
+  const authority = await openAuthority(base, { profiles, status: settings.statusUrl === null ? undefined : statusPlaces(settings.statusUrl) })
   const vault = await openVault(base, authority.kek)
   const auditKey = await kms.create('audit-signing', 'audit-signing')
   const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]

@@ -8,7 +8,8 @@ import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
 import type { Body, Envelope, Hello } from '@fleetkey/protocol/messages.ts'
 import { derSignature, keyId, rawSignature, readMessage, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { makeCsr, parseCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { marshalAttest, marshalSignature, parseAttest, parseSignature, type Attest } from '@fleetkey/tpm2/attest.ts'
 import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
@@ -143,7 +144,7 @@ const parsers: readonly Row[] = [
   ['measurement list, binary', ima, () => [base64(list?.binary), base64(plain?.binary)]],
   ['measurement list, ASCII', ima, () => [utf8(list?.ascii ?? ''), utf8(plain?.ascii ?? '')]],
   ['certificate', parseCertificate, () => certificates],
-  ['certification request', parseCsr, () => requests],
+  ['certification request', (bytes) => judgeRequest(bytes), () => requests],
   [
     'DER signature',
     (bytes) => rawSignature(bytes),
@@ -181,7 +182,7 @@ describe('what is announced is not allocated', () => {
     ['buffer of a TPMT_SIGNATURE', (bytes) => parseSignature(bytes), concat(ecdsa.subarray(0, 4), ff(2)), 'TpmFormatError'],
     ['policy of a TPMT_PUBLIC', (bytes) => parsePublic(bytes), concat(rsa.subarray(0, 8), ff(2)), 'TpmFormatError'],
     ['DER element of four gigabytes', parseCertificate, concat(Uint8Array.of(0x30, 0x84), ff(4)), 'x509.der'],
-    ['DER element of 16 megabytes', parseCsr, concat(Uint8Array.of(0x30, 0x83), ff(3)), 'x509.der'],
+    ['DER element of 16 megabytes', (bytes) => judgeRequest(bytes), concat(Uint8Array.of(0x30, 0x83), ff(3)), 'csr.der'],
     ['CBOR bytes', (bytes) => decode(bytes), concat(Uint8Array.of(0x5a), ff(4)), 'cbor.invalid'],
     ['CBOR text', (bytes) => decode(bytes), concat(Uint8Array.of(0x7b, 0), ff(7)), 'cbor.invalid'],
     ['CBOR array', (bytes) => decode(bytes), concat(Uint8Array.of(0x9a), ff(4)), 'cbor.invalid'],

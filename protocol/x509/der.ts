@@ -24,8 +24,21 @@ export const tags = {
 const maxBytes = 4 << 20
 const maxDepth = 24
 
-const fail = (what: string): never => {
-  throw new Problem('malformed', `DER: ${what}`, { reason: 'x509.der' })
+/** What is wrong with an encoding; `value` is a primitive in another form than DER's one. */
+export type DerFault = 'size' | 'depth' | 'early' | 'tag' | 'indefinite' | 'length' | 'trailing' | 'value'
+
+/** A refusal of the reader, with its kind for those who tell them apart. */
+export class DerProblem extends Problem {
+  readonly fault: DerFault
+
+  constructor(fault: DerFault, what: string) {
+    super('malformed', `DER: ${what}`, { reason: 'x509.der' })
+    this.fault = fault
+  }
+}
+
+const fail = (what: string, fault: DerFault = 'value'): never => {
+  throw new DerProblem(fault, what)
 }
 
 /** One element: `bytes` with its header, `content` without. */
@@ -43,8 +56,8 @@ export class DerReader {
   #at = 0
 
   constructor(bytes: Uint8Array, depth = 0) {
-    if (bytes.length > maxBytes) fail(`${bytes.length} bytes`)
-    if (depth > maxDepth) fail('nested too deeply')
+    if (bytes.length > maxBytes) fail(`${bytes.length} bytes`, 'size')
+    if (depth > maxDepth) fail('nested too deeply', 'depth')
     this.#bytes = bytes
     this.#depth = depth
   }
@@ -62,23 +75,24 @@ export class DerReader {
   next(tag?: number): Element {
     const start = this.#at
     const found = this.#bytes[start]
-    if (found === undefined) return fail('ends early')
-    if ((found & 0x1f) === 0x1f) fail('a tag of several bytes')
-    if (tag !== undefined && found !== tag) fail(`tag ${found.toString(16)} where ${tag.toString(16)} belongs`)
+    if (found === undefined) return fail('ends early', 'early')
+    if ((found & 0x1f) === 0x1f) fail('a tag of several bytes', 'tag')
+    if (tag !== undefined && found !== tag) fail(`tag ${found.toString(16)} where ${tag.toString(16)} belongs`, 'tag')
     const first = this.#bytes[start + 1]
-    if (first === undefined) return fail('ends early')
+    if (first === undefined) return fail('ends early', 'early')
     let length = first
     let header = 2
     if (first >= 0x80) {
       const count = first & 0x7f
-      if (count === 0 || count > 3) fail('a length that is indefinite or too large')
+      if (count === 0) fail('an indefinite length', 'indefinite')
+      if (count > 3) fail('a length too large', 'length')
       length = 0
-      for (let i = 0; i < count; i++) length = length * 256 + (this.#bytes[start + 2 + i] ?? fail('ends early'))
-      if (length < 0x80 || (count > 1 && length < 1 << (8 * (count - 1)))) fail('a length that is not minimal')
+      for (let i = 0; i < count; i++) length = length * 256 + (this.#bytes[start + 2 + i] ?? fail('ends early', 'early'))
+      if (length < 0x80 || (count > 1 && length < 1 << (8 * (count - 1)))) fail('a length that is not minimal', 'length')
       header += count
     }
     const end = start + header + length
-    if (end > this.#bytes.length) fail('ends early')
+    if (end > this.#bytes.length) fail('ends early', 'early')
     this.#at = end
     return { tag: found, bytes: this.#bytes.subarray(start, end), content: this.#bytes.subarray(start + header, end), depth: this.#depth }
   }
@@ -95,7 +109,7 @@ export class DerReader {
 
   /** Throws unless everything was read. */
   end(): void {
-    if (!this.done) fail('trailing bytes')
+    if (!this.done) fail('trailing bytes', 'trailing')
   }
 }
 
@@ -107,6 +121,34 @@ export const whole = (bytes: Uint8Array, tag: number): Element => {
   const element = reader.next(tag)
   reader.end()
   return element
+}
+
+/**
+ * Walks everything that these bytes nest, also what nobody will ask for: lengths, depth of at most `depth`, no constructed strings, primitives in DER's one
+ * form (X.690 §8, §10, §11). What lies inside an OCTET STRING is not looked at.
+ */
+export const checkDer = (bytes: Uint8Array, depth: number): void => {
+  const walk = (reader: DerReader, left: number): void => {
+    if (left < 0) fail('nested too deeply', 'depth')
+    while (!reader.done) {
+      const element = reader.next()
+      if ((element.tag & 0x20) === 0) checkPrimitive(element)
+      else if (element.tag < 0x40 && element.tag !== tags.sequence && element.tag !== tags.set) fail('a string in pieces')
+      else walk(inside(element), left - 1)
+    }
+  }
+  walk(new DerReader(bytes), depth)
+}
+
+const checkPrimitive = (element: Element): void => {
+  const { tag, content } = element
+  const [first = 0, second = 0] = content
+  if (tag === tags.boolean) readBoolean(element)
+  else if (tag === tags.oid) readOid(element)
+  else if (tag === tags.null && content.length > 0) fail('a NULL with content')
+  else if (tag === tags.integer && (content.length === 0 || (content.length > 1 && ((first === 0 && second < 0x80) || (first === 0xff && second >= 0x80)))))
+    fail('an INTEGER that is not minimal')
+  else if (tag === tags.bitString && (content.length === 0 || first > 7 || (content.length === 1 && first > 0))) fail('a BIT STRING without its first byte')
 }
 
 /** Dotted form of an OBJECT IDENTIFIER. */

@@ -37,3 +37,6 @@ export const secondVerdict = async (der: Uint8Array, issuer: Uint8Array): Promis
   const [certificate, signer] = [new x509.X509Certificate(Uint8Array.from(der)), new x509.X509Certificate(Uint8Array.from(issuer))]
   return await certificate.verify({ publicKey: signer.publicKey, signatureOnly: true })
 }
+
+/** Whether @peculiar/x509 reads a certification request and accepts its proof of possession. Throws whatever it throws. */
+export const secondRequestVerdict = async (der: Uint8Array): Promise<boolean> => await new x509.Pkcs10CertificateRequest(Uint8Array.from(der)).verify()

@@ -14,3 +14,6 @@ export type Role = keyof typeof roleEku
 
 /** EKU of an LDevID certificate: the identity of a device, not a TLS client. */
 export const deviceIdentityEku = `${arc}.16`
+
+/** EKU of a factory station's certificate: it signs manifests and reference values. */
+export const stationEku = `${arc}.17`

@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { maxOcspRequest } from '@fleetkey/protocol/x509/ocsp.ts'
-import type { StatusPlaces } from '../ca/profiles.ts'
+import type { StatusPlaces } from '../ca/tbs.ts'
 import { pointOf } from '../ca/revocation-list.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import type { Context } from '../flows/context.ts'

@@ -2,7 +2,7 @@ import { alg } from '@fleetkey/tpm2/constants.ts'
 import { ekTemplateFor } from '@fleetkey/tpm2/templates.ts'
 import { checkArea, readKey, usableKey, type TpmKey } from './keys.ts'
 import { fail } from './reasons.ts'
-import { isRoca } from './roca.ts'
+import { isRoca } from '@fleetkey/protocol/x509/request/roca.ts'
 
 /**
  * The EK's public area: made by a template of the TCG EK credential profile (L-1, L-2, or the high range H-1 to H-3), so that it can neither sign nor be used

@@ -1,6 +1,7 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Answer, Challenge, Hello, PresentedEvidence } from '@fleetkey/protocol/messages.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
+import type { KeyKind } from '@fleetkey/protocol/x509/request/key.ts'
 import type { Claims } from './claims.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import type { EndorsementCa } from './endorsements.ts'
@@ -11,6 +12,8 @@ export interface AttestationPolicy {
   readonly requireEkCertificate: boolean
   /** The operator's deny list and TPM firmware floors. */
   readonly endorsement?: EndorsementPolicy
+  /** Kinds of software TLS keys that the profile admits; P-256 unless it says. */
+  readonly tlsKeys?: readonly KeyKind[]
 }
 
 /** A hello whose every public area was found to be ours: what the challenge is made from. */

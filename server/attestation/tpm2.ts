@@ -118,7 +118,7 @@ const verify = (evidence: Evidence, expected: Expected, endorsements: readonly E
     recipient: keys.recipient.name,
     srkPublic: keys.srk.bytes,
     recipientPublic: keys.recipient.bytes,
-    ...checkRequests(answer, keys.ldevid, expected.tenant),
+    ...checkRequests(answer, keys.ldevid, expected.tenant, expected.policy.tlsKeys),
     pcrs,
     events,
     resetCount: quote.clockInfo.resetCount,

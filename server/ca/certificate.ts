@@ -1,7 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 
-export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'ocsp-responder' | 'issuing-ca' | 'root-ca'
+export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'ocsp-responder' | 'issuing-ca' | 'root-ca' | 'station'
 
 /** Written and durable before the signature exists: whatever was signed can be revoked. `id` is the serial, hex. */
 export interface Intent {

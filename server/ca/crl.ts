@@ -3,7 +3,7 @@ import { ecdsaSha256 } from '@fleetkey/protocol/x509/csr.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { crlReasons, type CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 import { distributionPoints, fullName } from './distribution-point.ts'
-import { keyIdentifier, type IssuerName } from './profiles.ts'
+import { keyIdentifier, type IssuerName } from './tbs.ts'
 
 const removeFromCrl = 8
 

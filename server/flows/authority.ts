@@ -5,8 +5,8 @@ import { nameOf, parseCertificate } from '@fleetkey/protocol/x509/certificate.ts
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { Role } from '@fleetkey/protocol/x509/roles.ts'
 import type { Caller } from '../access/caller.ts'
-import type { ProfileName } from '../ca/certificate.ts'
-import type { StatusPlaces } from '../ca/profiles.ts'
+import { defaultProfiles, type Profiles } from '../ca/profiles.ts'
+import type { StatusPlaces } from '../ca/tbs.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { prepareCertificates, recordIssued, type Issuer, type Order } from './issue.ts'
 import { kmsSigner } from './message.ts'
@@ -49,15 +49,18 @@ const ensure = async (ctx: Base, setting: string, issuer: Issuer, order: Omit<Or
 
 /**
  * First start: makes the keys in the KMS and their certificates. Later starts: reads them. Harmless to repeat after a crash at any point. `status`: what
- * certificates from now on say about where others ask about them.
+ * certificates from now on say about where others ask about them; `profiles`: what they are.
  */
-export const openAuthority = async (ctx: Base, status?: StatusPlaces): Promise<Authority> => {
+export const openAuthority = async (
+  ctx: Base,
+  { status, profiles = defaultProfiles }: { readonly status?: StatusPlaces | undefined; readonly profiles?: Profiles } = {},
+): Promise<Authority> => {
   await ctx.kms.create('kek', 'kek')
   ctx.step('setup.kek')
   const [rootKey, issuingKey] = [await publicKeyOf(ctx, 'root-ca', 'root-ca'), await publicKeyOf(ctx, 'issuing-ca', 'issuing-ca')]
   const [rootName, issuingName] = [`Fleetkey root of ${ctx.tenant}`, `Fleetkey issuing CA of ${ctx.tenant}`]
-  const byRoot: Issuer = { subject: nameOf(rootName), spki: rootKey, key: 'root-ca', purpose: 'root-ca' }
-  const issuer: Issuer = { subject: nameOf(issuingName), spki: issuingKey, key: 'issuing-ca', purpose: 'issuing-ca', status }
+  const byRoot: Issuer = { subject: nameOf(rootName), spki: rootKey, key: 'root-ca', purpose: 'root-ca', profiles }
+  const issuer: Issuer = { subject: nameOf(issuingName), spki: issuingKey, key: 'issuing-ca', purpose: 'issuing-ca', profiles, status }
   const root = await ensure(ctx, 'ca/root', byRoot, { profile: 'root-ca', subject: rootName, spki: rootKey })
   const issuing = await ensure(ctx, 'ca/issuing', byRoot, { profile: 'issuing-ca', subject: issuingName, spki: issuingKey })
   const entries: [Role, Signer & { certificate: Uint8Array }][] = []
@@ -76,9 +79,8 @@ export const openAuthority = async (ctx: Base, status?: StatusPlaces): Promise<A
  */
 export const serverTls = async (ctx: Base, authority: Authority, names: readonly string[]): Promise<{ key: string; cert: string; notAfter: number }> => {
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
-  const profile: ProfileName = 'server-tls'
   const order: Order = {
-    profile,
+    profile: 'server-tls',
     subject: 'Fleetkey server',
     spki: new Uint8Array(publicKey.export({ format: 'der', type: 'spki' })),
     names: [...new Set([...names, 'localhost', '127.0.0.1', '::1'])],

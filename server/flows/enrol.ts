@@ -46,6 +46,7 @@ const endorsementsOf = async (ctx: Context): Promise<readonly EndorsementCa[]> =
 const attestationPolicy = async (ctx: Context, { policy }: EnrolServices): Promise<AttestationPolicy> => ({
   ...policy,
   endorsement: await endorsementPolicy(ctx),
+  tlsKeys: ctx.authority.profiles['device-tls'].keys,
 })
 
 /** Whose EK a hello shows, proven or not: on whose record it stands that it was refused. */

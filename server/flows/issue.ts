@@ -1,16 +1,20 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import { Problem } from '@fleetkey/protocol/problem.ts'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import { refuseRequest } from '@fleetkey/protocol/x509/request/reasons.ts'
 import type { Intent as CertificateIntent } from '../ca/certificate.ts'
-import { certificateOf, serialOf, tbsOf, validityOf, type CertificateOrder, type IssuerName } from '../ca/profiles.ts'
+import { requireClean } from '../ca/lint/lint.ts'
+import { validityOf, type Profiles } from '../ca/profiles.ts'
+import { certificateOf, serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName } from '../ca/tbs.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { sha256hex } from './message.ts'
-import { perform, type Intent, type Transaction } from './perform.ts'
+import { perform, refuse, type Intent, type Transaction } from './perform.ts'
 import { findAll, findOne } from './rows.ts'
 
 /** Whose key signs certificates, and under which name. */
 export interface Issuer extends IssuerName {
   readonly key: string
   readonly purpose: KmsKeyPurpose
+  readonly profiles: Profiles
 }
 
 export interface Order extends CertificateOrder {
@@ -25,8 +29,8 @@ export interface Issued {
 }
 
 /**
- * Two of the commits of issuing: the intent rows become durable, then the certificates are signed (one KMS batch). Record them with `recordIssued` in the
- * commit of whatever they were ordered for.
+ * The first commit of issuing, and the signatures: the intent rows become durable, each certificate is linted, then all are signed (one KMS batch). Record them
+ * with `recordIssued` in the commit of whatever they were ordered for. Throws Problem('internal', reason `lint.RULE`) when one breaks a rule: then none is signed.
  */
 export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
   const now = ctx.now()
@@ -36,7 +40,7 @@ export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Int
     profile,
     subject,
     spki,
-    ...validityOf(profile, now),
+    ...validityOf(issuer.profiles[profile], now),
     state: 'open',
     createdAt: now,
   }))
@@ -45,7 +49,7 @@ export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Int
   })
   // A crash here: the start-up sweep marks the intents abandoned; nothing was signed.
   ctx.step('issue.intended')
-  const tbs = intents.map((row, at) => tbsOf(orders[at] as Order, issuer, { serial: row.id, notBefore: row.notBefore, notAfter: row.notAfter }))
+  const tbs = await linted(ctx, issuer, intent, { orders, intents })
   const signatures = await ctx.kms.sign(tbs.map((data) => ({ key: issuer.key, purpose: issuer.purpose, data })))
   // A crash here: certificates exist that nobody has seen; their intents stay and are marked abandoned.
   ctx.step('issue.signed')
@@ -54,6 +58,37 @@ export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Int
     if (data === undefined || signature === undefined) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
     return { intent: row, device: orders[at]?.device ?? null, der: certificateOf(data, signature) }
   })
+}
+
+/** What is to be signed, each found without fault; otherwise the intents end here, audited with the rule that was broken. */
+const linted = async (
+  ctx: Base,
+  issuer: Issuer,
+  intent: Intent,
+  { orders, intents }: { readonly orders: readonly Order[]; readonly intents: readonly CertificateIntent[] },
+): Promise<readonly Uint8Array[]> => {
+  try {
+    return intents.map((row, at) => {
+      const order = orders[at]
+      if (order === undefined) throw new Problem('internal', 'an intent without order')
+      const profile = issuer.profiles[row.profile]
+      const of = { tenant: ctx.tenant, serial: row.id, notBefore: row.notBefore, notAfter: row.notAfter }
+      const tbs = tbsOf(profile, order, issuer, of)
+      requireClean({ tbs, algorithm: signatureAlgorithm, profile, order, issuer, of, now: row.createdAt })
+      return tbs
+    })
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    await perform(ctx, { ...intent, detail: `not signed: ${problem.reason ?? problem.code}` }, async (tx) => {
+      for (const { id } of intents) {
+        const row = await ctx.store.get('intent', id)
+        if (row?.state === 'open') tx.update('intent', { ...row, state: 'abandoned' })
+      }
+    })
+    // A crash before that commit: the start-up sweep marks them abandoned.
+    await refuse(ctx, intent, problem)
+    throw problem
+  }
 }
 
 /** Adds the certificate, and the end of its intent, to a commit. */
@@ -75,14 +110,18 @@ export const recordIssued = (tx: Transaction, { intent, device, der }: Issued): 
 }
 
 /**
- * One key, one device: refuses a public key that another device has ever had a certificate for. The newest certificate of a key holds its hash (a unique
- * index, so that two devices cannot win at the same time); older ones of the same device keep it with their serial appended.
+ * One key, one device, one purpose: refuses a public key that another device, this server or another profile has ever had a certificate for, and the key of a
+ * revoked certificate. The newest certificate of a key holds its hash (a unique index, so that two devices cannot win at the same time); older ones of the same
+ * device keep it with their serial appended. Throws Problem with a reason of `requestReasons`.
  */
 export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: Issued): Promise<void> => {
   const spkiHash = sha256hex(intent.spki)
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
   if (older === undefined) return
-  if (older.device !== device) throw new Problem('forbidden', `the key of ${String(older.device)} presented by ${String(device)}`, { reason: 'key.reused' })
+  if (older.device === null && device !== null) refuseRequest('key.authority', `the key of ${older.profile} ${older.id} presented by ${String(device)}`)
+  if (older.device !== device) refuseRequest('key.reused', `the key of ${String(older.device)} presented by ${String(device)}`)
+  if (older.status === 'revoked') refuseRequest('key.revoked', `the key of revoked certificate ${older.id} presented by ${String(device)}`)
+  if (older.profile !== intent.profile) refuseRequest('key.other-purpose', `the key of ${older.profile} ${older.id} presented for ${intent.profile}`)
   tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
 }
 

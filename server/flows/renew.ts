@@ -1,7 +1,8 @@
-import { parseCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { requestPolicyOf } from '../ca/profiles.ts'
 import { hasIdentity } from '../fleet/device.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { callerOf, identityMessage } from './enrol.ts'
@@ -24,7 +25,8 @@ export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessag
   if (repeated !== undefined) return repeated.answer
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-  const { spki } = parseCsr(body.csr)
+  const profile = ctx.authority.profiles['device-tls']
+  const { spki } = judgeRequest(body.csr, requestPolicyOf(profile, { tenant: ctx.tenant, subject: id }))
   if (!verifySignature(device.keys.ldevidSpki, tlsBinding(ctx.tenant, body.session, spki), body.binding))
     throw new Problem('unauthenticated', 'the LDevID key did not bind this TLS key', { reason: 'csr.tls.binding' })
   const [tls] = await prepareCertificates(ctx, ctx.authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])

@@ -1,0 +1,148 @@
+import { isPoint } from '@fleetkey/protocol/curves.ts'
+import { oids } from '@fleetkey/protocol/x509/oids.ts'
+import { backdate } from '../profiles.ts'
+import { same, type Rules } from './rule.ts'
+import { oidText, type Node } from './tree.ts'
+import type { View } from './view.ts'
+
+const utf8 = (content: Uint8Array): string => new TextDecoder('utf-8', { ignoreBOM: true }).decode(content)
+const commonNames = ({ attributes }: View): readonly Node[] => attributes.filter(({ type }) => type === oids.commonName).map(({ value }) => value)
+
+const digits = ({ tag, content }: Node): string => {
+  const text = new TextDecoder('latin1').decode(content)
+  return tag === 0x17 ? `${Number(text.slice(0, 2)) >= 50 ? '19' : '20'}${text}` : text
+}
+const hasForm = ({ tag, content }: Node): boolean => {
+  const text = new TextDecoder('latin1').decode(content)
+  return (tag === 0x17 && /^\d{12}Z$/.test(text)) || (tag === 0x18 && /^\d{14}Z$/.test(text))
+}
+/** Milliseconds since 1970; undefined for a date that does not exist or has another form. */
+const dateOf = (node: Node): number | undefined => {
+  if (!hasForm(node)) return undefined
+  const [, year = '', month = '', day = '', hour = '', minute = '', second = ''] = /^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(digits(node)) ?? []
+  const text = `${year}-${month}-${day}T${hour}:${minute}:${second}.000Z`
+  const at = Date.parse(text)
+  return Number.isNaN(at) || new Date(at).toISOString() !== text ? undefined : at
+}
+const isEndless = (node: Node): boolean => node.tag === 0x18 && digits(node) === '99991231235959Z'
+
+/** Runs a rule over both dates when they can be read: that they can is another rule's. */
+const dated = (rule: (notBefore: number, notAfter: number, view: View) => boolean) => (view: View) => {
+  const [notBefore, notAfter] = [dateOf(view.notBefore), dateOf(view.notAfter)]
+  return notBefore === undefined || notAfter === undefined || rule(notBefore, notAfter, view)
+}
+
+const both = (rule: (node: Node) => boolean) => (view: View) => rule(view.notBefore) && rule(view.notAfter)
+
+/** Dates. */
+export const validityRules = {
+  'validity.form': { source: 'RFC 5280 §4.1.2.5', says: 'dates with seconds, without fraction, in UTC', holds: both(hasForm) },
+  'validity.date': { source: 'RFC 5280 §4.1.2.5', says: 'dates that exist', holds: both((node) => !hasForm(node) || dateOf(node) !== undefined) },
+  'validity.utc-time': { source: 'RFC 5280 §4.1.2.5', says: 'UTCTime until 2049', holds: both((node) => node.tag !== 0x18 || digits(node) >= '2050') },
+  'validity.order': { source: 'RFC 5280 §4.1.2.5', says: 'an end after the beginning', holds: dated((notBefore, notAfter) => notBefore < notAfter) },
+  'validity.endless': {
+    source: 'RFC 5280 §4.1.2.5',
+    says: 'an end: 99991231235959Z is for factory identities (IEEE 802.1AR §8)',
+    holds: ({ notAfter }) => !isEndless(notAfter),
+  },
+  'validity.life': {
+    source: 'profile; CA/B BR §6.3.2',
+    says: 'no longer than the profile says',
+    holds: dated((notBefore, notAfter, { profile, notAfter: node }) => isEndless(node) || notAfter - notBefore <= profile.life + backdate),
+  },
+  'validity.backdate': {
+    source: 'profile; CA/B BR §7.1.2.7',
+    says: 'a beginning at most an hour ago, and not to come',
+    holds: dated((notBefore, _, { now }) => notBefore <= now && now - notBefore < backdate + 60_000),
+  },
+} as const satisfies Rules
+
+/** Names of the subject. */
+export const subjectRules = {
+  'subject.present': { source: 'RFC 5280 §4.1.2.6', says: 'a subject', holds: ({ attributes }) => attributes.length > 0 },
+  'subject.one-name': { source: 'CA/B BR §7.1.4.3', says: 'one common name', holds: (view) => commonNames(view).length <= 1 },
+  'subject.attributes': {
+    source: 'profile',
+    says: 'no attribute besides',
+    holds: ({ attributes }) => attributes.every(({ type }) => type === oids.commonName),
+  },
+  'subject.rdn': {
+    source: 'CA/B BR §7.1.4.2',
+    says: 'one attribute in each relative name',
+    holds: ({ subject }) => subject.children.every(({ children }) => children.length === 1),
+  },
+  'subject.length': {
+    source: 'RFC 5280 §A.1',
+    says: 'a common name of 1 to 64 characters',
+    holds: (view) => commonNames(view).every(({ content }) => content.length > 0 && Array.from(utf8(content)).length <= 64),
+  },
+  'subject.string': {
+    source: 'RFC 5280 §4.1.2.4',
+    says: 'UTF8String or PrintableString',
+    holds: ({ attributes }) => attributes.every(({ value }) => value.tag === 0x0c || value.tag === 0x13),
+  },
+  'subject.encoding': {
+    source: 'RFC 3629 §3',
+    says: 'valid UTF-8',
+    holds: ({ attributes }) => attributes.every(({ value }) => value.tag !== 0x0c || same(Buffer.from(utf8(value.content)), value.content)),
+  },
+  'subject.control': {
+    source: 'CVE-2009-2408',
+    says: 'no control characters',
+    holds: ({ attributes }) => attributes.every(({ value }) => !value.content.some((byte) => byte < 0x20 || byte === 0x7f)),
+  },
+  'subject.order': {
+    source: 'this CA: nothing is taken from a request',
+    says: 'the name that was ordered',
+    holds: (view) => commonNames(view).every(({ content }) => utf8(content) === view.order.subject),
+  },
+} as const satisfies Rules
+
+const curves: Readonly<Record<string, { readonly kind: 'p256' | 'p384'; readonly size: number }>> = {
+  [oids.p256]: { kind: 'p256', size: 32 },
+  [oids.p384]: { kind: 'p384', size: 48 },
+}
+const curveOf = ({ keyAlgorithm: { children } }: View) => {
+  const [algorithm, parameters] = children
+  if (algorithm === undefined || oidText(algorithm) !== oids.ecPublicKey || parameters?.tag !== 0x06) return undefined
+  const name = oidText(parameters)
+  return Object.hasOwn(curves, name) ? curves[name] : undefined
+}
+const isEc = ({ keyAlgorithm: { children } }: View): boolean => children[0] !== undefined && oidText(children[0]) === oids.ecPublicKey
+const isNamed = (view: View): boolean => view.keyAlgorithm.children.length === 2 && view.keyAlgorithm.children[1]?.tag === 0x06
+const isUncompressed = (view: View): boolean => {
+  const curve = curveOf(view)
+  return curve === undefined || (view.keyBits.content[1] === 4 && view.keyBits.content.length === 2 + 2 * curve.size)
+}
+
+/** The public key. */
+export const keyRules = {
+  'key.allowed': {
+    source: 'profile; CA/B BR §6.1.5',
+    says: 'a key of a kind that the profile admits',
+    holds: (view) => {
+      if (isEc(view) && !isNamed(view)) return true
+      const curve = curveOf(view)
+      return curve !== undefined && view.profile.keys.includes(curve.kind)
+    },
+  },
+  'key.named-curve': { source: 'RFC 5480 §2.1.1', says: 'a curve by its name', holds: (view) => !isEc(view) || isNamed(view) },
+  'key.uncompressed': { source: 'RFC 5480 §2.2', says: 'an uncompressed point', holds: isUncompressed },
+  'key.bits': { source: 'RFC 5280 §4.1.2.7', says: 'a key without unused bits', holds: ({ keyBits }) => keyBits.content[0] === 0 },
+  'key.on-curve': {
+    source: 'SP 800-56A §5.6.2.3.3',
+    says: 'a point on its curve',
+    holds: (view) => {
+      const curve = curveOf(view)
+      if (curve === undefined || !isUncompressed(view)) return true
+      const point = view.keyBits.content.subarray(2)
+      return isPoint(curve.kind, { x: point.subarray(0, curve.size), y: point.subarray(curve.size) })
+    },
+  },
+  'key.order': { source: 'this CA: proof of possession', says: 'the key that was ordered', holds: ({ spki, order }) => same(spki.bytes, order.spki) },
+  'key.issuer': {
+    source: 'SP 800-57 Part 1 §5.2',
+    says: 'another key than the issuer’s for an end entity',
+    holds: ({ spki, issuer, profile }) => profile.ca !== null || !same(spki.bytes, issuer.spki),
+  },
+} as const satisfies Rules

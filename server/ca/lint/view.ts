@@ -1,0 +1,115 @@
+import type { Issuing, CertificateOrder, IssuerName } from '../tbs.ts'
+import type { Profile } from '../profiles.ts'
+import { everyNode, oidText, treeOf, type Node, type Tree } from './tree.ts'
+
+/** What is about to be signed, and what was ordered. */
+export interface ToBeSigned {
+  readonly tbs: Uint8Array
+  /** AlgorithmIdentifier that will stand outside. */
+  readonly algorithm: Uint8Array
+  readonly profile: Profile
+  readonly order: CertificateOrder
+  readonly issuer: IssuerName
+  readonly of: Issuing
+  /** Milliseconds since 1970. */
+  readonly now: number
+}
+
+export interface ExtensionView {
+  readonly id: string
+  readonly critical: boolean
+  /** Criticality stands there although it is the default. */
+  readonly written: boolean
+  readonly value: Uint8Array
+  /** The value as an element; undefined for bytes that are none. */
+  readonly tree: Tree | undefined
+}
+
+export interface AttributeView {
+  readonly type: string
+  readonly value: Node
+  readonly rdn: number
+}
+
+/** A TBSCertificate (RFC 5280 §4.1) taken apart as far as its structure carries. */
+export interface View extends ToBeSigned {
+  readonly tree: Tree
+  /** Elements of the TBSCertificate and of every extension's value. */
+  readonly nodes: readonly Node[]
+  readonly version: Node | undefined
+  readonly serial: Node
+  readonly signature: Node
+  readonly issuerName: Node
+  readonly notBefore: Node
+  readonly notAfter: Node
+  readonly subject: Node
+  readonly attributes: readonly AttributeView[]
+  readonly spki: Node
+  readonly keyAlgorithm: Node
+  readonly keyBits: Node
+  readonly uniqueIds: readonly Node[]
+  readonly extensions: readonly ExtensionView[]
+  readonly extension: (id: string) => ExtensionView | undefined
+}
+
+const extensionOf = (node: Node): ExtensionView | undefined => {
+  const [id, ...rest] = node.children
+  const value = rest.at(-1)
+  if (id === undefined || value === undefined || value.tag !== 0x04 || rest.length > 2) return undefined
+  const flag = rest.length === 2 ? rest[0] : undefined
+  if (flag !== undefined && flag.tag !== 0x01) return undefined
+  const critical = flag !== undefined && flag.content.some((byte) => byte !== 0)
+  return { id: oidText(id), critical, written: flag !== undefined && !critical, value: value.content, tree: treeOf(value.content) }
+}
+
+const attributesOf = (subject: Node): readonly AttributeView[] | undefined => {
+  const found: AttributeView[] = []
+  for (const [rdn, set] of subject.children.entries()) {
+    if (set.tag !== 0x31) return undefined
+    for (const attribute of set.children) {
+      const [type, value] = attribute.children
+      if (type === undefined || value === undefined || attribute.children.length !== 2) return undefined
+      found.push({ type: oidText(type), value, rdn })
+    }
+  }
+  return found
+}
+
+/** Takes it apart; undefined for what is no TBSCertificate at all. */
+export const viewOf = (given: ToBeSigned): View | undefined => {
+  const tree = treeOf(given.tbs)
+  if (tree === undefined || tree.root.tag !== 0x30) return undefined
+  const fields = [...tree.root.children]
+  const take = (tag: number): Node | undefined => (fields[0]?.tag === tag ? fields.shift() : undefined)
+  const version = take(0xa0)
+  const [serial, signature, issuerName, validity, subject, spki] = [take(0x02), take(0x30), take(0x30), take(0x30), take(0x30), take(0x30)]
+  const uniqueIds = [take(0x81), take(0x82)].filter((node) => node !== undefined)
+  const list = take(0xa3)
+  if (fields.length > 0 || serial === undefined || signature === undefined || issuerName === undefined) return undefined
+  if (validity === undefined || subject === undefined || spki === undefined) return undefined
+  const [[notBefore, notAfter], [keyAlgorithm, keyBits]] = [validity.children, spki.children]
+  if (notBefore === undefined || notAfter === undefined || keyAlgorithm === undefined || keyBits?.tag !== 0x03) return undefined
+  if (validity.children.length !== 2 || spki.children.length !== 2) return undefined
+  const attributes = attributesOf(subject)
+  const extensions = (list?.children[0]?.children ?? []).map(extensionOf)
+  if (attributes === undefined || !extensions.every((one) => one !== undefined)) return undefined
+  return {
+    ...given,
+    tree,
+    nodes: [...everyNode(tree.root), ...extensions.flatMap((one) => (one.tree === undefined ? [] : [...everyNode(one.tree.root)]))],
+    version,
+    serial,
+    signature,
+    issuerName,
+    notBefore,
+    notAfter,
+    subject,
+    attributes,
+    spki,
+    keyAlgorithm,
+    keyBits,
+    uniqueIds,
+    extensions,
+    extension: (id) => extensions.find((one) => one.id === id),
+  }
+}
