@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs'
 import type { ParseArgsOptionsConfig } from 'node:util'
 import type { Client } from './client.ts'
 import type { Output } from './output.ts'
@@ -93,6 +93,22 @@ export const readInput = (path: string): Buffer => {
     return readFileSync(path)
   } catch (error) {
     throw fileTrouble(path, error)
+  }
+}
+
+/** At most so many bytes of a file, also of one that has no end; one that cannot be read is a usage error. */
+export const readStart = (path: string, most: number): Buffer => {
+  let file: number | undefined
+  try {
+    file = openSync(path, 'r')
+    const bytes = Buffer.alloc(most)
+    let length = 0
+    for (let read = -1; read !== 0 && length < most; length += read) read = readSync(file, bytes, length, most - length, null)
+    return bytes.subarray(0, length)
+  } catch (error) {
+    throw fileTrouble(path, error)
+  } finally {
+    if (file !== undefined) closeSync(file)
   }
 }
 

@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util'
 import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { z } from 'zod'
-import { ProfileSettings } from './ca/profiles.ts'
+import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
 
 const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
 
@@ -50,10 +50,7 @@ const passphraseOf = (path: string | undefined): Secret | undefined => {
 
 const maxFile = 64 << 10
 
-/** What the configuration file may hold. */
-const File = z.strictObject({ profiles: ProfileSettings.optional() })
-
-const fileOf = (path: string | undefined): z.infer<typeof File> => {
+const fileOf = (path: string | undefined): ConfigFile => {
   if (path === undefined) return {}
   let content: unknown
   try {
@@ -63,7 +60,7 @@ const fileOf = (path: string | undefined): z.infer<typeof File> => {
   } catch (error) {
     throw new SettingsError(`--config ${path}: ${error instanceof Error ? error.message : String(error)}`)
   }
-  const parsed = File.safeParse(content)
+  const parsed = ConfigFile.safeParse(content)
   if (parsed.success) return parsed.data
   throw new SettingsError(parsed.error.issues.map((issue) => `--config ${path}: ${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; '))
 }

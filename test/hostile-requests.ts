@@ -145,8 +145,8 @@ const flipped = (bytes: Uint8Array, at: number): Buffer => {
   copy[at] = (copy[at] ?? 0) ^ 1
   return copy
 }
-const with_ = (more: Partial<Request>): Buffer => request({ spki: own.spki, sign: own.sign, ...more })
-const asking = (...extensions: readonly Uint8Array[]): Buffer => with_({ attributes: [requested(...extensions)] })
+export const selfSigned = (more: Partial<Request>): Buffer => request({ spki: own.spki, sign: own.sign, ...more })
+const asking = (...extensions: readonly Uint8Array[]): Buffer => selfSigned({ attributes: [requested(...extensions)] })
 const altName = (tag: number, value: string | Uint8Array): Uint8Array => extension(id.subjectAltName, seq(text(tag, value)))
 const compressed = Buffer.concat([Buffer.from([2 + ((point.at(-1) ?? 0) & 1)]), point.subarray(0, 32)])
 const ecSpki = (publicPoint: Uint8Array, unused = 0): Buffer => seq(seq(oid('1.2.840.10045.2.1'), oid('1.2.840.10045.3.1.7')), bits(publicPoint, unused))
@@ -198,13 +198,13 @@ export const generated: readonly HostileRequest[] = (
       'flipped-signature',
       'csr.signature',
       () => {
-        const made = with_({})
+        const made = selfSigned({})
         return flipped(made, made.length - 1)
       },
     ],
-    ['signed-by-another-key', 'csr.signature', () => with_({ sign: other.sign })],
-    ['off-curve', 'csr.ec.off-curve', () => with_({ spki: flipped(own.spki, own.spki.length - 1) })],
-    ['infinity', 'csr.ec.infinity', () => with_({ spki: ecSpki(Buffer.from([0])) })],
+    ['signed-by-another-key', 'csr.signature', () => selfSigned({ sign: other.sign })],
+    ['off-curve', 'csr.ec.off-curve', () => selfSigned({ spki: flipped(own.spki, own.spki.length - 1) })],
+    ['infinity', 'csr.ec.infinity', () => selfSigned({ spki: ecSpki(Buffer.from([0])) })],
     ['p-224', 'csr.key.curve', () => request(ec('secp224r1'))],
     ['secp256k1', 'csr.key.curve', () => request(ec('secp256k1'))],
     ['explicit-parameters', 'csr.ec.explicit', () => request(ec('prime256v1', 'explicit'))],
@@ -218,42 +218,42 @@ export const generated: readonly HostileRequest[] = (
       'csr.rsa.long',
       () => request({ spki: rsaSpki(integer(bigOdd(16_384)), 65_537n), algorithm: algorithm(id.rsaSha256, null_), sign: () => randomBytes(2048) }),
     ],
-    ['sha-1', 'csr.signature.hash', () => with_({ algorithm: algorithm(id.ecdsaSha1), sign: (info) => sign('sha1', info, own.privateKey) })],
+    ['sha-1', 'csr.signature.hash', () => selfSigned({ algorithm: algorithm(id.ecdsaSha1), sign: (info) => sign('sha1', info, own.privateKey) })],
     ['ca-true', 'csr.extension.ca', () => asking(extension(id.basicConstraints, seq(hex('0101ff')), true))],
     ['key-cert-sign', 'csr.usage.ca', () => asking(extension(id.keyUsage, hex('03020186'), true))],
     ['name-of-another-device', 'csr.name.other', () => asking(altName(0x86, 'spiffe://default/device/gw-2'))],
     ['nul-in-alt-name', 'csr.name.control', () => asking(altName(0x86, 'spiffe://default/device/gw-1\0.example'))],
-    ['nul-in-common-name', 'csr.subject.control', () => with_({ subject: named('gw-1\0.example') })],
-    ['bad-utf-8', 'csr.subject.encoding', () => with_({ subject: seq(commonName(utf8(hex('67772dc3283100')))) })],
-    ['two-common-names', 'csr.subject.names', () => with_({ subject: seq(commonName(utf8('gw-1')), commonName(utf8('gw-2'))) })],
+    ['nul-in-common-name', 'csr.subject.control', () => selfSigned({ subject: named('gw-1\0.example') })],
+    ['bad-utf-8', 'csr.subject.encoding', () => selfSigned({ subject: seq(commonName(utf8(hex('67772dc3283100')))) })],
+    ['two-common-names', 'csr.subject.names', () => selfSigned({ subject: seq(commonName(utf8('gw-1')), commonName(utf8('gw-2'))) })],
     ['duplicate-extension', 'csr.extension.duplicate', () => asking(extension(id.keyUsage, hex('03020780')), extension(id.keyUsage, hex('03020780')))],
     [
       'two-extension-requests',
       'csr.attribute.duplicate',
-      () => with_({ attributes: [requested(extension(id.keyUsage, hex('03020780'))), requested(extension(id.keyUsage, hex('03020780')))] }),
+      () => selfSigned({ attributes: [requested(extension(id.keyUsage, hex('03020780'))), requested(extension(id.keyUsage, hex('03020780')))] }),
     ],
-    ['trailing-bytes', 'csr.der.trailing', () => Buffer.concat([with_({}), hex('deadbeef')])],
+    ['trailing-bytes', 'csr.der.trailing', () => Buffer.concat([selfSigned({}), hex('deadbeef')])],
     ['indefinite-length', 'csr.der.indefinite', () => indefinite(asking(extension(id.keyUsage, hex('03020780')), extension('1.2.3.4', randomBytes(100))))],
     ['long-length', 'csr.der.length', () => longLength(asking(extension(id.keyUsage, hex('03020780')), extension('1.2.3.4', randomBytes(100))))],
-    ['version-1', 'csr.version', () => with_({ version: hex('020101') })],
-    ['rsa-oid-on-ec-key', 'csr.key.encoding', () => with_({ spki: seq(algorithm('1.2.840.113549.1.1.1', null_), bits(own.spki.subarray(26))) })],
-    ['empty-subject', 'csr.subject.empty', () => with_({ subject: seq() })],
+    ['version-1', 'csr.version', () => selfSigned({ version: hex('020101') })],
+    ['rsa-oid-on-ec-key', 'csr.key.encoding', () => selfSigned({ spki: seq(algorithm('1.2.840.113549.1.1.1', null_), bits(own.spki.subarray(26))) })],
+    ['empty-subject', 'csr.subject.empty', () => selfSigned({ subject: seq() })],
     ['one-mebibyte', 'csr.size', () => asking(extension('1.2.3.4', Buffer.alloc(1 << 20)))],
-    ['nested-3000', 'csr.der.depth', () => with_({ attributes: [seq(oid('1.2.3.4'), setOf(nested(3000)))] })],
+    ['nested-3000', 'csr.der.depth', () => selfSigned({ attributes: [seq(oid('1.2.3.4'), setOf(nested(3000)))] })],
     [
       'padded-signature',
       'csr.signature.encoding',
       () =>
-        with_({
+        selfSigned({
           sign: (info) => {
             const [r, s] = numbers(own.sign(info))
             return seq(tlv(0x02, Buffer.from([0, 0]), r), tlv(0x02, s))
           },
         }),
     ],
-    ['zero-signature', 'csr.signature.range', () => with_({ sign: () => seq(hex('020100'), hex('020100')) })],
+    ['zero-signature', 'csr.signature.range', () => selfSigned({ sign: () => seq(hex('020100'), hex('020100')) })],
     ['ed25519-low-order', 'csr.key.algorithm', () => request(lowOrder())],
-    ['compressed-point', 'csr.ec.compressed', () => with_({ spki: ecSpki(compressed) })],
+    ['compressed-point', 'csr.ec.compressed', () => selfSigned({ spki: ecSpki(compressed) })],
     ['dsa', 'csr.key.algorithm', () => request(dsa())],
     ['close-primes', 'csr.rsa.close-primes', () => request(closePrimes())],
   ] as const
@@ -289,62 +289,64 @@ export const further: readonly HostileRequest[] = [
     const p = prime(1536)
     return request(rsaOf(p, nextPrime(p)))
   }),
-  asn1('unused bits of the key', 'csr.key.bits', 45, () => with_({ spki: ecSpki(own.spki.subarray(26), 1) })),
-  asn1('zero modulus', 'csr.rsa.modulus', 46, () => with_({ spki: rsaSpki(hex('020100'), 65_537n) })),
-  asn1('negative modulus', 'csr.rsa.modulus', 46, () => with_({ spki: rsaSpki(tlv(0x02, Buffer.from([0x80]), randomBytes(255)), 65_537n) })),
-  asn1('challengePassword', 'csr.attribute.password', 47, () => with_({ attributes: [seq(oid(id.challengePassword), setOf(utf8('once')))] })),
+  asn1('unused bits of the key', 'csr.key.bits', 45, () => selfSigned({ spki: ecSpki(own.spki.subarray(26), 1) })),
+  asn1('zero modulus', 'csr.rsa.modulus', 46, () => selfSigned({ spki: rsaSpki(hex('020100'), 65_537n) })),
+  asn1('negative modulus', 'csr.rsa.modulus', 46, () => selfSigned({ spki: rsaSpki(tlv(0x02, Buffer.from([0x80]), randomBytes(255)), 65_537n) })),
+  asn1('challengePassword', 'csr.attribute.password', 47, () => selfSigned({ attributes: [seq(oid(id.challengePassword), setOf(utf8('once')))] })),
   asn1('unknown critical extension', 'csr.extension.critical', 48, () => asking(extension('1.2.3.4', null_, true))),
   asn1('wildcard', 'csr.name.kind', 49, () => asking(altName(0x82, '*.plant.example'))),
   asn1('address', 'csr.name.kind', 49, () => asking(altName(0x87, Buffer.from([10, 0, 0, 1])))),
   asn1('mail', 'csr.name.kind', 49, () => asking(altName(0x81, 'root@plant.example'))),
-  asn1('Cyrillic look-alike', 'csr.subject.script', 50, () => with_({ subject: named('gаteway-1') })),
+  asn1('Cyrillic look-alike', 'csr.subject.script', 50, () => selfSigned({ subject: named('gаteway-1') })),
   asn1('anyExtendedKeyUsage', 'csr.purpose', 51, () => asking(extension(id.extKeyUsage, seq(oid('2.5.29.37.0'))))),
   asn1('codeSigning', 'csr.purpose', 51, () => asking(extension(id.extKeyUsage, seq(oid('1.3.6.1.5.5.7.3.3'))))),
   asn1('serverAuth', 'csr.purpose', 51, () => asking(extension(id.extKeyUsage, seq(oid('1.3.6.1.5.5.7.3.1'))))),
   asn1('X25519', 'csr.key.agreement', 54, () => request(x25519())),
   asn1('ML-KEM-768', 'csr.key.agreement', 54, () => request(kem())),
-  asn1('RSA-4104', 'csr.rsa.long', 55, () => with_({ spki: rsaSpki(integer(bigOdd(4104)), 65_537n) })),
+  asn1('RSA-4104', 'csr.rsa.long', 55, () => selfSigned({ spki: rsaSpki(integer(bigOdd(4104)), 65_537n) })),
   asn1('flood of attributes', 'csr.attribute.count', 56, () =>
-    with_({ attributes: Array.from({ length: 200 }, (_, at) => seq(oid(`1.2.3.${at}`), setOf(null_))) }),
+    selfSigned({ attributes: Array.from({ length: 200 }, (_, at) => seq(oid(`1.2.3.${at}`), setOf(null_))) }),
   ),
-  asn1('BMPString', 'csr.subject.string', 57, () => with_({ subject: seq(commonName(text(0x1e, hex('006700770031')))) })),
-  asn1('TeletexString', 'csr.subject.string', 57, () => with_({ subject: seq(commonName(text(0x14, 'gw-1'))) })),
-  asn1('UniversalString', 'csr.subject.string', 57, () => with_({ subject: seq(commonName(text(0x1c, hex('00000067')))) })),
-  asn1('65 characters', 'csr.subject.length', 58, () => with_({ subject: named('g'.repeat(65)) })),
-  asn1('exponent above 2^32', 'csr.rsa.exponent', 59, () => with_({ spki: rsaSpki(integer(bigOdd(3072)), (1n << 33n) + 1n) })),
+  asn1('BMPString', 'csr.subject.string', 57, () => selfSigned({ subject: seq(commonName(text(0x1e, hex('006700770031')))) })),
+  asn1('TeletexString', 'csr.subject.string', 57, () => selfSigned({ subject: seq(commonName(text(0x14, 'gw-1'))) })),
+  asn1('UniversalString', 'csr.subject.string', 57, () => selfSigned({ subject: seq(commonName(text(0x1c, hex('00000067')))) })),
+  asn1('65 characters', 'csr.subject.length', 58, () => selfSigned({ subject: named('g'.repeat(65)) })),
+  asn1('exponent above 2^32', 'csr.rsa.exponent', 59, () => selfSigned({ spki: rsaSpki(integer(bigOdd(3072)), (1n << 33n) + 1n) })),
   asn1('SHA-384 with P-256', 'csr.signature.algorithm', 60, () =>
-    with_({ algorithm: algorithm(id.ecdsaSha384), sign: (info) => sign('sha384', info, own.privateKey) }),
+    selfSigned({ algorithm: algorithm(id.ecdsaSha384), sign: (info) => sign('sha384', info, own.privateKey) }),
   ),
-  asn1('RSA signature algorithm with an EC key', 'csr.signature.algorithm', 60, () => with_({ algorithm: algorithm(id.rsaSha256, null_) })),
+  asn1('RSA signature algorithm with an EC key', 'csr.signature.algorithm', 60, () => selfSigned({ algorithm: algorithm(id.rsaSha256, null_) })),
   asn1('RSASSA-PSS key', 'csr.key.algorithm', 0, () => request(pss())),
   asn1('RSA-3072 in order', 'csr.rsa.not-admitted', 0, () => request(rsa(3072))),
-  asn1('small factor', 'csr.rsa.factor', 0, () => with_({ spki: rsaSpki(integer(bigOdd(3064) * 3n * 5n), 65_537n) })),
+  asn1('small factor', 'csr.rsa.factor', 0, () => selfSigned({ spki: rsaSpki(integer(bigOdd(3064) * 3n * 5n), 65_537n) })),
   asn1('P-384 where P-256 belongs', 'csr.key.curve', 0, () => request(p384())),
-  asn1('hybrid point', 'csr.ec.compressed', 0, () => with_({ spki: ecSpki(Buffer.concat([Buffer.from([6 + ((point.at(-1) ?? 0) & 1)]), point])) })),
-  asn1('no curve', 'csr.key.encoding', 0, () => with_({ spki: seq(seq(oid('1.2.840.10045.2.1')), bits(own.spki.subarray(26))) })),
-  asn1('short point', 'csr.key.encoding', 0, () => with_({ spki: ecSpki(own.spki.subarray(26, 58)) })),
-  asn1('r above the order', 'csr.signature.range', 0, () => with_({ sign: () => seq(tlv(0x02, Buffer.from([0]), Buffer.alloc(32, 0xff)), hex('020101')) })),
-  asn1('negative s', 'csr.signature.encoding', 0, () => with_({ sign: () => seq(hex('020101'), hex('0201ff')) })),
-  asn1('parameters of ECDSA', 'csr.signature.parameters', 0, () => with_({ algorithm: algorithm(id.ecdsaSha256, null_) })),
-  asn1('another attribute', 'csr.attribute.unknown', 0, () => with_({ attributes: [seq(oid('1.2.3.4'), setOf(null_))] })),
-  asn1('attribute without value', 'csr.attribute.duplicate', 0, () => with_({ attributes: [seq(oid(id.extensionRequest), setOf())] })),
+  asn1('hybrid point', 'csr.ec.compressed', 0, () => selfSigned({ spki: ecSpki(Buffer.concat([Buffer.from([6 + ((point.at(-1) ?? 0) & 1)]), point])) })),
+  asn1('no curve', 'csr.key.encoding', 0, () => selfSigned({ spki: seq(seq(oid('1.2.840.10045.2.1')), bits(own.spki.subarray(26))) })),
+  asn1('short point', 'csr.key.encoding', 0, () => selfSigned({ spki: ecSpki(own.spki.subarray(26, 58)) })),
+  asn1('r above the order', 'csr.signature.range', 0, () =>
+    selfSigned({ sign: () => seq(tlv(0x02, Buffer.from([0]), Buffer.alloc(32, 0xff)), hex('020101')) }),
+  ),
+  asn1('negative s', 'csr.signature.encoding', 0, () => selfSigned({ sign: () => seq(hex('020101'), hex('0201ff')) })),
+  asn1('parameters of ECDSA', 'csr.signature.parameters', 0, () => selfSigned({ algorithm: algorithm(id.ecdsaSha256, null_) })),
+  asn1('another attribute', 'csr.attribute.unknown', 0, () => selfSigned({ attributes: [seq(oid('1.2.3.4'), setOf(null_))] })),
+  asn1('attribute without value', 'csr.attribute.duplicate', 0, () => selfSigned({ attributes: [seq(oid(id.extensionRequest), setOf())] })),
   asn1('critical FALSE written out', 'csr.der.value', 0, () => asking(seq(oid('1.2.3.4'), hex('010100'), tlv(0x04, null_)))),
-  asn1('constructed string', 'csr.der.value', 0, () => with_({ attributes: [seq(oid('1.2.3.4'), setOf(tlv(0x24, tlv(0x04, null_))))] })),
+  asn1('constructed string', 'csr.der.value', 0, () => selfSigned({ attributes: [seq(oid('1.2.3.4'), setOf(tlv(0x24, tlv(0x04, null_))))] })),
   asn1('BOOLEAN of 01', 'csr.der.value', 0, () => asking(seq(oid('1.2.3.4'), hex('010101'), tlv(0x04, null_)))),
   asn1('keyAgreement', 'csr.usage', 0, () => asking(extension(id.keyUsage, hex('03020308')))),
   asn1('key usage of no form', 'csr.extension.value', 0, () => asking(extension(id.keyUsage, hex('0500')))),
   asn1('empty alternative names', 'csr.extension.value', 0, () => asking(extension(id.subjectAltName, seq()))),
   asn1('relative URI', 'csr.name', 0, () => asking(altName(0x86, 'gw-1'))),
-  asn1('empty relative name', 'csr.subject', 0, () => with_({ subject: seq(setOf()) })),
-  asn1('ends early', 'csr.der', 0, () => with_({}).subarray(0, 60)),
+  asn1('empty relative name', 'csr.subject', 0, () => selfSigned({ subject: seq(setOf()) })),
+  asn1('ends early', 'csr.der', 0, () => selfSigned({}).subarray(0, 60)),
   asn1('empty', 'csr.der', 0, () => Buffer.alloc(0)),
-  asn1('common name of another', 'csr.subject.other', 0, () => with_({ subject: named('gw-2') })),
+  asn1('common name of another', 'csr.subject.other', 0, () => selfSigned({ subject: named('gw-2') })),
 ]
 
 /** A request in order, as an honest device or another tool makes it. `names`: with what the certificate will carry anyway. */
 export const honest = (wished = false): Buffer =>
   wished
-    ? with_({
+    ? selfSigned({
         subject: seq(setOf(attribute('2.5.4.10', utf8('Plant'))), commonName(text(0x13, 'gw-1'))),
         attributes: [
           requested(
@@ -355,7 +357,7 @@ export const honest = (wished = false): Buffer =>
           ),
         ],
       })
-    : with_({})
+    : selfSigned({})
 
 export const honestSpki: Uint8Array = Uint8Array.from(own.spki)
 export const p384Request = (): Buffer => request(p384())

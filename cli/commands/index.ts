@@ -1,6 +1,7 @@
 import type { Command } from '../command.ts'
 import { attestCommands } from './attest.ts'
 import { auditCommands } from './audit.ts'
+import { caCommands } from './ca.ts'
 import { campaignCommands } from './campaign.ts'
 import { deviceCommands } from './device.ts'
 import { doctorCommands } from './doctor.ts'
@@ -24,6 +25,7 @@ export const commands: readonly Command[] = [
   ...deviceCommands,
   ...keyCommands,
   ...campaignCommands,
+  ...caCommands,
   ...auditCommands,
   ...attestCommands,
   ...inspectCommands,

@@ -102,6 +102,10 @@ export const ProfileSettings = z.strictObject(
 )
 export type ProfileSettings = z.infer<typeof ProfileSettings>
 
+/** What the configuration file of a server may hold. */
+export const ConfigFile = z.strictObject({ profiles: ProfileSettings.optional() })
+export type ConfigFile = z.infer<typeof ConfigFile>
+
 /** The profiles as this server's configuration has them. */
 export const profilesOf = (settings: ProfileSettings): Profiles =>
   Object.fromEntries(

@@ -18,6 +18,13 @@ const ask = 'Ask for nothing: names, usages and dates come from the profile.'
 
 const encoding = {
   'csr.size': { cases: [30], code: 'malformed', meaning: 'The request has more than 16 KiB.', source: 'bound of this CA', remedy: ask },
+  'csr.pem': {
+    cases: [],
+    code: 'malformed',
+    meaning: 'The file is neither DER nor one PEM block of a CERTIFICATE REQUEST (`ca check-csr` only).',
+    source: 'RFC 7468 §7',
+    remedy: 'One request a file: `openssl req -new -key KEY -out FILE`.',
+  },
   'csr.der': { cases: [], code: 'malformed', meaning: 'The request is no DER structure of PKCS #10, or ends early.', source: 'RFC 2986 §4', remedy: encoder },
   'csr.der.trailing': { cases: [24], code: 'malformed', meaning: 'Bytes follow the structure they belong to.', source: 'X.690 §8.1', remedy: encoder },
   'csr.der.indefinite': { cases: [25], code: 'malformed', meaning: 'A length is indefinite: BER, not DER.', source: 'X.690 §10.1', remedy: encoder },
@@ -228,6 +235,13 @@ const wishes = {
     source: 'profile, subject',
     remedy: 'Put the own id into the common name.',
   },
+  'csr.subject.id': {
+    cases: [],
+    code: 'malformed',
+    meaning: 'The common name makes no id, not even in lower case, and no other one is given (`ca check-csr` only).',
+    source: 'ids: `^[a-z0-9][a-z0-9-]{0,63}$`, not `e-…`',
+    remedy: 'Name the device with `--id`.',
+  },
   'csr.extension.ca': { cases: [15], code: 'forbidden', meaning: 'The request is for a CA.', source: 'RFC 5280 §4.2.1.9', remedy: ask },
   'csr.extension.critical': {
     cases: [48],
@@ -324,6 +338,10 @@ export const refuseRequest = (reason: RequestReasonCode, detail?: string, cause?
   const { code, meaning } = requestReasons[reason]
   throw new Problem(code, detail ?? meaning, { reason, cause })
 }
+
+/** What whoever made the request does about it; null for a code that is none of the table. */
+export const reasonedRemedy = (reason: string): string | null =>
+  Object.hasOwn(requestReasons, reason) ? ((requestReasons as Readonly<Record<string, RequestReason>>)[reason]?.remedy ?? null) : null
 
 const sections = [
   ['Encoding', encoding],

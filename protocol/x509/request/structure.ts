@@ -40,6 +40,21 @@ export const understood = <T>(read: () => T, reason?: RequestReasonCode): T => {
   }
 }
 
+/** DER of a file that is DER, or PEM with one block of a request and nothing else that could be taken for one. Throws Problem with a reason of `requestReasons`. */
+export const requestOfFile = (file: Uint8Array): Uint8Array => {
+  if (file[0] === tags.sequence) return file
+  // A PEM file of the largest request, with as much text around it.
+  if (file.length > 4 * requestLimits.bytes) refuseRequest('csr.size', `${file.length} bytes`)
+  const text = new TextDecoder('latin1').decode(file)
+  const [begin, ...others] = text.matchAll(/-----BEGIN ([^\n-]*)-----/g)
+  if (begin === undefined || others.length > 0) refuseRequest('csr.pem', begin === undefined ? 'no PEM block' : 'several PEM blocks')
+  const [, label, body = ''] = /-----BEGIN ((?:NEW )?CERTIFICATE REQUEST)-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END \1-----/.exec(text) ?? []
+  if (label === undefined) refuseRequest('csr.pem', `a block of ${begin?.[1]?.slice(0, 40).replace(/[^ -~]/g, '?') ?? ''}, or no base64`)
+  const base64 = body.replaceAll(/[\r\n]/g, '')
+  const bytes = new Uint8Array(Buffer.from(base64, 'base64'))
+  return Buffer.from(bytes).toString('base64') === base64 ? bytes : refuseRequest('csr.pem', 'base64 that is not in its one form')
+}
+
 /** Takes a request apart: DER throughout, bounded, nothing that stands twice. Throws Problem with a reason of `requestReasons`. */
 export const readStructure = (bytes: Uint8Array): RequestStructure => {
   if (bytes.length > requestLimits.bytes) refuseRequest('csr.size', `${bytes.length} bytes`)

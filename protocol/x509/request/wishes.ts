@@ -29,7 +29,8 @@ const textOf = ({ tag, content }: Element): string => {
   return Array.from(text).some(isControl) ? refuseRequest('csr.subject.control') : text
 }
 
-const readSubject = (subject: Uint8Array): { commonName: string | null; others: readonly string[] } => {
+/** Common name, and the types of the other attributes, of a Name (DER). Throws Problem with a reason of `requestReasons`, or DerProblem. */
+export const readSubject = (subject: Uint8Array): { commonName: string | null; others: readonly string[] } => {
   const rdns = inside(whole(subject, tags.sequence))
   const others: string[] = []
   let commonName: string | null = null

@@ -33,6 +33,9 @@ const sameSet = <T>(a: ReadonlySet<T>, b: ReadonlySet<T>): boolean => a.size ===
 const ofTag = (tag: number, rule: (content: Uint8Array) => boolean) =>
   where(subjectAltName, ({ children }) => children.every((name) => name.tag !== tag || rule(name.content)))
 
+const kindsOf = ({ profile }: View): readonly number[] => (profile.names === 'hosts' ? [0x82, 0x87] : [0x86])
+const isAddress = ({ length }: Uint8Array): boolean => length === 4 || length === 16
+
 /** Extensions (RFC 5280 §4.2). */
 export const extensionRules = {
   'extension.unique': {
@@ -149,10 +152,7 @@ export const extensionRules = {
   'alt-name.kind': {
     source: 'profile',
     says: 'URIs for devices and stations, host names and addresses for servers',
-    holds: where(subjectAltName, ({ children }, { profile }) => {
-      const allowed = profile.names === 'hosts' ? [0x82, 0x87] : [0x86]
-      return profile.names === null || children.every(({ tag }) => allowed.includes(tag))
-    }),
+    holds: where(subjectAltName, ({ children }, view) => view.profile.names === null || children.every(({ tag }) => kindsOf(view).includes(tag))),
   },
   'alt-name.uri': {
     source: 'RFC 3986 §3',
@@ -164,7 +164,7 @@ export const extensionRules = {
     says: 'host names without wildcard or underscore',
     holds: ofTag(0x82, (content) => !ascii(content).includes('*') && isHostName(ascii(content))),
   },
-  'alt-name.ip': { source: 'RFC 5280 §4.2.1.6', says: 'addresses of 4 or 16 bytes', holds: ofTag(0x87, ({ length }) => length === 4 || length === 16) },
+  'alt-name.ip': { source: 'RFC 5280 §4.2.1.6', says: 'addresses of 4 or 16 bytes', holds: ofTag(0x87, isAddress) },
   'alt-name.unique': {
     source: 'CA/B BR §7.1.4.2',
     says: 'no alternative name twice',
@@ -174,9 +174,11 @@ export const extensionRules = {
     source: 'this CA: nothing is taken from a request',
     says: 'the names that were ordered',
     holds: where(subjectAltName, ({ children }, view) => {
-      if (view.profile.names === null) return true
+      // Names of another kind or form are said by their own rules.
+      const told = children.filter(({ tag, content }) => kindsOf(view).includes(tag) && (tag !== 0x87 || isAddress(content)))
+      if (view.profile.names === null || children.length === 0) return true
       const wanted = altNamesOf(view.profile, view.order, view.of.tenant).map((name) => Buffer.from(name).toString('hex'))
-      return sameSet(new Set(children.map(({ bytes }) => Buffer.from(bytes).toString('hex'))), new Set(wanted))
+      return sameSet(new Set(told.map(({ bytes }) => Buffer.from(bytes).toString('hex'))), new Set(wanted))
     }),
   },
 } as const satisfies Rules

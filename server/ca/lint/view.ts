@@ -55,7 +55,7 @@ export interface View extends ToBeSigned {
 const extensionOf = (node: Node): ExtensionView | undefined => {
   const [id, ...rest] = node.children
   const value = rest.at(-1)
-  if (id === undefined || value === undefined || value.tag !== 0x04 || rest.length > 2) return undefined
+  if (node.tag !== 0x30 || id?.tag !== 0x06 || value === undefined || value.tag !== 0x04 || rest.length > 2) return undefined
   const flag = rest.length === 2 ? rest[0] : undefined
   if (flag !== undefined && flag.tag !== 0x01) return undefined
   const critical = flag !== undefined && flag.content.some((byte) => byte !== 0)
@@ -68,7 +68,7 @@ const attributesOf = (subject: Node): readonly AttributeView[] | undefined => {
     if (set.tag !== 0x31) return undefined
     for (const attribute of set.children) {
       const [type, value] = attribute.children
-      if (type === undefined || value === undefined || attribute.children.length !== 2) return undefined
+      if (attribute.tag !== 0x30 || type?.tag !== 0x06 || value === undefined || attribute.children.length !== 2) return undefined
       found.push({ type: oidText(type), value, rdn })
     }
   }
@@ -88,10 +88,12 @@ export const viewOf = (given: ToBeSigned): View | undefined => {
   if (fields.length > 0 || serial === undefined || signature === undefined || issuerName === undefined) return undefined
   if (validity === undefined || subject === undefined || spki === undefined) return undefined
   const [[notBefore, notAfter], [keyAlgorithm, keyBits]] = [validity.children, spki.children]
-  if (notBefore === undefined || notAfter === undefined || keyAlgorithm === undefined || keyBits?.tag !== 0x03) return undefined
+  if (notBefore === undefined || notAfter === undefined || keyAlgorithm?.tag !== 0x30 || keyBits?.tag !== 0x03) return undefined
   if (validity.children.length !== 2 || spki.children.length !== 2) return undefined
   const attributes = attributesOf(subject)
-  const extensions = (list?.children[0]?.children ?? []).map(extensionOf)
+  const [inner] = list?.children ?? []
+  if (list !== undefined && (inner?.tag !== 0x30 || list.children.length !== 1)) return undefined
+  const extensions = (inner?.children ?? []).map(extensionOf)
   if (attributes === undefined || !extensions.every((one) => one !== undefined)) return undefined
   return {
     ...given,
