@@ -34,6 +34,7 @@ const ofTag = (tag: number, rule: (content: Uint8Array) => boolean) =>
   where(subjectAltName, ({ children }) => children.every((name) => name.tag !== tag || rule(name.content)))
 
 const kindsOf = ({ profile }: View): readonly number[] => (profile.names === 'hosts' ? [0x82, 0x87] : [0x86])
+const isUri = (content: Uint8Array): boolean => /^[a-z][a-z0-9+.-]*:[\x21-\x7e]+$/i.test(ascii(content))
 const isAddress = ({ length }: Uint8Array): boolean => length === 4 || length === 16
 
 /** Extensions (RFC 5280 §4.2). */
@@ -157,7 +158,7 @@ export const extensionRules = {
   'alt-name.uri': {
     source: 'RFC 3986 §3',
     says: 'absolute URIs in ASCII',
-    holds: ofTag(0x86, (content) => /^[a-z][a-z0-9+.-]*:[\x21-\x7e]+$/i.test(ascii(content))),
+    holds: ofTag(0x86, isUri),
   },
   'alt-name.dns': {
     source: 'RFC 1034 §3.5; CA/B BR §7.1.4.2',
@@ -175,7 +176,9 @@ export const extensionRules = {
     says: 'the names that were ordered',
     holds: where(subjectAltName, ({ children }, view) => {
       // Names of another kind or form are said by their own rules.
-      const told = children.filter(({ tag, content }) => kindsOf(view).includes(tag) && (tag !== 0x87 || isAddress(content)))
+      const told = children.filter(
+        ({ tag, content }) => kindsOf(view).includes(tag) && (tag !== 0x87 || isAddress(content)) && (tag !== 0x86 || isUri(content)),
+      )
       if (view.profile.names === null || children.length === 0) return true
       const wanted = altNamesOf(view.profile, view.order, view.of.tenant).map((name) => Buffer.from(name).toString('hex'))
       return sameSet(new Set(told.map(({ bytes }) => Buffer.from(bytes).toString('hex'))), new Set(wanted))

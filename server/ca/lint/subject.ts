@@ -1,4 +1,5 @@
 import { isPoint } from '@fleetkey/protocol/curves.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { backdate } from '../profiles.ts'
 import { same, type Rules } from './rule.ts'
@@ -90,6 +91,13 @@ export const subjectRules = {
     source: 'CVE-2009-2408',
     says: 'no control characters',
     holds: ({ attributes }) => attributes.every(({ value }) => !value.content.some((byte) => byte < 0x20 || byte === 0x7f)),
+  },
+  'subject.id': {
+    source: 'ids; GHSA-59w7-v8rr-pr4p',
+    says: 'an id of a device or station, where it is one',
+    holds: (view) =>
+      (view.profile.names !== 'device' && view.profile.names !== 'station') ||
+      commonNames(view).every(({ content }) => DeviceId.safeParse(utf8(content)).success),
   },
   'subject.order': {
     source: 'this CA: nothing is taken from a request',

@@ -1,0 +1,338 @@
+import { execFileSync, spawnSync } from 'node:child_process'
+import { createPublicKey, generateKeyPairSync, verify, X509Certificate } from 'node:crypto'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
+import { secondReading } from '@fleetkey/protocol/x509/library.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import type { ProfileName } from '@fleetkey/server/ca/certificate.ts'
+import { defaultProfiles, profileNames, profilesOf } from '@fleetkey/server/ca/profiles.ts'
+import { readSettings, SettingsError } from '@fleetkey/server/config.ts'
+import type { Caller } from '@fleetkey/server/access/caller.ts'
+import { openAuthority } from '@fleetkey/server/flows/authority.ts'
+import type { Base } from '@fleetkey/server/flows/context.ts'
+import { claimSpki, prepareCertificates, recordIssued, sweepIntents, type Issued, type Order } from '@fleetkey/server/flows/issue.ts'
+import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
+import { openMemoryStore } from '@fleetkey/server/store/memory.ts'
+import { testContext, type TestContext } from './harness.ts'
+import { hasProgram } from './programs.ts'
+
+const caller: Caller = { kind: 'device', id: DeviceId.parse('gw-1'), from: '127.0.0.0/24' }
+const intent: Intent = { caller, action: 'enrol.issue', subject: 'gw-1' }
+const newKey = (namedCurve = 'prime256v1'): Uint8Array =>
+  new Uint8Array(generateKeyPairSync('ec', { namedCurve }).publicKey.export({ format: 'der', type: 'spki' }))
+const orderOf = (profile: ProfileName, id = 'gw-1', spki = newKey()): Order => ({ profile, subject: id, spki, device: DeviceId.parse(id) })
+
+const record = async (ctx: Base, issued: readonly Issued[]): Promise<void> =>
+  await perform(ctx, intent, async (tx) => {
+    for (const one of issued) {
+      await claimSpki(ctx, tx, one)
+      recordIssued(tx, one)
+    }
+  })
+const reasonOf = async (work: Promise<unknown>): Promise<string> =>
+  await work.then(
+    () => 'done',
+    (error: unknown) => (error instanceof Problem ? (error.reason ?? error.code) : Promise.reject(error instanceof Error ? error : new Error(String(error)))),
+  )
+
+let ctx: TestContext
+beforeEach(async () => {
+  ctx = await testContext()
+})
+afterEach(async () => await ctx.close())
+
+const issue = async (...orders: readonly Order[]): Promise<readonly Issued[]> => {
+  const issued = await prepareCertificates(ctx, ctx.authority, intent, orders)
+  await record(ctx, issued)
+  return issued
+}
+
+describe('the order of issuing', () => {
+  test('intent durable, linted, signed, stored', async () => {
+    const seen: string[] = []
+    const before = ctx.kms
+    const watched: Base = {
+      ...ctx,
+      store: {
+        ...ctx.store,
+        commit: async (changes, options) => {
+          const verdict = await ctx.store.commit(changes, options)
+          for (const write of changes.writes)
+            if (write.do !== 'delete') seen.push(`${write.do} ${write.table} ${'state' in write.row ? write.row.state : ''}`.trim())
+          return verdict
+        },
+      },
+      kms: {
+        ...before,
+        sign: async (batch) => {
+          seen.push(`sign ${batch.length}`)
+          return await before.sign(batch)
+        },
+      },
+    }
+    const issued = await prepareCertificates(watched, ctx.authority, intent, [orderOf('device-identity'), orderOf('device-tls')])
+    await record(watched, issued)
+    expect(seen).toEqual([
+      'insert intent open',
+      'insert intent open',
+      'sign 2',
+      'update intent issued',
+      'insert certificate',
+      'update intent issued',
+      'insert certificate',
+    ])
+  })
+
+  const faulty: readonly (readonly [string, Partial<Order>, string])[] = [
+    ['a key that the profile does not admit', { spki: newKey('secp384r1') }, 'lint.key.allowed'],
+    ['the key of the CA', {}, 'lint.key.issuer'],
+    ['a name of 65 characters', { subject: 'g'.repeat(65) }, 'lint.subject.length'],
+    ['a name that leaves its path', { subject: 'gw-1/../gw-2' }, 'lint.subject.id'],
+    ['a name with NUL', { subject: 'gw-1\0' }, 'lint.subject.control'],
+  ]
+  test.each(faulty)('%s: refused by the lint, audited, nothing signed', async (name, odd, reason) => {
+    let signed = 0
+    const watched: Base = { ...ctx, kms: { ...ctx.kms, sign: async (batch) => ((signed += batch.length), await ctx.kms.sign(batch)) } }
+    const bad: Order = { ...orderOf('device-identity'), ...odd, ...(name === 'the key of the CA' ? { spki: ctx.authority.spki } : {}) }
+    expect(await reasonOf(prepareCertificates(watched, ctx.authority, intent, [orderOf('device-tls'), bad]))).toBe(reason)
+    expect(signed).toBe(0)
+    expect((await ctx.store.find('intent', { where: { state: 'open' }, limit: 10 })).length).toBe(0)
+    expect(await ctx.store.count('intent', { state: 'abandoned' })).toBe(2)
+    const entries = (await ctx.entries()).slice(-2).map(({ outcome, code, detail }) => [outcome, code, detail])
+    expect(entries).toEqual([
+      ['done', null, `not signed: ${reason}`],
+      ['refused', 'internal', expect.stringContaining(reason) as string],
+    ])
+  })
+
+  test('a serial that was drawn before is refused by the store', async () => {
+    const stuck: Base = { ...ctx, random: (length) => new Uint8Array(length).fill(7) }
+    await prepareCertificates(stuck, ctx.authority, intent, [orderOf('device-tls')])
+    expect(await reasonOf(prepareCertificates(stuck, ctx.authority, intent, [orderOf('device-tls')]))).toBe('conflict.intent.exists')
+  })
+
+  test('10,000 serials: all different, 16 bytes, positive, every bit but the first two of either kind', async () => {
+    const serials = new Set<string>()
+    let [or, and] = [0n, (1n << 128n) - 1n]
+    for (let done = 0; done < 10_000; done += 500) {
+      const issued = await prepareCertificates(
+        ctx,
+        ctx.authority,
+        intent,
+        Array.from({ length: 500 }, () => orderOf('device-tls', 'gw-1', keys[done % 8] ?? newKey())),
+      )
+      for (const { intent: row } of issued) {
+        serials.add(row.id)
+        or |= BigInt(`0x${row.id}`)
+        and &= BigInt(`0x${row.id}`)
+      }
+    }
+    expect(serials.size).toBe(10_000)
+    expect(or).toBe((1n << 127n) - 1n)
+    expect(and).toBe(1n << 126n)
+  })
+  const keys = Array.from({ length: 8 }, () => newKey())
+
+  /** Every commit fails once, in turn: what is left is no certificate without intent, and an intent that the next start ends. */
+  test.each([1, 2])('the store fails at commit %i', async (at) => {
+    let commits = 0
+    const failing: Base = {
+      ...ctx,
+      store: {
+        ...ctx.store,
+        commit: async (changes, options) => {
+          if (++commits === at) throw new Problem('unavailable', 'no space left on device', { reason: 'store.disk' })
+          return await ctx.store.commit(changes, options)
+        },
+      },
+    }
+    const before = await ctx.store.count('certificate')
+    const work = prepareCertificates(failing, ctx.authority, intent, [orderOf('device-tls')]).then(async (issued) => await record(failing, issued))
+    expect(await reasonOf(work)).toBe('store.disk')
+    expect(await ctx.store.count('certificate')).toBe(before)
+    expect(await ctx.store.count('intent', { state: 'open' })).toBe(at - 1)
+    await sweepIntents(ctx)
+    expect(await ctx.store.count('intent', { state: 'open' })).toBe(0)
+  })
+
+  test('the KMS fails: no certificate, an intent that the next start ends', async () => {
+    const failing: Base = { ...ctx, kms: { ...ctx.kms, sign: () => Promise.reject(new Problem('unavailable', 'gone', { reason: 'kms.closed' })) } }
+    expect(await reasonOf(prepareCertificates(failing, ctx.authority, intent, [orderOf('device-tls')]))).toBe('kms.closed')
+    await sweepIntents(ctx)
+    expect(await ctx.store.count('intent', { state: 'open' })).toBe(0)
+  })
+})
+
+describe('one key, one device, one purpose', () => {
+  test('case 42: the key of another device', async () => {
+    const spki = newKey()
+    await issue(orderOf('device-identity', 'gw-1', spki))
+    expect(await reasonOf(issue(orderOf('device-identity', 'gw-2', spki)))).toBe('key.reused')
+    expect(await reasonOf(issue(orderOf('device-tls', 'gw-2', spki)))).toBe('key.reused')
+  })
+
+  test('case 44: the identity key as TLS key, and the other way round', async () => {
+    const [identity, tls] = [newKey(), newKey()]
+    await issue(orderOf('device-identity', 'gw-1', identity), orderOf('device-tls', 'gw-1', tls))
+    expect(await reasonOf(issue(orderOf('device-tls', 'gw-1', identity)))).toBe('key.other-purpose')
+    expect(await reasonOf(issue(orderOf('device-identity', 'gw-1', tls)))).toBe('key.other-purpose')
+  })
+
+  test('cases 43 and 52: the key of a revoked certificate, also for its own device', async () => {
+    const spki = newKey()
+    const [first] = await issue(orderOf('device-tls', 'gw-1', spki))
+    const row = await ctx.store.get('certificate', first?.intent.id ?? '')
+    await perform(ctx, { ...intent, action: 'device.revoke', caller: { kind: 'operator', id: 'alice', roles: ['owner'], from: 'test' } }, (tx) => {
+      if (row !== undefined) tx.update('certificate', { ...row, status: 'revoked', revokedAt: ctx.now(), reason: 'stolen' })
+    })
+    expect(await reasonOf(issue(orderOf('device-tls', 'gw-1', spki)))).toBe('key.revoked')
+  })
+
+  test('case 43: the keys of the server', async () => {
+    const rows = await ctx.store.find('certificate', { limit: 100 })
+    expect(rows.map(({ profile }) => profile).toSorted()).toEqual([
+      'issuing-ca',
+      'root-ca',
+      'server-signing',
+      'server-signing',
+      'server-signing',
+      'server-signing',
+    ])
+    for (const { der, id } of rows) {
+      const spki = parseCertificate(der).spki
+      // The issuing CA's own key does not get past the lint.
+      const want = Buffer.compare(spki, ctx.authority.spki) === 0 ? 'lint.key.issuer' : 'key.authority'
+      expect(await reasonOf(issue(orderOf('device-tls', 'gw-1', spki))), id).toBe(want)
+    }
+  })
+
+  test('the same device may have its key certified again', async () => {
+    const spki = newKey()
+    await issue(orderOf('device-identity', 'gw-1', spki))
+    expect(await reasonOf(issue(orderOf('device-identity', 'gw-1', spki)))).toBe('done')
+  })
+})
+
+describe('every profile', () => {
+  const everyOrder = (): readonly Order[] =>
+    profileNames.map((profile) => ({
+      profile,
+      subject: 'gw-1',
+      spki: newKey(),
+      device: null,
+      ...(profile === 'server-signing' ? { role: 'challenge' as const } : {}),
+      ...(profile === 'server-tls' ? { names: ['plant.example', '10.0.0.1', '2001:db8::1', 'localhost'] } : {}),
+    }))
+
+  test('what we issue, three parsers read the same, and OpenSSL accepts the signature', async () => {
+    for (let round = 0; round < 20; round++)
+      for (const { der, intent: row } of await prepareCertificates(ctx, ctx.authority, intent, everyOrder())) {
+        // Our own reader throws when node reads another serial, subject, key or name.
+        const [own, node, second] = [parseCertificate(der), new X509Certificate(der), secondReading(der)]
+        expect([own.serial, node.serialNumber.toLowerCase(), second.serial]).toEqual([row.id, row.id, row.id])
+        expect([node.subject, second.subject]).toEqual(['CN=gw-1', 'CN=gw-1'])
+        expect(node.publicKey.export({ format: 'der', type: 'spki' })).toEqual(Buffer.from(own.spki))
+        expect(Buffer.from(second.spki)).toEqual(Buffer.from(own.spki))
+        expect([Date.parse(node.validFrom), Date.parse(node.validTo)]).toEqual([own.notBefore, own.notAfter])
+        const outer = inside(whole(der, tags.sequence))
+        const tbs = outer.next(tags.sequence).bytes
+        outer.next(tags.sequence)
+        const issuer = createPublicKey({ key: Buffer.from(ctx.authority.spki), format: 'der', type: 'spki' })
+        expect(verify('sha256', tbs, issuer, readBits(outer.next(tags.bitString)))).toBe(true)
+      }
+  })
+
+  test('the URI of the device is in its certificates', async () => {
+    const [tls] = await issue(orderOf('device-tls'))
+    expect(new X509Certificate(tls?.der ?? '').subjectAltName).toBe('URI:spiffe://plant/device/gw-1')
+  })
+
+  describe.skipIf(!hasProgram('openssl') || !hasProgram('certtool'))('openssl and certtool accept', () => {
+    test.each(profileNames)('%s', async (profile) => {
+      const folder = mkdtempSync(join(tmpdir(), 'fk-profile-'))
+      try {
+        const path = (file: string, pem: string): string => {
+          writeFileSync(join(folder, file), pem)
+          return join(folder, file)
+        }
+        const order = everyOrder().find((one) => one.profile === profile)
+        // certtool judges by the clock of the machine.
+        const real: Base = { ...ctx, store: openMemoryStore(), now: () => Date.now() }
+        const authority = await openAuthority(real)
+        // The CAs are judged as the server made them.
+        const der =
+          profile === 'root-ca'
+            ? authority.root
+            : profile === 'issuing-ca'
+              ? authority.issuing
+              : order === undefined
+                ? new Uint8Array()
+                : ((await prepareCertificates(real, authority, intent, [order]))[0]?.der ?? new Uint8Array())
+        const leaf = path('leaf.pem', toPem('CERTIFICATE', der))
+        const [root, issuing] = [path('root.pem', toPem('CERTIFICATE', authority.root)), path('issuing.pem', toPem('CERTIFICATE', authority.issuing))]
+        const text = execFileSync('openssl', ['x509', '-in', leaf, '-noout', '-text', '-certopt', 'ext_error'], { encoding: 'utf8' })
+        expect(text).toContain('Version: 3 (0x2)')
+        expect(text).toContain(`X509v3 Key Usage: critical`)
+        const purpose =
+          profile === 'device-tls' ? ['-purpose', 'sslclient'] : profile === 'server-tls' ? ['-purpose', 'sslserver', '-verify_hostname', 'plant.example'] : []
+        const verified = spawnSync('openssl', ['verify', '-x509_strict', '-check_ss_sig', ...purpose, '-CAfile', root, '-untrusted', issuing, leaf], {
+          encoding: 'utf8',
+        })
+        expect([verified.stderr, verified.stdout]).toEqual(['', `${leaf}: OK\n`])
+        const info = spawnSync('certtool', ['-i', '--infile', leaf], { encoding: 'utf8' })
+        expect(info.status).toBe(0)
+        expect(info.stdout).toContain('Version: 3')
+        if (defaultProfiles[profile].names === 'device') expect(info.stdout).toContain('URI: spiffe://plant/device/gw-1')
+        const chain = [der, ...(profile === 'root-ca' ? [] : profile === 'issuing-ca' ? [authority.root] : [authority.issuing, authority.root])]
+        const whole_ = path('chain.pem', chain.map((one) => toPem('CERTIFICATE', one)).join(''))
+        const gnutls = spawnSync('certtool', ['--verify', '--load-ca-certificate', root, '--infile', whole_, '--verify-profile', 'high'], { encoding: 'utf8' })
+        expect(gnutls.stdout + gnutls.stderr).toContain('Chain verification output: Verified. The certificate is trusted.')
+      } finally {
+        rmSync(folder, { recursive: true, force: true })
+      }
+    })
+  })
+})
+
+describe('the configuration of the server', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fk-config-'))
+  const settings = (content: string) => {
+    const path = join(folder, 'config.json')
+    writeFileSync(path, content)
+    return readSettings(['--config', path], {})
+  }
+
+  test('lifetimes and keys are those of the file, from the environment as well', async () => {
+    const { profiles } = settings('{"profiles":{"device-tls":{"lifetime":"24h","keys":["p256","p384"]}}}')
+    expect(profiles).toEqual({ 'device-tls': { lifetime: 86_400_000, keys: ['p256', 'p384'] } })
+    expect(readSettings([], { FLEETKEY_CONFIG: join(folder, 'config.json') }).profiles).toEqual(profiles)
+    expect(readSettings([], {}).profiles).toEqual({})
+    const authority = await openAuthority(ctx, profilesOf(profiles))
+    const [tls] = await prepareCertificates(ctx, authority, intent, [orderOf('device-tls', 'gw-1', newKey('secp384r1'))])
+    const { notAfter, native } = parseCertificate(tls?.der ?? new Uint8Array())
+    expect(notAfter - ctx.now()).toBe(86_400_000)
+    expect(native.publicKey.asymmetricKeyDetails?.namedCurve).toBe('secp384r1')
+  })
+
+  test.each([
+    ['out of bounds', '{"profiles":{"device-tls":{"lifetime":"100d"}}}', 'profiles.device-tls.lifetime: outside of 1h to 90d'],
+    ['no lifetime', '{"profiles":{"device-tls":{"lifetime":3600}}}', 'profiles.device-tls.lifetime'],
+    ['a key that the profile cannot have', '{"profiles":{"device-identity":{"keys":["p384"]}}}', 'profiles.device-identity.keys'],
+    ['no key at all', '{"profiles":{"device-tls":{"keys":[]}}}', 'profiles.device-tls.keys'],
+    ['an unknown profile', '{"profiles":{"admin":{}}}', 'admin'],
+    ['an unknown setting', '{"profile":{}}', 'profile'],
+    ['what is fixed', '{"profiles":{"device-tls":{"eku":"2.5.29.37.0"}}}', 'eku'],
+    ['no JSON', '{', '--config'],
+  ])('%s keeps the server from starting', (_, content, what) => {
+    expect(() => settings(content)).toThrow(SettingsError)
+    expect(() => settings(content)).toThrow(what)
+  })
+
+  test('a file that is not there', () => expect(() => readSettings(['--config', join(folder, 'nowhere')], {})).toThrow(SettingsError))
+})
