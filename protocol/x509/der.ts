@@ -224,10 +224,19 @@ export const readTime = (element: Element): number => {
 
 /** One element of this tag around the joined contents. */
 export const der = (tag: number, ...contents: readonly Uint8Array[]): Uint8Array => {
-  const length = contents.reduce((sum, { length }) => sum + length, 0)
-  const bytes = [24, 16, 8, 0].map((shift) => (length >>> shift) & 0xff)
-  const size = length < 0x80 ? [length] : bytes.slice(bytes.findIndex((byte) => byte !== 0))
-  return Buffer.concat([Uint8Array.of(tag, ...(length < 0x80 ? [] : [0x80 | size.length]), ...size), ...contents])
+  let length = 0
+  for (const content of contents) length += content.length
+  const more = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x1_0000 ? 2 : length < 0x100_0000 ? 3 : 4
+  const bytes = Buffer.alloc(2 + more + length)
+  bytes[0] = tag
+  bytes[1] = more === 0 ? length : 0x80 | more
+  for (let at = 0; at < more; at++) bytes[2 + at] = (length >>> (8 * (more - 1 - at))) & 0xff
+  let at = 2 + more
+  for (const content of contents) {
+    bytes.set(content, at)
+    at += content.length
+  }
+  return bytes
 }
 
 export const sequence = (...contents: readonly Uint8Array[]): Uint8Array => der(tags.sequence, ...contents)
@@ -240,7 +249,7 @@ export const enumerated = (value: number): Uint8Array => Uint8Array.of(tags.enum
 export const number = (value: number): Uint8Array => integer(Buffer.from(value.toString(16).padStart(14, '0'), 'hex'))
 export const bitString = (content: Uint8Array): Uint8Array => der(tags.bitString, Uint8Array.of(0), content)
 export const boolean = (value: boolean): Uint8Array => Uint8Array.of(tags.boolean, 1, value ? 0xff : 0)
-export const utf8 = (text: string): Uint8Array => der(tags.utf8, new TextEncoder().encode(text))
+export const utf8 = (text: string): Uint8Array => der(tags.utf8, Buffer.from(text, 'utf8'))
 
 /** Named bits in their minimal form. */
 export const namedBits = (positions: readonly number[]): Uint8Array => {

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { isIP } from 'node:net'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { ecdsaSha256 } from '@fleetkey/protocol/x509/csr.ts'
@@ -44,7 +44,7 @@ export interface Issuing {
 }
 
 /** Method 1 of RFC 7093 §2 would truncate SHA-256; so does this: the leftmost 160 bits over the SubjectPublicKeyInfo. */
-export const keyIdentifier = (spki: Uint8Array): Uint8Array => createHash('sha256').update(spki).digest().subarray(0, 20)
+export const keyIdentifier = (spki: Uint8Array): Uint8Array => hash('sha256', spki, 'buffer').subarray(0, 20)
 
 const ipBytes = (address: string): Uint8Array => {
   if (isIP(address) === 4) return Uint8Array.from(address.split('.').map(Number))
@@ -55,7 +55,7 @@ const ipBytes = (address: string): Uint8Array => {
   return Uint8Array.from(all.flatMap((group) => [group >> 8, group & 0xff]))
 }
 
-const ascii = (text: string): Uint8Array => new TextEncoder().encode(text)
+const ascii = (text: string): Uint8Array => Buffer.from(text, 'latin1')
 const hostName = (name: string): Uint8Array => (isIP(name) === 0 ? der(0x82, ascii(name)) : der(0x87, ipBytes(name)))
 
 /** Host names and addresses as requests are compared with them. */
@@ -99,11 +99,21 @@ const fixedOf = (profile: Profile): Uint8Array => {
   return made
 }
 
+const issuerKeys = new WeakMap<IssuerName, Uint8Array>()
+/** Key identifier of the issuer, computed once. */
+export const issuerKeyIdentifier = (issuer: IssuerName): Uint8Array => {
+  const known = issuerKeys.get(issuer)
+  if (known !== undefined) return known
+  const made = keyIdentifier(issuer.spki)
+  issuerKeys.set(issuer, made)
+  return made
+}
+
 const issuerParts = new WeakMap<IssuerName, Uint8Array>()
 const authorityOf = (issuer: IssuerName): Uint8Array => {
   const known = issuerParts.get(issuer)
   if (known !== undefined) return known
-  const made = extension(oids.authorityKeyIdentifier, false, sequence(der(0x80, keyIdentifier(issuer.spki))))
+  const made = extension(oids.authorityKeyIdentifier, false, sequence(der(0x80, issuerKeyIdentifier(issuer))))
   issuerParts.set(issuer, made)
   return made
 }

@@ -1,13 +1,14 @@
 import { same, type Rules } from './rule.ts'
-import { oidText } from './tree.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import type { View } from './view.ts'
 
 const flawless = (flaw: Parameters<View['tree']['flaws']['has']>[0]) => (view: View) =>
   !view.tree.flaws.has(flaw) && view.extensions.every(({ tree }) => tree === undefined || !tree.flaws.has(flaw))
 
-const isMinimalInteger = ([first = 0, second = 0x80, ...rest]: Uint8Array, length: number): boolean =>
-  length === 1 || (length > 1 && !(first === 0 && second < 0x80) && !(first === 0xff && second >= 0x80) && rest.length === length - 2)
+const isMinimalInteger = (content: Uint8Array): boolean => {
+  const [first = 0, second = 0] = [content[0], content[1]]
+  return content.length === 1 || (content.length > 1 && !(first === 0 && second < 0x80) && !(first === 0xff && second >= 0x80))
+}
 
 const isMinimalOid = (content: Uint8Array): boolean =>
   content.length > 0 && (content.at(-1) ?? 0x80) < 0x80 && !content.some((byte, at) => byte === 0x80 && (at === 0 || (content[at - 1] ?? 0) < 0x80))
@@ -28,12 +29,12 @@ export const encodingRules = {
   'der.integer': {
     source: 'X.690 §8.3.2',
     says: 'integers in the fewest bytes',
-    holds: ({ nodes }) => nodes.every(({ tag, content }) => tag !== 0x02 || isMinimalInteger(content, content.length)),
+    holds: ({ nodes }) => nodes.every((node) => node.tag !== 0x02 || isMinimalInteger(node.content)),
   },
   'der.boolean': {
     source: 'X.690 §11.1',
     says: 'true is ff',
-    holds: ({ nodes }) => nodes.every(({ tag, content }) => tag !== 0x01 || (content.length === 1 && (content[0] === 0xff || content[0] === 0))),
+    holds: ({ nodes }) => nodes.every((node) => node.tag !== 0x01 || (node.length === 1 && (node.content[0] === 0xff || node.content[0] === 0))),
   },
   'der.default': {
     source: 'X.690 §11.5',
@@ -54,7 +55,7 @@ export const encodingRules = {
   'der.oid': {
     source: 'X.690 §8.19.2',
     says: 'object identifiers in the fewest bytes',
-    holds: ({ nodes }) => nodes.every(({ tag, content }) => tag !== 0x06 || isMinimalOid(content)),
+    holds: ({ nodes }) => nodes.every((node) => node.tag !== 0x06 || isMinimalOid(node.content)),
   },
   'tbs.size': { source: 'bound of this CA', says: 'at most 8 KiB', holds: ({ tbs }) => tbs.length <= 8 << 10 },
   'tbs.unique-ids': { source: 'RFC 5280 §4.1.2.8', says: 'no unique identifiers', holds: ({ uniqueIds }) => uniqueIds.length === 0 },
@@ -79,7 +80,7 @@ export const encodingRules = {
   'signature.allowed': {
     source: 'CA/B BR §7.1.3.2',
     says: 'ecdsa-with-SHA256',
-    holds: ({ signature: { children } }) => children[0] !== undefined && oidText(children[0]) === oids.ecdsaSha256,
+    holds: ({ signature: { children } }) => children[0]?.oid === oids.ecdsaSha256,
   },
   'signature.parameters': {
     source: 'RFC 5758 §3.2',

@@ -1,14 +1,13 @@
 import { isHostName } from '@fleetkey/protocol/x509/general-names.ts'
 import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { roleEku } from '@fleetkey/protocol/x509/roles.ts'
-import { altNamesOf, extensionsOf, keyIdentifier } from '../tbs.ts'
+import { altNamesOf, extensionsOf, issuerKeyIdentifier, keyIdentifier } from '../tbs.ts'
 import { same, type Rules } from './rule.ts'
-import { oidText, type Node } from './tree.ts'
-import type { View } from './view.ts'
+import type { Node } from './tree.ts'
+import { latin1, type View } from './view.ts'
 
 const { basicConstraints, keyUsage, extKeyUsage, subjectAltName, subjectKeyIdentifier, authorityKeyIdentifier } = oids
 const rootOf = (view: View, id: string): Node | undefined => view.extension(id)?.tree?.root
-const ascii = (content: Uint8Array): string => new TextDecoder('latin1').decode(content)
 
 /** An extension that is there must be so; that it is there is another rule's. */
 const where = (id: string, rule: (root: Node, view: View) => boolean) => (view: View) => {
@@ -27,14 +26,14 @@ const hasUsage = (view: View, bit: number): boolean => {
   const root = rootOf(view, keyUsage)
   return root !== undefined && usagesOf(root).has(bit)
 }
-const purposes = ({ children }: Node): readonly string[] => children.map(oidText)
+const purposes = ({ children }: Node): readonly string[] => children.map(({ oid }) => oid)
 const wantedPurpose = ({ profile: { eku }, order: { role } }: View): string | null => (eku === 'role' && role !== undefined ? roleEku[role] : eku)
 const sameSet = <T>(a: ReadonlySet<T>, b: ReadonlySet<T>): boolean => a.size === b.size && [...a].every((one) => b.has(one))
 const ofTag = (tag: number, rule: (content: Uint8Array) => boolean) =>
   where(subjectAltName, ({ children }) => children.every((name) => name.tag !== tag || rule(name.content)))
 
 const kindsOf = ({ profile }: View): readonly number[] => (profile.names === 'hosts' ? [0x82, 0x87] : [0x86])
-const isUri = (content: Uint8Array): boolean => /^[a-z][a-z0-9+.-]*:[\x21-\x7e]+$/i.test(ascii(content))
+const isUri = (content: Uint8Array): boolean => /^[a-z][a-z0-9+.-]*:[\x21-\x7e]+$/i.test(latin1(content))
 const isAddress = ({ length }: Uint8Array): boolean => length === 4 || length === 16
 
 /** Extensions (RFC 5280 §4.2). */
@@ -136,7 +135,7 @@ export const extensionRules = {
     source: 'RFC 5280 §4.2.1.1',
     says: 'the subject key identifier of the issuer',
     holds: where(authorityKeyIdentifier, ({ children }, { issuer }) =>
-      children.every(({ tag, content }) => tag !== 0x80 || same(content, keyIdentifier(issuer.spki))),
+      children.every(({ tag, content }) => tag !== 0x80 || same(content, issuerKeyIdentifier(issuer))),
     ),
   },
   'alt-name.present': {
@@ -163,13 +162,16 @@ export const extensionRules = {
   'alt-name.dns': {
     source: 'RFC 1034 §3.5; CA/B BR §7.1.4.2',
     says: 'host names without wildcard or underscore',
-    holds: ofTag(0x82, (content) => !ascii(content).includes('*') && isHostName(ascii(content))),
+    holds: ofTag(0x82, (content) => !latin1(content).includes('*') && isHostName(latin1(content))),
   },
   'alt-name.ip': { source: 'RFC 5280 §4.2.1.6', says: 'addresses of 4 or 16 bytes', holds: ofTag(0x87, isAddress) },
   'alt-name.unique': {
     source: 'CA/B BR §7.1.4.2',
     says: 'no alternative name twice',
-    holds: where(subjectAltName, ({ children }) => new Set(children.map(({ bytes }) => Buffer.from(bytes).toString('hex'))).size === children.length),
+    holds: where(
+      subjectAltName,
+      ({ children }) => children.length < 2 || new Set(children.map(({ bytes }) => Buffer.from(bytes).toString('hex'))).size === children.length,
+    ),
   },
   'alt-name.order': {
     source: 'this CA: nothing is taken from a request',
@@ -180,8 +182,8 @@ export const extensionRules = {
         ({ tag, content }) => kindsOf(view).includes(tag) && (tag !== 0x87 || isAddress(content)) && (tag !== 0x86 || isUri(content)),
       )
       if (view.profile.names === null || children.length === 0) return true
-      const wanted = altNamesOf(view.profile, view.order, view.of.tenant).map((name) => Buffer.from(name).toString('hex'))
-      return sameSet(new Set(told.map(({ bytes }) => Buffer.from(bytes).toString('hex'))), new Set(wanted))
+      const wanted = altNamesOf(view.profile, view.order, view.of.tenant)
+      return told.every(({ bytes }) => wanted.some((name) => same(name, bytes))) && wanted.every((name) => told.some(({ bytes }) => same(name, bytes)))
     }),
   },
 } as const satisfies Rules

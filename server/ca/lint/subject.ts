@@ -3,33 +3,16 @@ import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { backdate } from '../profiles.ts'
 import { same, type Rules } from './rule.ts'
-import { oidText, type Node } from './tree.ts'
-import type { View } from './view.ts'
+import type { Node } from './tree.ts'
+import { dateDigits, hasDateForm, utf8, type View } from './view.ts'
 
-const utf8 = (content: Uint8Array): string => new TextDecoder('utf-8', { ignoreBOM: true }).decode(content)
 const commonNames = ({ attributes }: View): readonly Node[] => attributes.filter(({ type }) => type === oids.commonName).map(({ value }) => value)
 
-const digits = ({ tag, content }: Node): string => {
-  const text = new TextDecoder('latin1').decode(content)
-  return tag === 0x17 ? `${Number(text.slice(0, 2)) >= 50 ? '19' : '20'}${text}` : text
-}
-const hasForm = ({ tag, content }: Node): boolean => {
-  const text = new TextDecoder('latin1').decode(content)
-  return (tag === 0x17 && /^\d{12}Z$/.test(text)) || (tag === 0x18 && /^\d{14}Z$/.test(text))
-}
-/** Milliseconds since 1970; undefined for a date that does not exist or has another form. */
-const dateOf = (node: Node): number | undefined => {
-  if (!hasForm(node)) return undefined
-  const [, year = '', month = '', day = '', hour = '', minute = '', second = ''] = /^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(digits(node)) ?? []
-  const text = `${year}-${month}-${day}T${hour}:${minute}:${second}.000Z`
-  const at = Date.parse(text)
-  return Number.isNaN(at) || new Date(at).toISOString() !== text ? undefined : at
-}
-const isEndless = (node: Node): boolean => node.tag === 0x18 && digits(node) === '99991231235959Z'
+const isEndless = (node: Node): boolean => node.tag === 0x18 && dateDigits(node) === '99991231235959Z'
 
 /** Runs a rule over both dates when they can be read: that they can is another rule's. */
 const dated = (rule: (notBefore: number, notAfter: number, view: View) => boolean) => (view: View) => {
-  const [notBefore, notAfter] = [dateOf(view.notBefore), dateOf(view.notAfter)]
+  const { notBefore, notAfter } = view.dates
   return notBefore === undefined || notAfter === undefined || rule(notBefore, notAfter, view)
 }
 
@@ -37,9 +20,14 @@ const both = (rule: (node: Node) => boolean) => (view: View) => rule(view.notBef
 
 /** Dates. */
 export const validityRules = {
-  'validity.form': { source: 'RFC 5280 §4.1.2.5', says: 'dates with seconds, without fraction, in UTC', holds: both(hasForm) },
-  'validity.date': { source: 'RFC 5280 §4.1.2.5', says: 'dates that exist', holds: both((node) => !hasForm(node) || dateOf(node) !== undefined) },
-  'validity.utc-time': { source: 'RFC 5280 §4.1.2.5', says: 'UTCTime until 2049', holds: both((node) => node.tag !== 0x18 || digits(node) >= '2050') },
+  'validity.form': { source: 'RFC 5280 §4.1.2.5', says: 'dates with seconds, without fraction, in UTC', holds: both(hasDateForm) },
+  'validity.date': {
+    source: 'RFC 5280 §4.1.2.5',
+    says: 'dates that exist',
+    holds: ({ notBefore, notAfter, dates }) =>
+      (!hasDateForm(notBefore) || dates.notBefore !== undefined) && (!hasDateForm(notAfter) || dates.notAfter !== undefined),
+  },
+  'validity.utc-time': { source: 'RFC 5280 §4.1.2.5', says: 'UTCTime until 2049', holds: both((node) => node.tag !== 0x18 || dateDigits(node) >= '2050') },
   'validity.order': { source: 'RFC 5280 §4.1.2.5', says: 'an end after the beginning', holds: dated((notBefore, notAfter) => notBefore < notAfter) },
   'validity.endless': {
     source: 'RFC 5280 §4.1.2.5',
@@ -106,20 +94,10 @@ export const subjectRules = {
   },
 } as const satisfies Rules
 
-const curves: Readonly<Record<string, { readonly kind: 'p256' | 'p384'; readonly size: number }>> = {
-  [oids.p256]: { kind: 'p256', size: 32 },
-  [oids.p384]: { kind: 'p384', size: 48 },
-}
-const curveOf = ({ keyAlgorithm: { children } }: View) => {
-  const [algorithm, parameters] = children
-  if (algorithm === undefined || oidText(algorithm) !== oids.ecPublicKey || parameters?.tag !== 0x06) return undefined
-  const name = oidText(parameters)
-  return Object.hasOwn(curves, name) ? curves[name] : undefined
-}
-const isEc = ({ keyAlgorithm: { children } }: View): boolean => children[0] !== undefined && oidText(children[0]) === oids.ecPublicKey
+const isEc = ({ keyAlgorithm: { children } }: View): boolean => children[0]?.oid === oids.ecPublicKey
 const isNamed = (view: View): boolean => view.keyAlgorithm.children.length === 2 && view.keyAlgorithm.children[1]?.tag === 0x06
 const isUncompressed = (view: View): boolean => {
-  const curve = curveOf(view)
+  const { curve } = view
   return curve === undefined || (view.keyBits.content[1] === 4 && view.keyBits.content.length === 2 + 2 * curve.size)
 }
 
@@ -130,7 +108,7 @@ export const keyRules = {
     says: 'a key of a kind that the profile admits',
     holds: (view) => {
       if (isEc(view) && !isNamed(view)) return true
-      const curve = curveOf(view)
+      const { curve } = view
       return curve !== undefined && view.profile.keys.includes(curve.kind)
     },
   },
@@ -141,7 +119,7 @@ export const keyRules = {
     source: 'SP 800-56A §5.6.2.3.3',
     says: 'a point on its curve',
     holds: (view) => {
-      const curve = curveOf(view)
+      const { curve } = view
       if (curve === undefined || !isUncompressed(view)) return true
       const point = view.keyBits.content.subarray(2)
       return isPoint(curve.kind, { x: point.subarray(0, curve.size), y: point.subarray(curve.size) })

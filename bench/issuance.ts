@@ -1,0 +1,142 @@
+import { spawnSync } from 'node:child_process'
+import { generateKeyPairSync, randomBytes, sign, verify } from 'node:crypto'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
+import { requireClean } from '@fleetkey/server/ca/lint/lint.ts'
+import { requestPolicyOf, validityOf } from '@fleetkey/server/ca/profiles.ts'
+import { certificateOf, serialOf, signatureAlgorithm, tbsOf } from '@fleetkey/server/ca/tbs.ts'
+import { openAuthority, type Authority } from '@fleetkey/server/flows/authority.ts'
+import type { Base } from '@fleetkey/server/flows/context.ts'
+import { claimSpki, prepareCertificates, recordIssued } from '@fleetkey/server/flows/issue.ts'
+import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
+import { openFileKms } from '@fleetkey/server/kms/file.ts'
+import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
+
+export interface Issuance {
+  /** P-256 signatures and verifications a CPU second: `openssl speed` where it is there, else node's. */
+  readonly openssl: { readonly sign: number; readonly verify: number; readonly by: 'openssl speed' | 'node' }
+  /** Requests a second by the clock: judged, issued, stored, audited; one process, so many at a time. */
+  readonly rate: number
+  /** The same a CPU second, and its parts: the judgement of a request; lint, TBS and signature where possession is proven already. */
+  readonly whole: number
+  readonly judged: number
+  readonly issued: number
+}
+
+interface Request {
+  readonly id: DeviceId
+  readonly csr: Uint8Array
+}
+
+const makeRequests = async (count: number): Promise<readonly Request[]> => {
+  const made: Request[] = []
+  for (let at = 0; at < count; at++) {
+    const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+    const id = DeviceId.parse(`gw-${at}`)
+    const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
+    made.push({ id, csr: await makeCsr({ subject: id, spki, sign: async (data) => sign('sha256', data, { key: privateKey, dsaEncoding: 'ieee-p1363' }) }) })
+  }
+  return made
+}
+
+/** Calls a CPU second of this process, all threads. */
+const perCpuSecond = async (count: number, work: () => Promise<void> | void): Promise<{ cpu: number; wall: number }> => {
+  const [before, started] = [process.cpuUsage(), performance.now()]
+  await work()
+  const { user, system } = process.cpuUsage(before)
+  return { cpu: (count * 1e6) / (user + system), wall: (count * 1000) / (performance.now() - started) }
+}
+
+/** Operations a CPU second, which is what `openssl speed` counts unless told otherwise. */
+const opensslSpeed = async (seconds: number): Promise<Issuance['openssl']> => {
+  const { stdout } = spawnSync('openssl', ['speed', '-seconds', String(seconds), 'ecdsap256'], { encoding: 'utf8' })
+  const [, signs, verifies] = /256 bits ecdsa \(nistp256\)\s+\S+s\s+\S+s\s+([\d.]+)\s+([\d.]+)/.exec(stdout ?? '') ?? []
+  if (signs !== undefined && verifies !== undefined) return { sign: Number(signs), verify: Number(verifies), by: 'openssl speed' }
+  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
+  const [data, count] = [randomBytes(400), 5_000]
+  const made = sign('sha256', data, privateKey)
+  const times = (work: () => unknown) => async () =>
+    await perCpuSecond(count, () => {
+      for (let call = 0; call < count; call++) work()
+    })
+  return { sign: (await times(() => sign('sha256', data, privateKey))()).cpu, verify: (await times(() => verify('sha256', data, publicKey, made))()).cpu, by: 'node' }
+}
+
+const policyOf = (authority: Authority, id: string) => requestPolicyOf(authority.profiles['device-tls'], { tenant: 'bench', subject: id })
+
+/** One request through everything: judged, intent durable, linted, signed, stored with its audit entries. */
+const issueOne = async (ctx: Base, authority: Authority, { id, csr }: Request): Promise<void> => {
+  const intent: Intent = { caller: { kind: 'device', id, from: '127.0.0.0/24' }, action: 'device.renew', subject: id }
+  const { spki } = judgeRequest(csr, policyOf(authority, id))
+  const [tls] = await prepareCertificates(ctx, authority, intent, [{ profile: 'device-tls', device: id, subject: id, spki }])
+  if (tls === undefined) throw new Error('no certificate')
+  await perform(ctx, intent, async (tx) => {
+    await claimSpki(ctx, tx, tls)
+    recordIssued(tx, tls)
+  })
+}
+
+const signOnly = async (ctx: Base, authority: Authority, requests: readonly { readonly id: DeviceId; readonly spki: Uint8Array }[]): Promise<void> => {
+  const profile = authority.profiles['device-tls']
+  const now = ctx.now()
+  for (let at = 0; at < requests.length; at += 64) {
+    const tbs = requests.slice(at, at + 64).map(({ id, spki }) => {
+      const order = { profile: 'device-tls', subject: id, spki } as const
+      const of = { tenant: ctx.tenant, serial: serialOf(ctx.random(16)), ...validityOf(profile, now) }
+      const made = tbsOf(profile, order, authority, of)
+      requireClean({ tbs: made, algorithm: signatureAlgorithm, profile, order, issuer: authority, of, now })
+      return made
+    })
+    const signatures = await ctx.kms.sign(tbs.map((data) => ({ key: authority.key, purpose: authority.purpose, data })))
+    for (const [index, signature] of signatures.entries()) certificateOf(tbs[index] ?? new Uint8Array(), signature)
+  }
+}
+
+/** Measures issuing with the real store, KMS and audit log; `atOnce` requests are under way together. Best of three, in turns with the floor. */
+export const measureIssuance = async (count: number, atOnce = 256): Promise<Issuance> => {
+  const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-issuance-'))
+  const step = (): void => undefined
+  const now = (): number => Date.now()
+  const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+  const store = await openSqliteStore(join(folder, 'store'), { now, step })
+  const kms = await openFileKms(join(folder, 'kms'), { now, random, step })
+  try {
+    const ctx: Base = { tenant: 'bench', store, kms, refusals: refusalCounter(), now, random, log: step, step }
+    const authority = await openAuthority(ctx)
+    // Keys are made before anything is measured; a round has its own.
+    const rounds: (readonly Request[])[] = []
+    for (let round = 0; round < 4; round++) rounds.push((await makeRequests(count)).map(({ csr }, at) => ({ id: DeviceId.parse(`gw-${round}-${at}`), csr })))
+    const anybody = { ...policyOf(authority, 'gw'), names: [] }
+    const results: Issuance[] = []
+    for (const [round, requests] of rounds.entries()) {
+      const openssl = await opensslSpeed(1)
+      const { subject: _, ...policy } = anybody
+      const spkis = requests.map(({ id, csr }) => ({ id, spki: judgeRequest(csr, policy).spki }))
+      const judged = await perCpuSecond(count, () => {
+        for (const { csr } of requests) judgeRequest(csr, policy)
+      })
+      const issued = await perCpuSecond(count, async () => await signOnly(ctx, authority, spkis))
+      const named = await Promise.all(requests.map(async ({ csr }, at) => ({ id: DeviceId.parse(`gw-${at}`), csr, round })))
+      const whole = await perCpuSecond(count, async () => {
+        let next = 0
+        const worker = async (): Promise<void> => {
+          for (let one = named[next++]; one !== undefined; one = named[next++]) await issueOne(ctx, authority, one)
+        }
+        await Promise.all(Array.from({ length: atOnce }, worker))
+      })
+      // The first round warms up.
+      if (round > 0) results.push({ openssl, rate: whole.wall, whole: whole.cpu, judged: judged.cpu, issued: issued.cpu })
+    }
+    const share = ({ openssl, whole }: Issuance): number => whole * (1 / openssl.sign + 1 / openssl.verify)
+    return results.toSorted((one, other) => share(other) - share(one))[0] as Issuance
+  } finally {
+    await kms.close()
+    await store.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
