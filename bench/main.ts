@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|revocation|crl] [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|issuance|revocation|crl] [--devices N] [--json]`.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -23,10 +23,11 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
+import { boundOf, measureIssuance } from './issuance.ts'
 import { measureLists, measureRevocation } from './revocation.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 
-const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'revocation', 'crl'] as const
+const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -279,6 +280,19 @@ if (wanted.includes('evidence')) {
   print({ bench: 'evidence', metric: 'verify', value: rounded(verify), unit: 'ms', floor: rounded(floor), ratio: rounded(verify / floor) })
   print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
 }
+if (wanted.includes('issuance')) {
+  const { openssl, rate, whole, judged, issued } = await measureIssuance(2_000)
+  const bound = boundOf(openssl)
+  const figure = (metric: string, value: number, floor: number): void =>
+    print({ bench: 'issuance', metric, value: rounded(value), unit: '1/cpu-s', floor: rounded(floor), ratio: rounded(value / floor) })
+  print({ bench: 'issuance', metric: 'rate', value: rounded(rate), unit: '1/s' })
+  figure('whole', whole, bound)
+  figure('judge', judged, openssl.verify)
+  figure('issue', issued, openssl.sign)
+  process.stdout.write(
+    values.json ? '' : `           floors by ${openssl.by}: ${rounded(openssl.sign)} signatures, ${rounded(openssl.verify)} verifications a CPU second\n`,
+  )
+}
 if (wanted.includes('crl')) {
   for (const entries of [10_000, 100_000]) {
     const { complete, again, delta, floor, bytes } = await measureLists(entries)
@@ -289,5 +303,5 @@ if (wanted.includes('crl')) {
     print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
   }
 }
-const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence' && name !== 'crl')
+const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence' && name !== 'issuance' && name !== 'crl')
 if (ofServer.length > 0) await run(ofServer, devices, print)
