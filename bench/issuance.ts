@@ -7,9 +7,9 @@ import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
-import { requireClean } from '@fleetkey/server/ca/lint/lint.ts'
 import { requestPolicyOf, validityOf } from '@fleetkey/server/ca/profiles.ts'
-import { certificateOf, serialOf, signatureAlgorithm, tbsOf } from '@fleetkey/server/ca/tbs.ts'
+import { certificateOf, serialOf } from '@fleetkey/server/ca/tbs.ts'
+import { writeClean } from '@fleetkey/server/ca/template.ts'
 import { openAuthority, type Authority } from '@fleetkey/server/flows/authority.ts'
 import type { Base } from '@fleetkey/server/flows/context.ts'
 import { claimSpki, prepareCertificates, recordIssued } from '@fleetkey/server/flows/issue.ts'
@@ -90,9 +90,7 @@ const signOnly = async (ctx: Base, authority: Authority, requests: readonly { re
     const tbs = requests.slice(at, at + 64).map(({ id, spki }) => {
       const order = { profile: 'device-tls', subject: id, spki } as const
       const of = { tenant: ctx.tenant, serial: serialOf(ctx.random(16)), ...validityOf(profile, now) }
-      const made = tbsOf(profile, order, authority, of)
-      requireClean({ tbs: made, algorithm: signatureAlgorithm, profile, order, issuer: authority, of, now })
-      return made
+      return writeClean({ profile, order, issuer: authority, of, now })
     })
     const signatures = await ctx.kms.sign(tbs.map((data) => ({ key: authority.key, purpose: authority.purpose, data })))
     for (const [index, signature] of signatures.entries()) certificateOf(tbs[index] ?? new Uint8Array(), signature)

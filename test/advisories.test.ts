@@ -155,8 +155,8 @@ describe('issuing', () => {
       flows.filter((name) => new RegExp(`\\b${word}\\(`).test(readFileSync(new URL(`server/${name}`, root), 'utf8'))).toSorted()
     // A new door is added here by whoever has thought about who may come through it.
     expect(using('prepareCertificates')).toEqual(['flows/authority.ts', 'flows/enrol.ts', 'flows/renew.ts'])
-    expect(using('tbsOf')).toEqual(['ca/check-profiles.ts', 'flows/issue.ts'])
-    expect(using('requireClean')).toEqual(['flows/issue.ts'])
+    expect(using('tbsOf')).toEqual(['ca/check-profiles.ts', 'ca/template.ts'])
+    expect(using('writeClean')).toEqual(['flows/issue.ts'])
   })
 
   test('SPIRE 1.14.6: 64 devices claim one key at the same time, one has it', async () => {

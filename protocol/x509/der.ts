@@ -282,6 +282,9 @@ const timeText = (at: number): string => {
 /** Whole seconds with a century, whatever the year: what OCSP asks for (RFC 6960 §4.2.2.1). */
 export const generalizedTime = (at: number): Uint8Array => der(tags.generalizedTime, new TextEncoder().encode(timeText(at)))
 
+/** Text of a UTCTime, for years from 1950 to 2049. */
+export const utcTime = (at: number): string => timeText(at).slice(2)
+
 /** UTCTime until 2049, GeneralizedTime from then on (RFC 5280 §4.1.2.5); whole seconds. */
 export const time = (at: number): Uint8Array => {
   const text = timeText(at)

@@ -2,9 +2,9 @@ import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { refuseRequest } from '@fleetkey/protocol/x509/request/reasons.ts'
 import type { Intent as CertificateIntent } from '../ca/certificate.ts'
-import { requireClean } from '../ca/lint/lint.ts'
 import { validityOf, type Profiles } from '../ca/profiles.ts'
-import { certificateOf, serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName } from '../ca/tbs.ts'
+import { writeClean } from '../ca/template.ts'
+import { certificateOf, serialOf, type CertificateOrder, type IssuerName } from '../ca/tbs.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent, type Transaction } from './perform.ts'
@@ -73,9 +73,7 @@ const linted = async (
       if (order === undefined) throw new Problem('internal', 'an intent without order')
       const profile = issuer.profiles[row.profile]
       const of = { tenant: ctx.tenant, serial: row.id, notBefore: row.notBefore, notAfter: row.notAfter }
-      const tbs = tbsOf(profile, order, issuer, of)
-      requireClean({ tbs, algorithm: signatureAlgorithm, profile, order, issuer, of, now: row.createdAt })
-      return tbs
+      return writeClean({ profile, order, issuer, of, now: row.createdAt })
     })
   } catch (thrown) {
     const problem = toProblem(thrown)

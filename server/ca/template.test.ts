@@ -1,0 +1,80 @@
+import { generateKeyPairSync, randomBytes, randomInt } from 'node:crypto'
+import { describe, expect, test } from 'vitest'
+import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
+import { lint } from './lint/lint.ts'
+import { backdate, defaultProfiles, validityOf } from './profiles.ts'
+import { serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type Issuing } from './tbs.ts'
+import { fillTemplate, writeClean, type Filling } from './template.ts'
+
+const newKey = (): Uint8Array => new Uint8Array(generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).publicKey.export({ format: 'der', type: 'spki' }))
+const issuer = { subject: nameOf('ca'), spki: newKey() }
+const now = Date.UTC(2027, 0, 1)
+const names = ['device-identity', 'device-tls', 'station'] as const
+
+const letters = 'abcdefghijklmnopqrstuvwxyz0123456789-'
+const idOf = (length: number): string => `a${Array.from({ length: length - 1 }, () => letters[randomInt(letters.length)]).join('')}`
+const orderOf = (profile: (typeof names)[number], odd: { order?: Partial<CertificateOrder>; of?: Partial<Issuing>; now?: number } = {}): Filling => {
+  const at = odd.now ?? now
+  return {
+    profile: defaultProfiles[profile],
+    order: { profile, subject: 'gw-1', spki: newKey(), ...odd.order },
+    issuer,
+    of: { tenant: 'plant', serial: serialOf(randomBytes(16)), ...validityOf(defaultProfiles[profile], at), ...odd.of },
+    now: at,
+  }
+}
+
+test('what a template makes is what the writer makes, and breaks no rule', () => {
+  for (let done = 0; done < 600; done++) {
+    const subject = idOf(1 + (done % 64))
+    const at = now + randomInt(10 * 365 * 86_400) * 1000 + randomInt(1000)
+    const tenant = done % 3 === 0 ? 'plant' : `t-${done % 5}`
+    const filling = orderOf(names[done % 3] ?? 'station', { order: { subject }, of: { tenant }, now: at })
+    const { profile, order, of } = filling
+    const made = fillTemplate(filling)
+    expect(Buffer.from(made ?? [])).toEqual(Buffer.from(tbsOf(profile, order, issuer, of)))
+    expect(lint({ ...filling, tbs: made ?? new Uint8Array(), algorithm: signatureAlgorithm })).toEqual([])
+  }
+})
+
+test('names that look like other parts of the certificate', () => {
+  for (const subject of ['z', 'zz', 'device', 'station', 'plant', 'ca', 'spiffe', '270101000000z', 'z'.repeat(64)])
+    for (const name of names) {
+      const filling = orderOf(name, { order: { subject }, of: { tenant: 'device' } })
+      const made = fillTemplate(filling)
+      if (made !== undefined) expect(Buffer.from(made)).toEqual(Buffer.from(tbsOf(filling.profile, filling.order, issuer, filling.of)))
+      expect(writeClean(filling)).toBeDefined()
+    }
+})
+
+describe('what does not keep the rules has no template, and the lint says why', () => {
+  const wrongPoint = (): Uint8Array => {
+    const spki = newKey()
+    spki[90] = (spki[90] ?? 0) ^ 1
+    return spki
+  }
+  const { notBefore, notAfter } = validityOf(defaultProfiles['device-tls'], now)
+  const rows: readonly (readonly [string, Parameters<typeof orderOf>[1], string])[] = [
+    ['a point beside the curve', { order: { spki: wrongPoint() } }, 'lint.key.on-curve'],
+    ['the key of the issuer', { order: { spki: issuer.spki } }, 'lint.key.issuer'],
+    ['no id', { order: { subject: 'gw/1' } }, 'lint.subject.id'],
+    ['65 characters', { order: { subject: 'g'.repeat(65) } }, 'lint.subject.length'],
+    ['a short serial', { of: { serial: '41'.repeat(7) } }, 'lint.serial.entropy'],
+    ['a life too long', { of: { notAfter: notAfter + 1000 } }, 'lint.validity.life'],
+    ['an end before the beginning', { of: { notAfter: notBefore - 1000 } }, 'lint.validity.order'],
+    ['a beginning too early', { of: { notBefore: now - 3 * backdate, notAfter: notAfter - 3 * backdate } }, 'lint.validity.backdate'],
+    ['a beginning to come', { of: { notBefore: now + 1000, notAfter } }, 'lint.validity.backdate'],
+  ]
+  test.each(rows)('%s', (_, odd, reason) => {
+    const filling = orderOf('device-tls', odd)
+    expect(fillTemplate(filling)).toBeUndefined()
+    expect(() => writeClean(filling)).toThrow(expect.objectContaining({ reason }))
+  })
+
+  test('a certificate that ends after 2049 is written whole', () => {
+    const late = Date.UTC(2049, 11, 31, 23)
+    const filling = orderOf('device-tls', { now: late })
+    expect(fillTemplate(filling)).toBeUndefined()
+    expect(Buffer.from(writeClean(filling)).includes('20500102')).toBe(true)
+  })
+})

@@ -1,0 +1,151 @@
+import { hash } from 'node:crypto'
+import { isPoint } from '@fleetkey/protocol/curves.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { isCanonicalP256 } from '@fleetkey/protocol/signed.ts'
+import { utcTime } from '@fleetkey/protocol/x509/der.ts'
+import { lint, requireClean } from './lint/lint.ts'
+import { backdate, type Profile } from './profiles.ts'
+import { keyIdentifier, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName, type Issuing } from './tbs.ts'
+
+/**
+ * A certificate that broke no rule of the lint, and where in it the parts lie that differ from order to order: what is filled in has the same length, is
+ * judged by itself, and everything else is the bytes that were linted. An order of another shape has another template, or none: it is written and linted whole.
+ */
+interface Template {
+  readonly bytes: Uint8Array
+  readonly serial: number
+  readonly notBefore: number
+  readonly notAfter: number
+  /** Common name, and the end of the URI. */
+  readonly subject: readonly [name: number, uri: number]
+  readonly point: number
+  readonly keyIdentifier: number
+}
+
+export interface Filling {
+  readonly profile: Profile
+  readonly order: CertificateOrder
+  readonly issuer: IssuerName
+  readonly of: Issuing
+  readonly now: number
+}
+
+/** By issuer and profile, then by tenant and length of the id. */
+const templates = new WeakMap<IssuerName, WeakMap<Profile, Map<string, Template>>>()
+const prefixLength = 27
+const year2050 = Date.UTC(2050, 0, 1)
+
+/** Whether every part that is filled in keeps the rules that a linted certificate cannot answer for it. */
+const isSound = ({ profile, order, issuer, of, now }: Filling): boolean =>
+  (profile.names === 'device' || profile.names === 'station') &&
+  // Where others ask depends on the serial.
+  (profile.status !== true || issuer.status === undefined) &&
+  profile.noCheck !== true &&
+  order.role === undefined &&
+  order.names === undefined &&
+  profile.keys.includes('p256') &&
+  DeviceId.safeParse(order.subject).success &&
+  isCanonicalP256(order.spki) &&
+  isPoint('p256', { x: order.spki.subarray(prefixLength, prefixLength + 32), y: order.spki.subarray(prefixLength + 32) }) &&
+  Buffer.compare(order.spki, issuer.spki) !== 0 &&
+  /^[4-7][0-9a-f]{31}$/.test(of.serial) &&
+  of.notBefore < of.notAfter &&
+  of.notBefore % 1000 === 0 &&
+  of.notAfter % 1000 === 0 &&
+  of.notAfter - of.notBefore <= profile.life + backdate &&
+  of.notBefore <= now &&
+  now - of.notBefore < backdate + 60_000 &&
+  of.notBefore > 0 &&
+  of.notAfter < year2050
+
+const write = (bytes: Uint8Array, at: number, text: string): void => {
+  for (let index = 0; index < text.length; index++) bytes[at + index] = text.charCodeAt(index)
+}
+
+const filled = (template: Template, { order, of }: Filling): Uint8Array => {
+  const bytes = Uint8Array.from(template.bytes)
+  bytes.set(Buffer.from(of.serial, 'hex'), template.serial)
+  write(bytes, template.notBefore, utcTime(of.notBefore))
+  write(bytes, template.notAfter, utcTime(of.notAfter))
+  for (const at of template.subject) write(bytes, at, order.subject)
+  bytes.set(order.spki.subarray(prefixLength), template.point)
+  bytes.set(keyIdentifier(order.spki), template.keyIdentifier)
+  return bytes
+}
+
+/** Places of these bytes; undefined unless they stand there exactly so often. */
+const places = (bytes: Buffer, part: Uint8Array, count: number): readonly number[] | undefined => {
+  const found: number[] = []
+  for (let at = bytes.indexOf(part); at >= 0; at = bytes.indexOf(part, at + 1)) found.push(at)
+  return found.length === count ? found : undefined
+}
+
+/** Bytes that follow from the filling and occur nowhere else by chance. */
+const marker = (text: string): Buffer => hash('sha256', text, 'buffer')
+
+/** A template from an order with parts that cannot be mistaken for anything else; undefined when it is not clean, or not what the writer makes of the next order. */
+const compile = (filling: Filling): Template | undefined => {
+  const { profile, order, issuer, of, now } = filling
+  const subject = 'z'.repeat(order.subject.length)
+  const serial = `4${marker('serial').toString('hex').slice(1, 32)}`
+  const marked = { ...filling, order: { ...order, subject }, of: { ...of, serial } }
+  const tbs = Buffer.from(tbsOf(profile, marked.order, issuer, marked.of))
+  const dates = places(tbs, Buffer.from(`\x17\x0d${utcTime(of.notBefore)}\x17\x0d${utcTime(of.notAfter)}`, 'latin1'), 1)
+  const name = places(tbs, Buffer.concat([Buffer.from([0x0c, subject.length]), Buffer.from(subject)]), 1)
+  const uri = places(tbs, Buffer.from(`/${profile.names ?? ''}/${subject}`), 1)
+  const [at, point, key] = [places(tbs, Buffer.from(serial, 'hex'), 1), places(tbs, order.spki, 1), places(tbs, keyIdentifier(order.spki), 1)]
+  if (
+    dates?.[0] === undefined ||
+    name?.[0] === undefined ||
+    uri?.[0] === undefined ||
+    at?.[0] === undefined ||
+    point?.[0] === undefined ||
+    key?.[0] === undefined
+  )
+    return undefined
+  const template: Template = {
+    bytes: tbs,
+    serial: at[0],
+    notBefore: dates[0] + 2,
+    notAfter: dates[0] + 17,
+    subject: [name[0] + 2, uri[0] + (profile.names ?? '').length + 2],
+    point: point[0] + prefixLength,
+    keyIdentifier: key[0],
+  }
+  // What it makes of the order that asked for it is what the writer makes, byte by byte, and that breaks no rule.
+  const [made, wanted] = [filled(template, filling), tbsOf(profile, order, issuer, of)]
+  const given = { algorithm: signatureAlgorithm, profile, issuer, now }
+  const clean = lint({ ...given, ...marked, tbs }).length === 0 && lint({ ...given, order, of, tbs: made }).length === 0
+  return clean && Buffer.compare(made, wanted) === 0 ? template : undefined
+}
+
+/**
+ * The TBSCertificate of an order, linted: as a whole, or by filling a template that was. Throws Problem('internal', reason `lint.RULE`) for one that breaks a
+ * rule.
+ */
+export const writeClean = (filling: Filling): Uint8Array => {
+  const known = fillTemplate(filling)
+  if (known !== undefined) return known
+  const { profile, order, issuer, of } = filling
+  const tbs = tbsOf(profile, order, issuer, of)
+  requireClean({ ...filling, tbs, algorithm: signatureAlgorithm })
+  return tbs
+}
+
+/**
+ * The TBSCertificate of an order by its template; undefined for what has none or does not keep a rule: then it is written and linted whole, which says what is
+ * wrong.
+ */
+export const fillTemplate = (filling: Filling): Uint8Array | undefined => {
+  if (!isSound(filling)) return undefined
+  const { profile, issuer, order, of } = filling
+  const byProfile = templates.get(issuer) ?? new WeakMap<Profile, Map<string, Template>>()
+  templates.set(issuer, byProfile)
+  const shapes = byProfile.get(profile) ?? new Map<string, Template>()
+  byProfile.set(profile, shapes)
+  const shape = `${of.tenant}/${order.subject.length}`
+  const known = shapes.get(shape) ?? compile(filling)
+  if (known === undefined) return undefined
+  shapes.set(shape, known)
+  return filled(known, filling)
+}
