@@ -1,4 +1,4 @@
-import { generateKeyPairSync, randomBytes, randomInt, sign } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, randomBytes, randomInt, sign } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { ekCertificate, makeEkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
@@ -9,7 +9,10 @@ import type { Body, Envelope, Hello } from '@fleetkey/protocol/messages.ts'
 import { derSignature, keyId, rawSignature, readMessage, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
-import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { judgeRequest, plainRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { requestOfFile } from '@fleetkey/protocol/x509/request/structure.ts'
+import { defaultProfiles, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { marshalAttest, marshalSignature, parseAttest, parseSignature, type Attest } from '@fleetkey/tpm2/attest.ts'
 import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
@@ -20,6 +23,7 @@ import { measuredFiles, replayIma } from '@fleetkey/tpm2/ima-replay.ts'
 import { digest } from '@fleetkey/tpm2/kdf.ts'
 import { marshalPublic, parsePublic, spkiOf, type EccPublic } from '@fleetkey/tpm2/structures.ts'
 import { mismatch, templates } from '@fleetkey/tpm2/templates.ts'
+import { further, generated, honest, p384Request } from './hostile-requests.ts'
 import { allocated, outcome, survey } from './mutations.ts'
 
 // Every parser that a peer without identity reaches, under a million hostile inputs each (`npm run test:long`) or a fiftieth of that (`npm test`).
@@ -126,6 +130,25 @@ beforeAll(async () => {
   requests = [await makeCsr({ subject: 'gw-1', spki, sign: signRaw })]
 })
 
+/** Everything that a profile could admit: the rarely used parts of the reader are reached. */
+const widePolicy = {
+  ...plainRequest,
+  ...requestPolicyOf(defaultProfiles['device-tls'], { tenant: 'default', subject: 'gw-1' }),
+  keys: ['p256', 'p384'] as const,
+}
+const pem = new TextEncoder().encode(toPem('CERTIFICATE REQUEST', honest(true)))
+const wishes: readonly Uint8Array[] = [
+  honest(),
+  honest(true),
+  p384Request(),
+  pem,
+  // Hostile ones bred with honest ones; those that cost seconds to make are left out.
+  ...[...generated, ...further]
+    .filter(({ reason }) => !/^csr\.(rsa|size)/.test(reason))
+    .map(({ make }) => make())
+    .filter(({ length }) => length < 4096),
+].map((one) => new Uint8Array(one))
+
 type Row = readonly [string, (bytes: Uint8Array) => unknown, () => readonly Uint8Array[]]
 const parsers: readonly Row[] = [
   [
@@ -145,6 +168,15 @@ const parsers: readonly Row[] = [
   ['measurement list, ASCII', ima, () => [utf8(list?.ascii ?? ''), utf8(plain?.ascii ?? '')]],
   ['certificate', parseCertificate, () => certificates],
   ['certification request', (bytes) => judgeRequest(bytes), () => requests],
+  [
+    'certification request with wishes, DER or PEM',
+    (bytes) => {
+      const { spki } = judgeRequest(requestOfFile(bytes), widePolicy)
+      // What is accepted is a key that OpenSSL reads, in the one encoding.
+      hostile(spki, createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' }))
+    },
+    () => wishes,
+  ],
   [
     'DER signature',
     (bytes) => rawSignature(bytes),

@@ -175,7 +175,7 @@ export const certificateOf = (tbs: Uint8Array, signature: Uint8Array): Uint8Arra
 
 /** Serial of 16 random bytes whose first bit is zero and first byte is not: 126 bits from a CSPRNG (CA/B BR §7.1 asks for 64). */
 export const serialOf = (random: Uint8Array): string => {
-  const bytes = Uint8Array.from(random)
+  const bytes = Buffer.from(random)
   bytes[0] = ((bytes[0] ?? 0) & 0x7f) | 0x40
-  return Buffer.from(bytes).toString('hex')
+  return bytes.toString('hex')
 }

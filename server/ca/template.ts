@@ -63,7 +63,7 @@ const write = (bytes: Uint8Array, at: number, text: string): void => {
 }
 
 const filled = (template: Template, { order, of }: Filling): Uint8Array => {
-  const bytes = Uint8Array.from(template.bytes)
+  const bytes = new Uint8Array(template.bytes)
   bytes.set(Buffer.from(of.serial, 'hex'), template.serial)
   write(bytes, template.notBefore, utcTime(of.notBefore))
   write(bytes, template.notAfter, utcTime(of.notAfter))
