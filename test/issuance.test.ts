@@ -313,7 +313,7 @@ describe('the configuration of the server', () => {
     expect(profiles).toEqual({ 'device-tls': { lifetime: 86_400_000, keys: ['p256', 'p384'] } })
     expect(readSettings([], { FLEETKEY_CONFIG: join(folder, 'config.json') }).profiles).toEqual(profiles)
     expect(readSettings([], {}).profiles).toEqual({})
-    const authority = await openAuthority(ctx, profilesOf(profiles))
+    const authority = await openAuthority(ctx, { profiles: profilesOf(profiles) })
     const [tls] = await prepareCertificates(ctx, authority, intent, [orderOf('device-tls', 'gw-1', newKey('secp384r1'))])
     const { notAfter, native } = parseCertificate(tls?.der ?? new Uint8Array())
     expect(notAfter - ctx.now()).toBe(86_400_000)

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { checkProfiles } from '@fleetkey/server/ca/check-profiles.ts'
 import { lint, lintRules, requireClean, type LintRule, type ToBeSigned } from '@fleetkey/server/ca/lint/lint.ts'
 import { defaultProfiles, profileNames, profilesOf, validityOf, type Profile } from '@fleetkey/server/ca/profiles.ts'
-import { serialOf, signatureAlgorithm, tbsOf, type CertificateOrder } from '@fleetkey/server/ca/tbs.ts'
+import { serialOf, signatureAlgorithm, statusValues, tbsOf, type CertificateOrder, type StatusPlaces } from '@fleetkey/server/ca/tbs.ts'
 import { attribute, bits, commonName, extension, integer, oid, seq, setOf, text, tlv, utf8 } from './hostile-requests.ts'
 
 const hex = (digits: string): Buffer => Buffer.from(digits, 'hex')
@@ -84,6 +84,7 @@ interface Odd {
   readonly serial?: string
   readonly algorithm?: Uint8Array
   readonly issuer?: Uint8Array
+  readonly status?: StatusPlaces
 }
 
 const linted = (bytes: Uint8Array, odd: Odd = {}): ToBeSigned => ({
@@ -91,7 +92,7 @@ const linted = (bytes: Uint8Array, odd: Odd = {}): ToBeSigned => ({
   algorithm: odd.algorithm ?? signatureAlgorithm,
   profile: { ...defaultProfiles['device-tls'], ...odd.profile },
   order: { profile: 'device-tls', subject: 'gw-1', spki: new Uint8Array(key), ...odd.order },
-  issuer: odd.issuer === undefined ? issuer : { ...issuer, spki: odd.issuer },
+  issuer: { ...issuer, ...(odd.issuer === undefined ? {} : { spki: odd.issuer }), status: odd.status },
   of: { tenant: 'plant', serial: odd.serial ?? serial, notBefore: now, notAfter: now + 86_400_000 },
   now,
 })
@@ -117,6 +118,13 @@ const many = Array.from({ length: 600 }, (_, at) => `host-${at}.example`)
 const validity = (from: Uint8Array, to: Uint8Array): Parts => ({ validity: seq(from, to) })
 const asSerial = (digits: string): Parts => ({ serial: tlv(0x02, hex(digits)) })
 const ipName = tlv(0x87, Buffer.from([10, 0, 0]))
+
+const status: StatusPlaces = { crl: (of) => `http://ca.example/${of.slice(-1)}`, ocsp: 'http://ca.example/ocsp', issuer: 'http://ca.example/ca.cer' }
+const offered: Odd = { profile: { status: true }, status }
+const places = statusValues(status, serial)
+const points = extension('2.5.29.31', places.crl)
+const access = extension('1.3.6.1.5.5.7.1.1', places.access)
+const noCheck = '1.3.6.1.5.5.7.48.1.5'
 
 type Violation = readonly [rule: LintRule, name: string, parts: Parts | Uint8Array, odd?: Odd]
 const violations: readonly Violation[] = [
@@ -229,6 +237,20 @@ const violations: readonly Violation[] = [
   ['alt-name.dns', 'an underscore', { names: names(text(0x82, 'a_b.example')) }, host('a_b.example')],
   ['alt-name.ip', 'three bytes', { names: names(text(0x82, 'a.example'), ipName) }, host('a.example')],
   ['alt-name.unique', 'a name twice', { names: names(text(0x82, 'a.example'), text(0x82, 'a.example')) }, host('a.example')],
+  ['status.present', 'none where the server offers it', {}, offered],
+  ['status.present', 'a distribution point alone', { more: [points] }, offered],
+  ['status.present', 'both where the profile has none', { more: [points, access] }, { status }],
+  ['status.critical', 'a critical distribution point', { more: [extension('2.5.29.31', places.crl, true), access] }, offered],
+  ['status.places', 'the list of another serial', { more: [extension('2.5.29.31', statusValues(status, `${serial}x`).crl), access] }, offered],
+  [
+    'status.places',
+    'the responder of another',
+    { more: [points, extension('1.3.6.1.5.5.7.1.1', statusValues({ ...status, ocsp: 'http://x' }, serial).access)] },
+    offered,
+  ],
+  ['status.no-check', 'for a device', { more: [extension(noCheck, hex('0500'))] }],
+  ['status.no-check', 'not for a responder', {}, { profile: { noCheck: true } }],
+  ['status.no-check', 'with another value', { more: [extension(noCheck, seq())] }, { profile: { noCheck: true } }],
   ['alt-name.order', 'the name of another', { names: names(uri('spiffe://plant/device/gw-2')) }],
   ['alt-name.order', 'a name besides', { names: names(uri('spiffe://plant/device/gw-1'), uri('spiffe://plant/device/gw-2')) }],
 ]
@@ -237,7 +259,11 @@ const violations: readonly Violation[] = [
 const pieces = tbs({ subjectKey: extension('2.5.29.14', tlv(0x24, tlv(0x04, identifier(key)))) })
 
 describe('every rule is broken by a certificate that breaks nothing else', () => {
-  test('one that breaks none', () => expect(lint(linted(tbs()))).toEqual([]))
+  test('one that breaks none', () => {
+    expect(lint(linted(tbs()))).toEqual([])
+    expect(lint(linted(tbs({ more: [points, access] }), offered))).toEqual([])
+    expect(lint(linted(tbs({ more: [extension(noCheck, hex('0500'))] }), { profile: { noCheck: true } }))).toEqual([])
+  })
 
   test.each(violations.map(([rule, name, parts, odd]) => [rule, name, parts, odd] as const))('%s: %s', (rule, _, parts, odd) =>
     expect(lint(linted(parts instanceof Uint8Array ? parts : tbs(parts), odd))).toEqual([rule]),

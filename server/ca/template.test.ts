@@ -71,6 +71,18 @@ describe('what does not keep the rules has no template, and the lint says why', 
     expect(() => writeClean(filling)).toThrow(expect.objectContaining({ reason }))
   })
 
+  test('a certificate that names where others ask about it is written whole: the place depends on its serial', () => {
+    const status = {
+      crl: (serial: string): string => `http://ca.example/${serial.slice(-1)}`,
+      ocsp: 'http://ca.example/ocsp',
+      issuer: 'http://ca.example/ca.cer',
+    }
+    const filling = { ...orderOf('device-identity'), issuer: { ...issuer, status } }
+    expect(fillTemplate(filling)).toBeUndefined()
+    expect(Buffer.from(writeClean(filling)).includes(`http://ca.example/${filling.of.serial.slice(-1)}`)).toBe(true)
+    expect(fillTemplate(orderOf('device-identity'))).toBeDefined()
+  })
+
   test('a certificate that ends after 2049 is written whole', () => {
     const late = Date.UTC(2049, 11, 31, 23)
     const filling = orderOf('device-tls', { now: late })

@@ -1,13 +1,18 @@
 import { isHostName } from '@fleetkey/protocol/x509/general-names.ts'
 import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { roleEku } from '@fleetkey/protocol/x509/roles.ts'
-import { altNamesOf, extensionsOf, issuerKeyIdentifier, keyIdentifier } from '../tbs.ts'
+import { altNamesOf, extensionsOf, issuerKeyIdentifier, keyIdentifier, noCheckValue, statusValues } from '../tbs.ts'
 import { same, type Rules } from './rule.ts'
 import type { Node } from './tree.ts'
 import { latin1, type View } from './view.ts'
 
+const { crlDistributionPoints, authorityInfoAccess, ocspNoCheck } = oids
 const { basicConstraints, keyUsage, extKeyUsage, subjectAltName, subjectKeyIdentifier, authorityKeyIdentifier } = oids
 const rootOf = (view: View, id: string): Node | undefined => view.extension(id)?.tree?.root
+
+/** What its own rule says about whether it belongs there. */
+const ownRule: ReadonlySet<string> = new Set([extKeyUsage, subjectAltName, crlDistributionPoints, authorityInfoAccess, ocspNoCheck])
+const saysStatus = ({ profile, issuer }: View): boolean => profile.status === true && issuer.status !== undefined
 
 /** An extension that is there must be so; that it is there is another rule's. */
 const where = (id: string, rule: (root: Node, view: View) => boolean) => (view: View) => {
@@ -49,7 +54,7 @@ export const extensionRules = {
     holds: ({ extensions, profile, issuer }) => {
       const known = extensionsOf(profile, issuer)
       // That a known one is superfluous is said by its own rule.
-      return extensions.every(({ id }) => known.has(id) || id === extKeyUsage || id === subjectAltName)
+      return extensions.every(({ id }) => known.has(id) || ownRule.has(id))
     },
   },
   'extension.value': {
@@ -185,6 +190,36 @@ export const extensionRules = {
       const wanted = altNamesOf(view.profile, view.order, view.of.tenant)
       return told.every(({ bytes }) => wanted.some((name) => same(name, bytes))) && wanted.every((name) => told.some(({ bytes }) => same(name, bytes)))
     }),
+  },
+  'status.present': {
+    source: 'profile; RFC 5280 §4.2.1.13, §4.2.2.1',
+    says: 'a distribution point and places to ask exactly where the profile has them and the server offers them',
+    holds: (view) =>
+      (view.extension(crlDistributionPoints) !== undefined) === saysStatus(view) && (view.extension(authorityInfoAccess) !== undefined) === saysStatus(view),
+  },
+  'status.critical': {
+    source: 'RFC 5280 §4.2.1.13, §4.2.2.1, RFC 6960 §4.2.2.2.1',
+    says: 'what is said about revocation is not critical',
+    holds: (view) => [crlDistributionPoints, authorityInfoAccess, ocspNoCheck].every((id) => view.extension(id)?.critical !== true),
+  },
+  'status.places': {
+    source: 'this CA: nothing is taken from a request',
+    says: 'the places of this server, the list of this serial',
+    holds: (view) => {
+      const { status } = view.issuer
+      if (status === undefined || !saysStatus(view)) return true
+      const wanted = statusValues(status, view.of.serial)
+      const [crl, access] = [view.extension(crlDistributionPoints), view.extension(authorityInfoAccess)]
+      return (crl === undefined || same(crl.value, wanted.crl)) && (access === undefined || same(access.value, wanted.access))
+    },
+  },
+  'status.no-check': {
+    source: 'RFC 6960 §4.2.2.2.1',
+    says: 'id-pkix-ocsp-nocheck, with NULL, for OCSP responders and nobody else',
+    holds: (view) => {
+      const value = view.extension(ocspNoCheck)?.value
+      return view.profile.noCheck === true ? same(value, noCheckValue) : value === undefined
+    },
   },
 } as const satisfies Rules
 
