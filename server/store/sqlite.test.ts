@@ -140,7 +140,7 @@ test('commits queued together share one flush of the disk', async () => {
   const steps: string[] = []
   const store = await openSqliteStore(folder, { step: (name) => void steps.push(name) })
   await Promise.all(Array.from({ length: 100 }, async (_, at) => await store.commit(setting(`s${at}`))))
-  expect(steps).toEqual(['store.migrated', 'store.commit', 'store.committed'])
+  expect(steps.filter((name) => name !== 'store.migrated')).toEqual(['store.commit', 'store.committed'])
   // More than one transaction should hold: several groups, in order, none forgotten.
   const verdicts = await Promise.all(Array.from({ length: 2500 }, async (_, at) => await store.commit(setting(`t${at}`))))
   expect(verdicts.map((verdict) => verdict.committed && verdict.sequence)).toEqual(Array.from({ length: 2500 }, (_, at) => 101 + at))
