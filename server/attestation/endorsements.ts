@@ -83,12 +83,14 @@ interface Question {
   readonly leaf: Certificate
   /** Sent along: worth nothing without an imported root above. */
   readonly brought: readonly Certificate[]
-  readonly eku?: string
+  readonly eku: string
+  /** A leaf that names no usage at all will do. */
+  readonly ekuMayBeAbsent: boolean
 }
 
 /** The chain from a certificate to an imported root of its own purpose, none of it revoked, outdated or denied. */
 const chainFor = (
-  { purpose, leaf, brought, eku }: Question,
+  { purpose, leaf, brought, eku, ekuMayBeAbsent }: Question,
   endorsements: readonly EndorsementCa[],
   policy: EndorsementPolicy,
   now: number,
@@ -99,7 +101,7 @@ const chainFor = (
     cas.filter(({ ca }) => (ca.intermediate === true) === intermediate).map(({ certificate }) => certificate)
   const crls = mine.flatMap(({ crl }) => (crl === undefined || crl === null ? [] : [crlOf(crl)]))
   const intermediates = [...of(true), ...brought]
-  const result = validateChain({ leaf, intermediates, roots: of(false), at: now, crls, ...(eku === undefined ? {} : { eku }) })
+  const result = validateChain({ leaf, intermediates, roots: of(false), at: now, crls, eku, ekuMayBeAbsent })
   if (!result.ok) return fail(pathReason(purpose, result.why), `${purpose} certificate: ${result.why} at ${result.at}`)
   const root = cas.find(({ certificate }) => certificate === result.chain.at(-1))?.ca ?? fail(`${purpose}.cert.unknown-issuer`)
   const issuers = result.chain.slice(1)
@@ -110,19 +112,22 @@ const chainFor = (
 
 /** The chain from an EK certificate to an imported root, none of it revoked, outdated or denied. */
 export const vouchedFor = (ek: EkCertificate, endorsements: readonly EndorsementCa[], policy: EndorsementPolicy, now: number): Vouched => {
-  const vouched = chainFor({ purpose: 'ek', leaf: ek.certificate, brought: [], eku: oids.ekCertificate }, endorsements, policy, now)
+  const vouched = chainFor({ purpose: 'ek', leaf: ek.certificate, brought: [], eku: oids.ekCertificate, ekuMayBeAbsent: false }, endorsements, policy, now)
   checkDeniedTpm(ek, policy, vouched.test)
   return vouched
 }
 
-/** The same for an IDevID certificate; `brought`: intermediates that the device sent along. */
+/**
+ * The same for an IDevID certificate; `brought`: intermediates that the device sent along. Whatever names usages, a certificate for servers or for EKs, names that
+ * of a client too or is none (802.1AR leaves the extension out).
+ */
 export const vouchedForIdevid = (
   leaf: Certificate,
   brought: readonly Certificate[],
   endorsements: readonly EndorsementCa[],
   policy: EndorsementPolicy,
   now: number,
-): Vouched => chainFor({ purpose: 'idevid', leaf, brought }, endorsements, policy, now)
+): Vouched => chainFor({ purpose: 'idevid', leaf, brought, eku: oids.clientAuth, ekuMayBeAbsent: true }, endorsements, policy, now)
 
 /** An IDevID key that the deny list names by the hash of its SPKI. */
 export const checkIdevidDenied = (idevid: string, policy: EndorsementPolicy): void => {

@@ -13,6 +13,7 @@ import { tokenFault, type EnrolmentToken, type TokenUse } from '../fleet/enrolme
 import type { Context } from './context.ts'
 import { hex, sha256hex } from './message.ts'
 import { callerName, perform, type Intent } from './perform.ts'
+import { inTurn } from './turn.ts'
 
 /** Tokens of one order, and tokens that wait to be used in all. */
 const maxCount = 10_000
@@ -153,20 +154,20 @@ export const verifierOf = async (ctx: Context, { id, verifier }: EnrolmentToken)
  */
 export const spendToken = async (ctx: Context, intent: Intent, hello: Hello, device: Device): Promise<void> => {
   if (!byToken(hello)) return
-  const { token } = hello.presented
-  const spent = await perform(ctx, { ...intent, subject: device.id }, async (tx) => {
-    const row = token === null ? undefined : await ctx.store.get('enrolmentToken', hex(token))
-    if (row === undefined) return fail('token.unknown')
-    const use = useOf(hello, device)
-    const fault = tokenFault(row, use, ctx.now())
-    if (fault !== undefined) fail(fault, `token ${row.id} of batch ${row.batch}`)
-    if (row.spent !== null) {
-      tx.note(`token ${row.id} again, by the key that spent it`)
-      return false
-    }
-    tx.update('enrolmentToken', { ...row, spent: { at: ctx.now(), device: device.id, key: use.key } })
-    tx.note(`token ${row.id} spent`)
-    return true
+  // In turn, and judged before the commit too: whoever comes second is told why on the record of its device.
+  const spent = await inTurn(ctx.store, `token/${hex(hello.presented.token ?? new Uint8Array())}`, async () => {
+    await usable(ctx, hello, device)
+    return await perform(ctx, { ...intent, subject: device.id }, async (tx) => {
+      const row = await usable(ctx, hello, device)
+      if (row.spent !== null) {
+        tx.note(`token ${row.id} again, by the key that spent it`)
+        return false
+      }
+      const { device: id, key } = useOf(hello, device)
+      tx.update('enrolmentToken', { ...row, spent: { at: ctx.now(), device: id, key } })
+      tx.note(`token ${row.id} spent`)
+      return true
+    })
   })
   // A crash here: the token is spent for this device and this LDevID key, which alone may come again with it.
   if (spent) ctx.step('token.spent')

@@ -56,8 +56,8 @@ export const idevidReasons = {
   },
   'idevid.cert.usage': {
     cases: [],
-    meaning: 'An issuer of the chain is restricted to other usages, or the certificate is one that signs certificates.',
-    attack: 'A CA for other things vouches for hardware.',
+    meaning: 'The certificate, or an issuer of it, names extended key usages, and clientAuth is not among them.',
+    attack: 'A server, code-signing or EK certificate of the same maker is shown as an IDevID.',
     remedy: makers,
   },
   'idevid.cert.is-a-ca': {
