@@ -3,19 +3,16 @@ import { readFileSync } from 'node:fs'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import type { Attester } from '@fleetkey/device-agent/attesters/attester.ts'
 import { idevidAttester } from '@fleetkey/device-agent/attesters/idevid.ts'
-import { tokenAttester } from '@fleetkey/device-agent/attesters/token.ts'
-import type { Document } from '@fleetkey/device-agent/files.ts'
 import { softwareSecureElement, type SecureElement } from '@fleetkey/device-agent/secure-element.ts'
-import { openSoftwareKeys, type SoftwareKeys } from '@fleetkey/device-agent/software-keys.ts'
+import type { SoftwareKeys } from '@fleetkey/device-agent/software-keys.ts'
 import { newTlsKey, tlsCsr } from '@fleetkey/device-agent/tls-key.ts'
 import { makeEkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
 import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
 import { manifestJson, type BoardRecord } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { newToken, parseToken, tokenText } from '@fleetkey/protocol/enrolment-token.ts'
-import { DeviceId, EnrolmentId, GroupId, TenantId } from '@fleetkey/protocol/ids.ts'
-import type { AnswerOf, Body, BodyOf, HelloOf } from '@fleetkey/protocol/messages.ts'
+import { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
+import type { AnswerOf, BodyOf, HelloOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { readMessage, signMessage } from '@fleetkey/protocol/signed.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import { idevidReasons } from '@fleetkey/server/attestation/reasons/idevid.ts'
@@ -28,10 +25,10 @@ import { addMembers, createGroup, setGroupPolicy } from '@fleetkey/server/flows/
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { addStation } from '@fleetkey/server/flows/station.ts'
+import { attemptAt, byToken, softwareKeys, type Attempt } from './enrolling.ts'
 import { operator, station, testContext, type TestContext } from './harness.ts'
 
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
-const max = 1 << 20
 const hour = 3_600_000
 
 let ctx: TestContext
@@ -40,22 +37,6 @@ let factory: ReturnType<typeof station>
 let element: SecureElement
 let ca: ReturnType<typeof makeIdevidCa>
 
-const softwareKeys = async (): Promise<SoftwareKeys> => {
-  let stored: Uint8Array | undefined
-  const save = async (bytes: Uint8Array): Promise<void> => void (stored = Uint8Array.from(bytes))
-  const document: Document = { load: async () => stored, save, replace: save }
-  return await openSoftwareKeys({ document, random, step: () => undefined })
-}
-
-/** A board without a key of its own, and the text that lies in its token file. */
-const byToken = async (text: string | null, keys?: SoftwareKeys): Promise<Attester> =>
-  tokenAttester(keys ?? (await softwareKeys()), {
-    path: 'token',
-    read: async () => (text === null ? undefined : new TextEncoder().encode(text)),
-    remove: async () => undefined,
-    step: () => undefined,
-    log: () => undefined,
-  })
 const byElement = async (of: SecureElement = element, keys?: SoftwareKeys): Promise<Attester> => idevidAttester(keys ?? (await softwareKeys()), of)
 
 const elementOf = (serial: string, curve?: 'secp384r1'): SecureElement => {
@@ -90,57 +71,7 @@ beforeEach(async () => {
 })
 afterEach(async () => await ctx.close())
 
-interface Attempt {
-  readonly serial: string
-  readonly attester: Attester
-  readonly purpose?: 'enrol' | 'return'
-  hello?(body: BodyOf<'hello'>): BodyOf<'hello'>
-  /** The exporter that the device computes its nonce with; its own connection's unless told. */
-  readonly deviceExporter?: Uint8Array
-  answer?(body: BodyOf<'answer'>): BodyOf<'answer'> | Promise<BodyOf<'answer'>>
-  readonly between?: () => unknown
-  /** Not beside others: the clock may go on. */
-  readonly alone?: boolean
-}
-
-const refusalOf = (body: Body, device: Device | undefined): string => {
-  if (body.type === 'identity') return 'admitted'
-  if (body.type !== 'refusal') return body.type
-  return device?.lastRefusal?.reason ?? [...(ctx.refusals.take() ?? '').matchAll(/[a-z-]+(?:\.[a-z-]+)+/g)].at(-1)?.[0] ?? body.code
-}
-
-/** One enrolment whose every message can be changed on its way: `admitted`, or the private reason. */
-const attempt = async (of: Attempt): Promise<string> => {
-  const client = EnrolmentId.parse(`e-${randomBytes(16).toString('hex')}`)
-  const from = ctx.bus.connect({ client })
-  // A device's record takes a refusal every five seconds.
-  if (of.alone !== false) ctx.clock.now += 6_000
-  const say = async (body: Body): Promise<{ bytes: Uint8Array; heard: Body; heardBytes: Uint8Array }> => {
-    const bytes = await signMessage({ v: 1, tenant: TenantId.parse('plant'), device: client, from: 'device', id: random(16), seq: 1, body }, of.attester.signer)
-    await handle(from, bytes)
-    const heardBytes = ctx.bus.take(client).at(-1) ?? new Uint8Array()
-    return { bytes, heard: readMessage(heardBytes, { max }).envelope.body, heardBytes }
-  }
-  const device = async (): Promise<Device | undefined> => await ctx.store.get('device', DeviceId.parse(of.serial.toLowerCase()))
-  const made = await of.attester.hello({ serial: of.serial, purpose: of.purpose ?? 'enrol', random: random(32), agent: 'test' })
-  const hello = of.hello?.(made) ?? made
-  const first = await say(hello)
-  if (first.heard.type !== 'challenge') return refusalOf(first.heard, await device())
-  const key = newTlsKey()
-  const answered = await of.attester.answer({
-    tenant: 'plant',
-    hello,
-    helloBytes: first.bytes,
-    challenge: first.heard,
-    challengeBytes: first.heardBytes,
-    exporter: of.deviceExporter ?? from.exporter ?? new Uint8Array(),
-    eventLog: new Uint8Array(),
-    tls: { spki: key.spki, csr: await tlsCsr(key, of.serial) },
-  })
-  await of.between?.()
-  const second = await say((await of.answer?.(answered)) ?? answered)
-  return refusalOf(second.heard, await device())
-}
+const attempt = async (of: Attempt): Promise<string> => await attemptAt({ ctx, handle }, of)
 
 const proving =
   <M extends 'idevid' | 'token'>(change: Partial<AnswerOf<M>['proven']>) =>
