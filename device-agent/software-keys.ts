@@ -66,30 +66,38 @@ export const openSoftwareKeys = async (of: {
     await document.replace(plain)
     plain.fill(0)
   }
+  const wipe = ({ ldevid, recipient, storage }: Stored): void => {
+    for (const secret of [ldevid, recipient, storage]) secret.fill(0)
+  }
+
   const there = await read()
-  let stored: Stored = there ?? { v: 1, device: null, ldevid: newKey(), recipient: newKey(), storage: random(32) }
+  const stored: Stored = there ?? { v: 1, device: null, ldevid: newKey(), recipient: newKey(), storage: random(32) }
   if (there === undefined) {
     await save(stored)
     // A crash here: keys that nobody knows yet; they are used by the next hello.
     step('software-keys.stored')
   }
-  const [ldevid, recipient] = [keyOf(stored.ldevid), keyOf(stored.recipient)]
+  const [ldevid, recipient, storage] = [keyOf(stored.ldevid), keyOf(stored.recipient), new Secret(stored.storage)]
   const recipientSpki = spkiOf(recipient)
+  let known: string | null = stored.device
+  wipe(stored)
   return {
     known: there !== undefined,
     get device() {
-      return stored.device
+      return known
     },
     ldevid: { spki: spkiOf(ldevid), sign: async (data) => new Uint8Array(sign('sha256', data, { key: ldevid, dsaEncoding: 'ieee-p1363' })) },
     recipient: { spki: recipientSpki, point: recipientSpki.subarray(-65), zgen: dhOf(recipient), importHmacKey: noTpm, hmac: noTpm },
-    storage: new Secret(stored.storage),
+    storage,
     async settle(device) {
-      if (stored.device === device) return
-      const next = { ...stored, device: DeviceId.parse(device) }
-      await save(next)
+      if (known === device) return
+      const now = await read()
+      if (now === undefined) throw new Problem('unavailable', 'the keys of this device are gone from its disk', { reason: 'software-keys' })
+      await save({ ...now, device: DeviceId.parse(device) })
+      wipe(now)
       // A crash here: the device knows who it is, whatever becomes of its identity.
       step('software-keys.settled')
-      stored = next
+      known = device
     },
   }
 }

@@ -181,6 +181,46 @@ describe('by factory identity', () => {
     expect(await run()).toBe(reason)
   })
 
+  const waiting = async (): Promise<string[]> =>
+    (await ctx.store.find('outbox', { where: { device: 'se-1' }, limit: 10 })).map(({ subject }) => subject).toSorted()
+  const put = async (...subjects: readonly string[]): Promise<void> => {
+    const entry = { at: ctx.now(), caller: 'test', from: 'test', action: 'test', subject: 'se-1', outcome: 'done' as const, code: null, detail: '' }
+    const row = { device: DeviceId.parse('se-1'), version: 0, bytes: new Uint8Array(), createdAt: ctx.now() }
+    await ctx.store.commit({
+      writes: subjects.map((subject) => ({ table: 'outbox', do: 'insert', row: { ...row, id: `se-1/${subject}`, subject } })),
+      entries: [entry],
+    })
+  }
+
+  test('back with a new disk: what waits for it is wrapped to its new recipient key, the rest stays', async () => {
+    const keys = await softwareKeys()
+    expect(await genuine({ attester: await byElement(element, keys) })).toBe('admitted')
+    await put('delivery/telemetry/1', 'retire/telemetry')
+    expect(await genuine({ attester: await byElement(element, keys) })).toBe('admitted')
+    expect(await waiting()).toEqual(['delivery/telemetry/1', 'retire/telemetry'])
+    expect(await genuine()).toBe('admitted')
+    expect(await waiting()).toEqual(['retire/telemetry'])
+  })
+
+  test('back with a new disk, and unacceptable meanwhile: quarantined in one commit, nothing waits but what it is to erase', async () => {
+    const plant = GroupId.parse('plant')
+    await createGroup(ctx, operator(), plant)
+    await addMembers(ctx, operator(), plant, { batch: 'b1' })
+    expect(await genuine()).toBe('admitted')
+    await put('delivery/telemetry/1', 'retire/telemetry')
+    // As if the change of policy came between its appraisal and that of everybody else.
+    const group = await ctx.store.get('group', plant)
+    if (group === undefined) throw new Error('no group')
+    const entry = { at: ctx.now(), caller: 'test', from: 'test', action: 'test', subject: plant, outcome: 'done' as const, code: null, detail: '' }
+    await ctx.store.commit({ writes: [{ table: 'group', do: 'update', row: { ...group, policy: { ...group.policy, minimumRelease: 1 } } }], entries: [entry] })
+    expect(await genuine()).toBe('admitted')
+    expect(await ctx.store.get('device', DeviceId.parse('se-1'))).toMatchObject({ state: 'quarantined', verdict: { reason: 'firmware.unmeasured' } })
+    expect(await waiting()).toEqual(['retire/telemetry'])
+    // And once more: it keeps its identity, and stays quarantined.
+    expect(await genuine()).toBe('admitted')
+    expect((await ctx.store.get('device', DeviceId.parse('se-1')))?.state).toBe('quarantined')
+  })
+
   test('a CA for EKs is not taken for IDevIDs as well', async () => {
     const certificate = toPem('CERTIFICATE', ca.certificate)
     await expect(importEndorsement(ctx, operator(), { certificate, test: false })).rejects.toMatchObject({ code: 'conflict', reason: 'endorsement.purpose' })

@@ -24,7 +24,7 @@ export interface ServerSide {
 export const softwareKeys = async (): Promise<SoftwareKeys> => {
   let stored: Uint8Array | undefined
   const save = async (bytes: Uint8Array): Promise<void> => void (stored = Uint8Array.from(bytes))
-  const document: Document = { load: async () => stored, save, replace: save }
+  const document: Document = { load: async () => stored?.slice(), save, replace: save }
   return await openSoftwareKeys({ document, random, step: () => undefined })
 }
 

@@ -62,12 +62,12 @@ describe('batch manifests', () => {
     const csv = `serial,ek,model,device,idevid\nD,${ek(3)},m1,,\nE,,m1,,${ek(4)}\nF,,m1,,\n`
     await importBatch(ctx, operator(), { ...line.signed(csv), format: 'csv', batch: 'b2' })
     const entries = await ctx.store.find('manifest', { limit: 10 })
-    expect(entries.map(({ id, serial }) => [id, serial]).toSorted()).toEqual([
+    expect(entries.map(({ id, serial }) => [id, serial]).toSorted(([, one = ''], [, other = '']) => (one < other ? -1 : 1))).toEqual([
       [ek(1), 'A'],
-      [ek(3), 'D'],
       [`idevid/${ek(2)}`, 'B'],
-      [`idevid/${ek(4)}`, 'E'],
       ['serial/C', 'C'],
+      [ek(3), 'D'],
+      [`idevid/${ek(4)}`, 'E'],
       ['serial/F', 'F'],
     ])
   })

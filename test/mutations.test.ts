@@ -2,6 +2,7 @@ import { generateKeyPairSync, randomBytes, randomInt, sign } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { ekCertificate, makeEkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
+import { idevidCertificate, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
 import { decode } from '@fleetkey/protocol/cbor.ts'
 import { chunkFrameMax, reassembler, split } from '@fleetkey/protocol/chunks.ts'
 import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
@@ -9,6 +10,8 @@ import type { Body, Envelope, Hello } from '@fleetkey/protocol/messages.ts'
 import { derSignature, keyId, rawSignature, readMessage, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { makeCsr, parseCsr } from '@fleetkey/protocol/x509/csr.ts'
+import { checkIdevidCertificate } from '@fleetkey/server/attestation/idevid-certificate.ts'
+import { checkSoftwareKey } from '@fleetkey/server/attestation/software-keys.ts'
 import { marshalAttest, marshalSignature, parseAttest, parseSignature, type Attest } from '@fleetkey/tpm2/attest.ts'
 import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
@@ -110,6 +113,12 @@ const hello: Hello = {
   agent: 'test',
 }
 
+const idevid = idevidCertificate(makeIdevidCa(Date.UTC(2026, 0, 1)), spki, 'SE-1', Date.UTC(2026, 0, 1))
+const others: readonly Hello['presented'][] = [
+  { method: 'idevid', chain: [idevid, ekCa.certificate], ldevid: spki, recipient: spki },
+  { method: 'token', token: randomBytes(16), ldevid: spki, recipient: spki },
+]
+
 const parts = split(randomBytes(300), randomBytes(16))
 const frames = (bytes: Uint8Array): void => {
   const transfer = reassembler({ max: 1 << 20 })
@@ -121,7 +130,8 @@ const frames = (bytes: Uint8Array): void => {
 let messages: readonly Uint8Array[] = []
 let requests: readonly Uint8Array[] = []
 beforeAll(async () => {
-  messages = [await signMessage(envelope(hello), signer), await signMessage(envelope(parts.manifest), signer)]
+  const hellos = [hello, ...others.map((presented) => ({ ...hello, presented }))]
+  messages = await Promise.all([...hellos, parts.manifest].map(async (body) => await signMessage(envelope(body), signer)))
   requests = [await makeCsr({ subject: 'gw-1', spki, sign: signRaw })]
 })
 
@@ -143,6 +153,8 @@ const parsers: readonly Row[] = [
   ['measurement list, binary', ima, () => [base64(list?.binary), base64(plain?.binary)]],
   ['measurement list, ASCII', ima, () => [utf8(list?.ascii ?? ''), utf8(plain?.ascii ?? '')]],
   ['certificate', parseCertificate, () => certificates],
+  ['IDevID certificate', checkIdevidCertificate, () => [idevid]],
+  ['key in software', (bytes) => checkSoftwareKey('ldevid', bytes), () => [spki]],
   ['certification request', parseCsr, () => requests],
   [
     'DER signature',

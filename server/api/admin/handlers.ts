@@ -164,7 +164,13 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'token.create'({ caller, body }) {
       const { validFor, ...order } = body
       const tokens = await createTokens(ctx, caller, { ...order, life: validFor })
-      return { tokens: tokens.map(({ id, text, expiresAt }) => ({ id, token: Buffer.from(text.bytes()).toString('latin1'), expiresAt })) }
+      return {
+        tokens: tokens.map(({ id, text, expiresAt }) => {
+          const token = Buffer.from(text.bytes()).toString('latin1')
+          text.destroy()
+          return { id, token, expiresAt }
+        }),
+      }
     },
     async 'token.list'({ caller, query }) {
       read(caller)
