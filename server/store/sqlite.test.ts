@@ -301,3 +301,20 @@ test('full disk: ordinary commits are refused, revocations go through, writing r
     disk.unmount()
   }
 })
+
+test('a database of before enrolment tokens: opened, brought up to date, nothing lost', async () => {
+  const before = await openSqliteStore(folder)
+  await before.commit(setting('kept'))
+  await before.close()
+  const path = join(folder, 'fleetkey.db')
+  const old = new Database(path)
+  old.exec(`DROP TABLE "enrolmentToken"; DELETE FROM "migration" WHERE "name" = '0002-enrolment-tokens.sql'`)
+  old.close()
+  const steps: string[] = []
+  const store = await openSqliteStore(folder, { step: (name) => void steps.push(name) })
+  expect(steps).toEqual(['store.migrated'])
+  expect((await store.get('setting', 'kept'))?.id).toBe('kept')
+  expect(await store.find('enrolmentToken', { where: { batch: 'b1' }, limit: 1 })).toEqual([])
+  await expectWholeLog(store)
+  await store.close()
+})
