@@ -125,7 +125,8 @@ test('revoked: cut off at once, the key rotated without them, and nothing brings
     await world.client.call('device.revoke', { params: { id }, body: { reason: 'lost' } })
     await until('it is out', () => !at(index).status().connected)
     await until('the others go on without it', () => using(left.map(at), 'telemetry', epoch), 30_000)
-    await until('it is refused', async () => ['device.revoked', 'certificate.revoked'].includes((await show(id)).lastRefusal?.reason ?? ''), 30_000)
+    // What its record shows of refusals is bounded: the device itself hears every one.
+    await until('it is refused', () => at(index).status().lastRefusal === 'unauthenticated', 60_000)
     expect(at(index).status().current['telemetry']).toBe(epoch - 1)
   }
 })
