@@ -118,7 +118,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   const { settings, log } = options
   let dead = false
   let core: Core = initialCore
-  let parts: Holder | undefined
+  let holder: Holder | undefined
   let identity: Identity | undefined
   let keyring: Keyring | undefined
   let api: LocalApi | undefined
@@ -177,7 +177,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       holdings: held.flatMap(({ key, epochs }) => epochs.map(({ epoch, stage }) => ({ key, epoch, stage }))),
       current: Object.fromEntries(current),
       lastRefusal,
-      problem: fatal ?? problem ?? (isLocked() ? (parts?.refusal ?? lockedWords) : null),
+      problem: fatal ?? problem ?? (isLocked() ? (holder?.refusal ?? lockedWords) : null),
       tlsNotAfter: core.identity?.tlsNotAfter ?? null,
     }
   }
@@ -276,7 +276,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** What the TPM refused, in plain words; asking it why may take as long as it hangs. */
   const tellTrouble = async (thrown: unknown): Promise<void> => {
-    const told = parts === undefined ? thrown : await parts.explained(thrown)
+    const told = holder === undefined ? thrown : await holder.explained(thrown)
     problem = `TPM: ${messageOf(told).replace(/^TPM:? /, '')}`
     changed()
   }
@@ -329,8 +329,8 @@ export const startAgent = (options: AgentOptions): Agent => {
     await openConnection({ ...common, ...of }, abort.signal)
 
   const connectDevice = async (): Promise<void> => {
-    if (parts === undefined || identity === undefined) return
-    const { attester } = parts
+    if (holder === undefined || identity === undefined) return
+    const { attester } = holder
     const { device, tls, tlsKey, chain } = identity
     const id = DeviceId.parse(device)
     inbox = []
@@ -424,14 +424,14 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (renewing) {
       renewalId = null
       // It may be the request itself that is not acceptable: the next one is new.
-      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', parts?.vault.renewals.save(null) ?? Promise.resolve())
+      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', holder?.vault.renewals.save(null) ?? Promise.resolve())
       dispatch({ on: 'renew-failed' })
     } else dispatch({ on: 'refused', code: body.code, retryAfter: body.retryAfter })
   }
 
   const report = async (session: Uint8Array, sequence: number): Promise<void> => {
     const current = link
-    if (current === undefined || keyring === undefined || parts === undefined) return
+    if (current === undefined || keyring === undefined || holder === undefined) return
     const holdings = keyring
       .held()
       .filter(({ epochs }) => epochs.length > 0)
@@ -441,7 +441,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       session,
       sequence,
       holdings,
-      resetCount: await resetCountOf(parts),
+      resetCount: await resetCountOf(holder),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
       agent: agentVersion,
     }
@@ -459,7 +459,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   const attest = async (of: Extract<Effect, { do: 'attest' }>): Promise<void> => {
     const current = link
     try {
-      if (current === undefined || parts === undefined || identity === undefined) throw new Error('the connection is gone')
+      if (current === undefined || holder === undefined || identity === undefined) throw new Error('the connection is gone')
       const { exporter } = current.connection
       const asked = {
         tenant: settings.tenant,
@@ -474,11 +474,11 @@ export const startAgent = (options: AgentOptions): Agent => {
         await recipientFor(of.attest.firmware)
         // What is at rest goes over before the server hears of the new recipient key: whatever it wraps to that key can be opened then. The server wraps nothing
         // to the one it knows from when it asks.
-        await unlock(parts, null, identity)
+        await unlock(holder, null, identity)
       }
-      await clockFor(parts.attester, lastRefusal === 'attestation-failed', of.attest.expires)
-      if (parts.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
-      await current.channel.send(await parts.attester.evidence(asked))
+      await clockFor(holder.attester, lastRefusal === 'attestation-failed', of.attest.expires)
+      if (holder.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
+      await current.channel.send(await holder.attester.evidence(asked))
       step('attested')
       dispatch({ on: 'attested', failed: null })
     } catch (thrown) {
@@ -525,10 +525,10 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** Only keys that the server's release key approves: a policy of somebody else's making would be somebody else's to satisfy. */
   const recipientFor = async (policy: FirmwarePolicy): Promise<KeyBlob> => {
-    if (parts === undefined) throw new Problem('unavailable', 'the TPM is not open')
+    if (holder === undefined) throw new Problem('unavailable', 'the TPM is not open')
     trust.signerOf(keyId(spkiOf(policy.signer)), ['release'], now())
-    const holder = parts
-    return await inVault(async () => await holder.recipientFor(policy))
+    const mine = holder
+    return await inVault(async () => await mine.recipientFor(policy))
   }
 
   const inVault = async <R>(work: () => Promise<R>): Promise<R> => {
@@ -538,7 +538,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   /** There are keys, or an identity, that the firmware which runs is not approved for. */
-  const isLocked = (): boolean => parts !== undefined && (parts.vault.isLocked || (identity !== undefined && !parts.vault.isOpen))
+  const isLocked = (): boolean => holder !== undefined && (holder.vault.isLocked || (identity !== undefined && !holder.vault.isOpen))
 
   /** Remembers what is approved, and opens with it what it opens. `who`: whose keys these are; null while nobody knows. */
   const unlock = async (of: Holder, set: ApprovalSet | null, who: Identity | null): Promise<void> =>
@@ -559,41 +559,41 @@ export const startAgent = (options: AgentOptions): Agent => {
     })
 
   const learn = async ({ signer, ref, approvals }: BodyOf<'approvals'>): Promise<void> => {
-    if (parts !== undefined) await unlock(parts, { signer, ref, approvals }, identity ?? null)
+    if (holder !== undefined) await unlock(holder, { signer, ref, approvals }, identity ?? null)
     changed()
   }
 
   // --- identity ---
 
   const enrolDevice = async (purpose: 'enrol' | 'return'): Promise<void> => {
-    if (parts === undefined) return
+    if (holder === undefined) return
     try {
-      await clockFor(parts.attester, parts.device === null || lastRefusal === 'attestation-failed')
+      await clockFor(holder.attester, holder.device === null || lastRefusal === 'attestation-failed')
       alive()
       const result = await enrol({
         connect: open,
-        attester: parts.attester,
+        attester: holder.attester,
         trust,
         tenant: settings.tenant,
         serial: settings.serial,
         purpose,
-        known: identity?.device ?? parts.device,
+        known: identity?.device ?? holder.device,
         agent: agentVersion,
         eventLog: readEventLog,
         random,
         now,
         step,
       })
-      await unlock(parts, result.approvals, result.identity)
-      await adopt(parts, result.identity)
-      await enrolled(parts)
+      await unlock(holder, result.approvals, result.identity)
+      await adopt(holder, result.identity)
+      await enrolled(holder)
       await keyring?.setTime(result.time)
-      if (!parts.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
+      if (!holder.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
       // A crash here: enrolled and stored; the next start connects with the new certificate.
       step('enrol.stored')
       lastRefusal = null
       problem = null
-      dispatch({ on: 'enrolled', identity: factsOf(result.identity), locked: !parts.vault.isOpen })
+      dispatch({ on: 'enrolled', identity: factsOf(result.identity), locked: !holder.vault.isOpen })
     } catch (thrown) {
       if (dead || thrown instanceof Killed) return
       const refused = thrown instanceof Refused ? thrown : undefined
@@ -646,8 +646,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const renewIdentity = async (session: Uint8Array): Promise<void> => {
-    if (parts === undefined || identity === undefined || link === undefined) return
-    const { vault, attester } = parts
+    if (holder === undefined || identity === undefined || link === undefined) return
+    const { vault, attester } = holder
     try {
       const { pending, body } = await prepareRenewal({
         store: vault.renewals,
@@ -668,13 +668,13 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const acceptRenewal = async (message: BodyOf<'identity'>): Promise<void> => {
-    if (parts === undefined || identity === undefined) return
-    const pending = await parts.vault.renewals.load()
+    if (holder === undefined || identity === undefined) return
+    const pending = await holder.vault.renewals.load()
     if (pending === undefined || pending === null || Buffer.compare(pending.id, message.re) !== 0) return log('an identity that was not asked for')
     const next = renewedIdentity({ identity, pending, message, trust, now: now() })
-    await adopt(parts, next)
+    await adopt(holder, next)
     // A crash here: both certificates are there and valid; the new one is stored and used.
-    await parts.vault.renewals.save(null)
+    await holder.vault.renewals.save(null)
     renewalId = null
     step('renew.stored')
     dispatch({ on: 'renewed', identity: factsOf(next) })
@@ -715,14 +715,14 @@ export const startAgent = (options: AgentOptions): Agent => {
       return changed()
     }
     try {
-      parts = await openHolder()
-      const { vault, known, isReplaced } = parts
+      holder = await openHolder()
+      const { vault, known, isReplaced } = holder
       identity = await vault.identities.load()
       if (identity !== undefined) {
         trust = trustOfSettings.with(identity)
         keyring = await vault.keyring(identity.device)
         await vault.settle(identity, keyring)
-        await enrolled(parts)
+        await enrolled(holder)
       }
       problem = null
       if (vault.isLocked) log(lockedWords)
@@ -762,7 +762,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     link = undefined
     api?.destroy()
     keyring?.close()
-    parts?.destroy()
+    holder?.destroy()
     void transport?.close().catch(() => undefined)
   }
 
@@ -778,7 +778,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     await api?.close()
     // Waits for what is being written, then frees the TPM for the next process.
     await keyring?.setTime(0)
-    const freed = parts?.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    const freed = holder?.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
     // A TPM that hangs is left as it is: the next start frees what is loaded.
     await Promise.race([freed, new Promise((resolve) => setTimeout(resolve, tpmFarewell).unref())])
     kill()

@@ -10,23 +10,14 @@ import type { Claims } from '../attestation/claims.ts'
 import { continuity } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
-import {
-  hardwareOf,
-  hasIdentity,
-  isMeasured,
-  type Device,
-  type DeviceKeys,
-  type EnrolledDevice,
-  type IdentifiedDevice,
-  type ManifestEntry,
-} from '../fleet/device.ts'
-import { recipientPoint } from '../fleet/firmware.ts'
+import { hardwareOf, hasIdentity, isMeasured, type Device, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
 import { withinWindow } from './claim-window.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
+import { identified, sameRecipient } from './identified.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
@@ -310,7 +301,7 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
       recordIssued(tx, one)
     }
     const { judgement } = of.verdict
-    const next = identified(ctx.now(), row, of, ldevid, tls)
+    const next = identified(ctx.now(), row, { ...of, verdict: judgement.verdict, ldevid: ldevid.intent.id, tls: tls.intent.id })
     const accepted = judgement.verdict.verdict !== 'contraindicated'
     if (accepted) tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
     // A quarantine takes everything that waits for the device away by itself.
@@ -327,52 +318,6 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   // Signing took its time: what is acceptable may have changed since the verdict.
   else await reappraise(ctx, { devices: [device.id] }, 'acceptance changed during its enrolment')
   return identity
-}
-
-const sameRecipient = (one: DeviceKeys, other: DeviceKeys): boolean => Buffer.compare(recipientPoint(one), recipientPoint(other)) === 0
-
-const keysOf = (claims: Claims, { presented }: Hello): DeviceKeys => {
-  const { hardware, ldevidSpki } = claims
-  if (claims.method !== 'tpm2') return { hardware, recipientSpki: claims.recipientSpki, ldevidSpki }
-  if (presented.method !== 'tpm2') throw new Problem('internal', 'claims of another method than the hello')
-  const { ak, ldevid } = presented
-  return { ekHash: hardware, ak, srk: claims.srkPublic, ldevid, recipient: claims.recipientPublic, ldevidSpki }
-}
-
-/** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
-const identified = (now: number, row: Device, of: Admission, ldevid: Issued, tls: Issued): IdentifiedDevice => {
-  const { id, version, serial, model, batch, registeredAt } = row
-  const { claims, hello } = of
-  const before = hasIdentity(row) ? row : undefined
-  const resetCount = claims.method === 'tpm2' ? claims.resetCount : 0
-  const device: EnrolledDevice = {
-    id,
-    version,
-    serial,
-    model,
-    batch,
-    registeredAt,
-    lastRefusal: null,
-    state: 'enrolled',
-    keys: keysOf(claims, hello),
-    enrolledAt: now,
-    ldevidSerial: ldevid.intent.id,
-    tlsSerial: tls.intent.id,
-    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
-    // What a device was issued while quarantined it may have lost with its memory: the one before that is kept.
-    previousTlsSerial: (before?.state === 'quarantined' ? before.previousTlsSerial : null) ?? before?.tlsSerial ?? null,
-    resetCount,
-    reportedResetCount: resetCount,
-    release: before?.release ?? null,
-    floor: before?.floor ?? 0,
-    assurance: claims.assurance,
-    endorsedBy: claims.endorsedBy,
-    verdict: of.verdict.judgement.verdict,
-    attestOrderedAt: null,
-    lastSeenAt: now,
-    agent: hello.agent,
-  }
-  return before?.state === 'quarantined' ? { ...device, state: 'quarantined', quarantinedAt: before.quarantinedAt } : device
 }
 
 /** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */
