@@ -145,3 +145,24 @@ test('the agent as a device runs it: a factory identity in files, and a token in
   expect(readFileSync(at('se.key'))).toEqual(readFileSync(at('pl.key')))
   await until('the token is gone', () => !existsSync(at('enrolment.token')))
 })
+
+const wrong: readonly (readonly [string, readonly string[], number, RegExp])[] = [
+  ['no batch', ['token', 'create', '--expires', '1h'], 1, /--batch BATCH is missing/],
+  ['no end', ['token', 'create', '--batch', 'token'], 1, /--expires DURATION/],
+  ['one device and many', ['token', 'create', '--batch', 'token', '--expires', '1h', '--device', 'a', '--count', '2'], 1, /--device or --count, not both/],
+  ['a batch that is not there', ['token', 'create', '--batch', 'none', '--expires', '1h'], 3, /no batch none/],
+  ['longer than a year', ['token', 'create', '--batch', 'token', '--expires', '400d'], 3, /validFor/],
+  ['no id of a token', ['token', 'revoke', 'none'], 1, /no token id/],
+  ['a token that is not there', ['token', 'revoke', '0'.repeat(32)], 3, /no token/],
+  ['a CA for something else', ['endorsement', 'import', 'x.pem', '--for', 'tls'], 1, /x\.pem|--for takes ek or idevid/],
+]
+test.each(wrong)('%s: said in a line, with its exit code', async (_what, words, code, says) => {
+  let stderr = ''
+  const spy = vi.spyOn(process.stderr, 'write').mockImplementation((text) => ((stderr += String(text)), true))
+  try {
+    expect(await main([...words, '--data', at('server')], {})).toBe(code)
+  } finally {
+    spy.mockRestore()
+  }
+  expect(stderr).toMatch(says)
+})
