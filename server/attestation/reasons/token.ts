@@ -82,7 +82,8 @@ export const tokenReasons = {
   },
   'firmware.unmeasured': {
     cases: [],
-    meaning: 'The device has no TPM that would measure its firmware. A warning, unless the policy of its group names releases, a lowest one, or a list of measured files.',
+    meaning:
+      'The device has no TPM that would measure its firmware. A warning, unless the policy of its group names releases, a lowest one, or a list of measured files.',
     attack: 'A device that runs anything at all.',
     remedy: 'Put it into a group whose policy names none of these, or replace it by a board with a TPM.',
   },
