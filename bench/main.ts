@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence] [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|revocation|crl] [--devices N] [--json]`.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -22,9 +22,10 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
+import { measureLists, measureRevocation } from './revocation.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 
-const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence'] as const
+const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'revocation', 'crl'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -160,6 +161,9 @@ const measured = async (pid: number, work: () => Promise<void>): Promise<{ wall:
  */
 const enrolmentFloor = (of: Floor): number => of.handshake + of.mutualHandshake + 13 * of.verify + 5 * of.sign + of.agree
 
+/** Certificates that are revoked before the ones that are measured. */
+const alreadyRevoked = 100_000
+
 /** One rotation: delivery and activation signed, the key sealed, two statements verified, one proof of use. */
 const rotationFloor = (of: Floor): number => 2 * of.sign + of.seal + 2 * of.verify + of.mac
 
@@ -220,6 +224,20 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
           ratio: rounded(cpu / rotationFloor(floor)),
         })
       }
+      if (wanted.includes('revocation')) {
+        const { durable, whole, floor: write } = await measureRevocation(folder, alreadyRevoked)
+        print({ bench: 'revocation', metric: 'durable', value: rounded(durable), unit: 'ms', floor: rounded(write), ratio: rounded(durable / write) })
+        print({ bench: 'revocation', metric: 'whole', value: rounded(whole), unit: 'ms', floor: rounded(2 * write), ratio: rounded(whole / (2 * write)) })
+        const cuts: number[] = []
+        for (const serial of bench.serials.slice(-Math.min(20, Math.ceil(devices / 10)))) {
+          const started = performance.now()
+          const cut = until(() => bench.fleet.status().get(serial)?.connected !== true).then(() => performance.now() - started)
+          await bench.client.call('device.revoke', { params: { id: serial.toLowerCase() }, body: { reason: 'keyCompromise' } })
+          cuts.push(await cut)
+        }
+        // The slowest: one that is late is late.
+        print({ bench: 'revocation', metric: 'session-cut', value: rounded(Math.max(...cuts)), unit: 'ms' })
+      }
     } finally {
       await bench.stop()
     }
@@ -257,5 +275,15 @@ if (wanted.includes('evidence')) {
   print({ bench: 'evidence', metric: 'verify', value: rounded(verify), unit: 'ms', floor: rounded(floor), ratio: rounded(verify / floor) })
   print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
 }
-const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence')
+if (wanted.includes('crl')) {
+  for (const entries of [10_000, 100_000]) {
+    const { complete, again, delta, floor, bytes } = await measureLists(entries)
+    const name = `${entries / 1000}k`
+    print({ bench: 'crl', metric: `complete-${name}`, value: rounded(complete), unit: 'ms', floor: rounded(floor), ratio: rounded(complete / floor) })
+    print({ bench: 'crl', metric: `again-${name}`, value: rounded(again), unit: 'ms', floor: rounded(floor), ratio: rounded(again / floor) })
+    print({ bench: 'crl', metric: `delta-${name}`, value: rounded(delta), unit: 'ms' })
+    print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
+  }
+}
+const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence' && name !== 'crl')
 if (ofServer.length > 0) await run(ofServer, devices, print)

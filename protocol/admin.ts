@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { DeviceId, GroupId, KeyId } from './ids.ts'
 import { KeyAlgorithm, Protection } from './messages.ts'
+import { revocationReasons } from './x509/reasons.ts'
 
 /**
  * The operator's surface: one row per request. The server's routes, its OpenAPI description and the command-line client
@@ -18,8 +19,16 @@ const page = { after: z.string().max(200).optional(), limit: z.coerce.number().i
 const listOf = <T extends z.ZodType>(row: T) => z.strictObject({ items: z.array(row), next: z.string().nullable() })
 const ok = z.strictObject({ ok: z.literal(true) })
 
-export const DeviceState = z.enum(['registered', 'enrolled', 'quarantined', 'revoked'])
-const deviceCounts = z.strictObject({ registered: z.int(), enrolled: z.int(), quarantined: z.int(), revoked: z.int() })
+export const DeviceState = z.enum(['registered', 'enrolled', 'quarantined', 'suspended', 'revoked'])
+const deviceCounts = z.strictObject({ registered: z.int(), enrolled: z.int(), quarantined: z.int(), suspended: z.int(), revoked: z.int() })
+/** Why, in an operator's words; `code`: the CRLReason of RFC 5280 (what the words name when they are nothing but one, else unspecified, when left out). */
+const reason = z.string().min(1).max(200)
+const Revocation = z.strictObject({ reason, code: z.enum(revocationReasons).optional() })
+const Suspension = z.strictObject({ reason })
+const orders = z.strictObject({ already: z.boolean(), keys: z.array(KeyId), campaigns: z.array(z.string()) })
+const batchOrders = orders.extend({ devices: z.int() })
+/** An order against a whole batch or station. */
+const standing = z.strictObject({ at: time, by: z.string(), reason: z.string(), code: z.string() })
 export const Assurance = z.enum(['token', 'simulated', 'idevid', 'attested'])
 /** How a device proves what it is. */
 export const EnrolmentMethod = z.enum(['tpm2', 'idevid', 'token'])
@@ -30,7 +39,12 @@ const counts = z.partialRecord(Stage, z.int().min(0))
 
 const tokenId = z.string().regex(/^[0-9a-f]{32}$/)
 
-export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time })
+export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable() })
+/** What a station signed: to be decided about one by one. */
+export const StationSigned = z.strictObject({
+  batches: z.array(z.strictObject({ id: name, rows: z.int(), importedAt: time, standing: z.enum(['suspended', 'revoked']).nullable() })),
+  releases: z.array(z.string()),
+})
 export const BatchView = z.strictObject({
   id: name,
   station: z.string(),
@@ -40,6 +54,7 @@ export const BatchView = z.strictObject({
   importedBy: z.string(),
   /** A device that never enrolled may do so until then; null: at any time. */
   claimUntil: time.nullable(),
+  standing: standing.extend({ state: z.enum(['suspended', 'revoked']) }).nullable(),
   states: deviceCounts,
 })
 export const ReleaseView = z.strictObject({
@@ -163,8 +178,11 @@ export const DeviceView = DeviceSummary.extend({
     .nullable(),
   /** Generation of firmware approvals that the device's keys work under: one more with every release of its model that was withdrawn. Null: keys without firmware policy. */
   keyGeneration: z.strictObject({ keys: z.int().nullable(), current: z.int() }).nullable(),
+  suspendedAt: time.nullable(),
+  suspensionReason: z.string().nullable(),
   revokedAt: time.nullable(),
   revocationReason: z.string().nullable(),
+  revocationCode: z.string().nullable(),
   /** How it enrols, by the manifest. */
   method: EnrolmentMethod,
   ekHash: z.string().nullable(),
@@ -187,6 +205,36 @@ export const TokenView = z.strictObject({
   revokedAt: time.nullable(),
   spentAt: time.nullable(),
   spentBy: DeviceId.nullable(),
+})
+const span = z.strictObject({ from: time, until: time.nullable() })
+/** What one identity could read, from when to when; null: not over. */
+export const BlastRadiusView = z.strictObject({
+  device: DeviceId,
+  state: DeviceState,
+  identity: span.nullable(),
+  topics: z.array(z.string()),
+  keys: z.array(
+    z.strictObject({
+      key: KeyId,
+      protection: Protection,
+      epochs: z.array(
+        z.strictObject({
+          epoch: z.int(),
+          state: z.string(),
+          /** It was sent; the device signed that it has it; it proved by a MAC that it used it. */
+          proof: z.enum(['delivered', 'installed', 'active']),
+          /** Until the device stated that its copy is erased. */
+          heldFrom: time,
+          heldUntil: time.nullable(),
+          /** When others protected something under it. */
+          usedFrom: time.nullable(),
+          usedUntil: time.nullable(),
+        }),
+      ),
+    }),
+  ),
+  /** Granted to its groups and never sent to it. */
+  notDelivered: z.array(KeyId),
 })
 export const KeyView = z.strictObject({
   id: KeyId,
@@ -296,6 +344,19 @@ export const operations = {
     response: ok,
   },
   'station.remove': { method: 'DELETE', path: '/api/1/stations/{id}', summary: 'Remove a station: its signatures count no more', response: ok },
+  'station.signed': {
+    method: 'GET',
+    path: '/api/1/stations/{id}/signed',
+    summary: 'What was imported under the signature of a station',
+    response: StationSigned,
+  },
+  'station.revoke': {
+    method: 'POST',
+    path: '/api/1/stations/{id}/revoke',
+    summary: 'Revoke a station for good: nothing it signed is imported any more, its key never returns; what it signed before',
+    body: Revocation,
+    response: StationSigned.extend({ already: z.boolean() }),
+  },
 
   'batch.import': {
     method: 'POST',
@@ -312,6 +373,32 @@ export const operations = {
     summary: 'Until when devices of a batch may enrol for the first time',
     body: z.strictObject({ claimUntil: time.nullable() }),
     response: BatchView.omit({ states: true }),
+  },
+  'batch.preview': {
+    method: 'GET',
+    path: '/api/1/batches/{id}/preview/{order}',
+    summary: 'What `revoke`, `suspend` or `reinstate` would do to a batch; changes nothing',
+    response: batchOrders,
+  },
+  'batch.revoke': {
+    method: 'POST',
+    path: '/api/1/batches/{id}/revoke',
+    summary: 'Revoke every device of a batch for good; answers when all is done',
+    body: Revocation,
+    response: batchOrders,
+  },
+  'batch.suspend': {
+    method: 'POST',
+    path: '/api/1/batches/{id}/suspend',
+    summary: 'Suspend every device of a batch; answers when all is done',
+    body: Suspension,
+    response: batchOrders,
+  },
+  'batch.reinstate': {
+    method: 'POST',
+    path: '/api/1/batches/{id}/reinstate',
+    summary: 'Reinstate the devices that were suspended with their batch',
+    response: batchOrders,
   },
 
   'release.import': {
@@ -446,9 +533,28 @@ export const operations = {
   'device.revoke': {
     method: 'POST',
     path: '/api/1/devices/{id}/revoke',
-    summary: 'Revoke: live session cut, certificates refused, keys of its groups rotated without it',
-    body: z.strictObject({ reason: z.string().min(1).max(200) }),
-    response: z.strictObject({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
+    summary: 'Revoke for good: live session cut, certificates refused, keys of its groups rotated without it',
+    body: Revocation,
+    response: orders,
+  },
+  'device.suspend': {
+    method: 'POST',
+    path: '/api/1/devices/{id}/suspend',
+    summary: 'Suspend: live session cut, certificates on hold, no keys, until it is reinstated; keys of groups that rotate on leave are rotated',
+    body: Suspension,
+    response: orders,
+  },
+  'device.reinstate': {
+    method: 'POST',
+    path: '/api/1/devices/{id}/reinstate',
+    summary: 'End a suspension: it connects and converges',
+    response: z.strictObject({ already: z.boolean() }),
+  },
+  'device.blast-radius': {
+    method: 'GET',
+    path: '/api/1/devices/{id}/blast-radius',
+    summary: 'Keys, epochs and topics that this identity could read, from when to when',
+    response: BlastRadiusView,
   },
 
   'device.attest': {

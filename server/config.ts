@@ -14,6 +14,13 @@ export const Settings = z.strictObject({
   host: z.string().min(1),
   mqttPort: port,
   httpsPort: port,
+  /** Plain HTTP for revocation lists and OCSP; null: not offered. */
+  httpPort: port.nullable(),
+  /** Where others reach that listener; certificates name it. Null: they name nothing. */
+  statusUrl: z
+    .string()
+    .regex(/^http:\/\/[A-Za-z0-9.:[\]-]{1,253}(\/[A-Za-z0-9._~-]{1,64}){0,4}$/, 'not a plain http:// URL without a slash at its end')
+    .nullable(),
   /** Host names and addresses that devices and operators use; they go into the server's certificate besides localhost. */
   names: z.array(z.string().regex(/^[A-Za-z0-9.:-]{1,253}$/)).max(32),
   json: z.boolean(),
@@ -42,6 +49,8 @@ const optionOf: Readonly<Record<string, string>> = {
   host: '--host',
   mqttPort: '--mqtt-port',
   httpsPort: '--https-port',
+  httpPort: '--http-port',
+  statusUrl: '--status-url',
   names: '--name',
 }
 
@@ -57,6 +66,8 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         host: { type: 'string' },
         'mqtt-port': { type: 'string' },
         'https-port': { type: 'string' },
+        'http-port': { type: 'string' },
+        'status-url': { type: 'string' },
         name: { type: 'string', multiple: true },
         'passphrase-file': { type: 'string' },
         json: { type: 'boolean' },
@@ -71,6 +82,8 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     host: values.host ?? '127.0.0.1',
     mqttPort: values['mqtt-port'] ?? 8883,
     httpsPort: values['https-port'] ?? 8443,
+    httpPort: values['http-port'] ?? null,
+    statusUrl: values['status-url'] ?? null,
     names: values.name ?? [],
     json: values.json ?? false,
   })

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Server } from 'node:net'
 import { join } from 'node:path'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
@@ -11,6 +11,7 @@ import { adminServer } from './api/admin/router.ts'
 import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
+import { statusPlaces, statusService, type StatusService } from './api/status.ts'
 import { checkProfiles } from './ca/profiles.ts'
 import { readSettings, SettingsError, type Settings } from './config.ts'
 import { approveReleases } from './flows/approvals.ts'
@@ -19,6 +20,7 @@ import { admitConnection } from './flows/connect.ts'
 import type { Base, Context } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
+import { settleOwedBatches } from './flows/batch-order.ts'
 import { sweepIntents } from './flows/issue.ts'
 import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
@@ -38,6 +40,8 @@ const day = 86_400_000
 export interface RunningServer {
   readonly mqttPort: number
   readonly httpsPort: number
+  /** Of revocation lists and OCSP; null when they are not offered. */
+  readonly httpPort: number | null
   /** Where the first operator's token is. */
   readonly cliFile: string
   stop(): Promise<void>
@@ -79,7 +83,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
   await sweepIntents(base)
-  const authority = await openAuthority(base)
+  const authority = await openAuthority(base, settings.statusUrl === null ? undefined : statusPlaces(settings.statusUrl))
   const vault = await openVault(base, authority.kek)
   const auditKey = await kms.create('audit-signing', 'audit-signing')
   const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
@@ -94,15 +98,19 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     log,
   })
   const bus = around.bus?.(broker) ?? broker
-  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake }
+  let status: StatusService | undefined
+  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake, certificatesChanged: (rows) => status?.changed(rows) }
+  const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
+  // Lists name each other by URL: where nobody has said what it is, by one that only tells them apart.
+  if (settings.httpPort !== null) status = statusService(ctx, settings.statusUrl ?? `http://${name}`)
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
   await settleOwedAppraisals(ctx)
+  await settleOwedBatches(ctx)
   await settleOwedRotations(ctx)
   const ticking = bell.start(ctx)
 
-  const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
@@ -117,17 +125,15 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
+  status?.start()
   const admin = adminServer(ctx, {
     tls,
     handlers: adminHandlers(ctx, facts),
     streams: adminStreams(ctx, facts),
     ready: () => ({ ready: store.health().writable && bus.health().listening, reason: store.health().reason }),
   })
-  await new Promise<void>((resolve, reject) => {
-    admin.once('error', reject)
-    admin.listen(settings.httpsPort, settings.host, () => resolve())
-  })
-  const httpsPort = (admin.address() as AddressInfo).port
+  const httpsPort = await listen(admin, settings.httpsPort, settings.host)
+  const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
 
   const cliFile = join(settings.data, 'cli.json')
   const writeCli = (token: string): void =>
@@ -166,11 +172,13 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   return {
     mqttPort: bus.port,
     httpsPort,
+    httpPort,
     cliFile,
     async stop() {
       for (const timer of [checkpoints, renewal, alarm]) clearInterval(timer)
       await ticking.stop()
       await bus.stop()
+      await status?.stop()
       await new Promise<void>((resolve) => {
         admin.close(() => resolve())
         admin.closeAllConnections()
@@ -180,6 +188,14 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       await store.close()
     },
   }
+}
+
+const listen = async (server: Server, port: number, host: string): Promise<number> => {
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(port, host, () => resolve())
+  })
+  return (server.address() as AddressInfo).port
 }
 
 /** A data folder belongs to one tenant for good: its name is in every certificate and ciphertext. */
@@ -206,14 +222,15 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
     process.stderr.write(`fleetkey server: ${usage ? thrown.message : readable(thrown)}\n`)
     process.exit(usage ? 1 : 5)
   }
-  const { mqttPort, httpsPort, cliFile } = running
-  if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, data: settings.data, cli: cliFile })}\n`)
+  const { mqttPort, httpsPort, httpPort, cliFile } = running
+  if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, httpPort, data: settings.data, cli: cliFile })}\n`)
   else
     process.stdout.write(
       [
         `fleetkey ${version}: ready`,
         `  devices    mqtts://${settings.host}:${mqttPort}`,
         `  operators  https://${settings.host}:${httpsPort}`,
+        ...(httpPort === null ? [] : [`  status     http://${settings.host}:${httpPort} (revocation lists, OCSP)`]),
         `  data       ${settings.data} (store/, kms/)`,
         `  KEK        ${settings.passphrase === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
         `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
 import type { Caller, Role } from '@fleetkey/server/access/caller.ts'
 import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
+import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import type { Base, Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
 import { liveSessions } from '@fleetkey/server/flows/sessions.ts'
@@ -74,6 +75,8 @@ export interface TestContext extends Context {
   readonly lines: string[]
   /** Campaigns that the clock was asked to look at. */
   readonly woken: string[]
+  /** Certificates whose status changed. */
+  readonly published: Certificate[]
   entries(): Promise<readonly SequencedEntry[]>
   close(): Promise<void>
 }
@@ -102,12 +105,15 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
   const authority = await openAuthority(base)
   const vault = await openVault(base, authority.kek)
   const woken: string[] = []
+  const published: Certificate[] = []
   return {
     ...base,
     authority,
     vault,
     sessions: liveSessions(),
     wake: (campaign) => void woken.push(campaign),
+    certificatesChanged: (certificates) => void published.push(...certificates),
+    published,
     bus: fakeBus(),
     clock,
     steps,

@@ -105,6 +105,21 @@ const broken: readonly (readonly [string, () => Promise<Partial<Evidence>>])[] =
       }),
     }),
   ],
+  [
+    'I24: a delivery to a suspended device',
+    async () => ({
+      log: sound.log.replace(/^.*"action":"key\.deliver".*"subject":"gw-1".*\n/m, (line) => {
+        const entry = JSON.parse(line) as { action: string }
+        return `${JSON.stringify({ ...entry, action: 'device.suspend' })}\n${line}`
+      }),
+    }),
+  ],
+  [
+    'I24: a good certificate of a revoked device',
+    async () => ({
+      store: seen('device', (row) => (row.state === 'enrolled' ? ({ ...row, state: 'revoked', revokedAt: row.enrolledAt, reason: '' } as never) : row)),
+    }),
+  ],
   ['I15: a device twice in a campaign', async () => ({ store: seen('target', (row) => ({ ...row, device: 'gw-1' as never })) })],
 ]
 

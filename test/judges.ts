@@ -12,6 +12,7 @@ export const judges = {
   mosquitto: 'mosquitto',
   mosquitto_sub: 'mosquitto-clients',
   openssl: 'openssl',
+  certtool: 'gnutls-bin',
 } as const
 
 const found = (program: string): boolean =>

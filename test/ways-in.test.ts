@@ -185,8 +185,12 @@ describe('there is one place that signs certificates', () => {
     ['writes a TBSCertificate', /import \{[^}]*\btbsOf\b[^}]*\}/, ['server/flows/issue.ts']],
     ['joins it with a signature', /import \{[^}]*\bcertificateOf\b[^}]*\} from '[^']*ca\/profiles\.ts'/, ['server/flows/issue.ts']],
     ['adds a certificate to the store', /insert\('certificate'/, ['server/flows/issue.ts']],
-    ['asks the KMS to sign', /\bkms\.sign\(/, ['server/api/admin/handlers.ts', 'server/flows/issue.ts', 'server/flows/message.ts']],
-    ['orders certificates', /\bprepareCertificates\(/, ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/renew.ts']],
+    [
+      'asks the KMS to sign',
+      /\bkms\.sign\(/,
+      ['server/api/admin/handlers.ts', 'server/flows/issue.ts', 'server/flows/message.ts', 'server/flows/ocsp.ts', 'server/flows/status-lists.ts'],
+    ],
+    ['orders certificates', /\bprepareCertificates\(/, ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/ocsp.ts', 'server/flows/renew.ts']],
   ]
   test.each(places)('%s', (_what, pattern, expected) => expect(where(pattern).toSorted()).toEqual(expected))
 

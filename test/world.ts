@@ -184,12 +184,18 @@ export interface World {
 
 /** Starts a server on a temporary folder, with a station, a test endorsement and a release imported. */
 export const openWorld = async (
-  of: { readonly step?: (name: string) => void; readonly folder?: string; readonly now?: () => number; readonly bus?: (bus: EmbeddedBus) => EmbeddedBus } = {},
+  of: {
+    readonly step?: (name: string) => void
+    readonly folder?: string
+    readonly args?: readonly string[]
+    readonly now?: () => number
+    readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
+  } = {},
 ): Promise<World> => {
   const folder = of.folder ?? mkdtempSync(join(tmpdir(), 'fk-world-'))
   const lines: string[] = []
   const start = async (mqtt: number, https: number): Promise<RunningServer> =>
-    await startServer(readSettings(['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https)], {}), {
+    await startServer(readSettings(['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])], {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),
       ...(of.now === undefined ? {} : { now: of.now }),

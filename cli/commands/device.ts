@@ -3,8 +3,37 @@ import { exit, number, required, text, UsageError, type Command } from '../comma
 import { facts, table, when } from '../output.ts'
 import { deviceId } from './group.ts'
 import { everyPage } from './paging.ts'
+import { reasonOf, reasonOptions } from './reason.ts'
 
-const states = ['registered', 'enrolled', 'quarantined', 'revoked'] as const
+const states = ['registered', 'enrolled', 'quarantined', 'suspended', 'revoked'] as const
+
+const exposureText = ({ state, identity, topics, keys, notDelivered }: ResponseOf<'device.blast-radius'>): string =>
+  [
+    facts({
+      state,
+      identity: identity === null ? 'never had one' : `${when(identity.from)} until ${identity.until === null ? 'now' : when(identity.until)}`,
+      topics: topics.join(', ') || '-',
+      'granted, never sent': notDelivered.join(', ') || '-',
+    }),
+    table([
+      ['KEY', 'PROTECTION', 'EPOCH', 'STATE', 'PROOF', 'HELD FROM', 'ERASED', 'IN USE FROM', 'UNTIL'],
+      ...keys.flatMap(({ key, protection, epochs }) =>
+        epochs.map((one) => [
+          key,
+          protection,
+          String(one.epoch),
+          one.state,
+          one.proof,
+          when(one.heldFrom),
+          when(one.heldUntil),
+          when(one.usedFrom),
+          one.usedFrom === null ? '-' : one.usedUntil === null ? 'now' : when(one.usedUntil),
+        ]),
+      ),
+    ]),
+  ].join('\n\n')
+
+const campaignsText = (campaigns: readonly string[]): string => (campaigns.length === 0 ? '' : ` (campaigns ${campaigns.join(', ')})`)
 
 const measuredText = ({ entries, pending, violations, unlisted, at }: NonNullable<ResponseOf<'device.show'>['ima']>): string =>
   [`${entries} proven (${when(at)})`, ...(pending > 0 ? [`${pending} not yet`] : []), `${violations} violations`, `${unlisted} not listed`].join(', ')
@@ -12,7 +41,7 @@ const measuredText = ({ entries, pending, violations, unlisted, at }: NonNullabl
 export const deviceCommands: readonly Command[] = [
   {
     name: 'device list',
-    usage: '[--state registered|enrolled|quarantined|revoked] [--batch BATCH] [--limit N]',
+    usage: '[--state registered|enrolled|quarantined|suspended|revoked] [--batch BATCH] [--limit N]',
     summary: 'devices',
     args: [0, 0],
     options: { state: { type: 'string' }, batch: { type: 'string' }, limit: { type: 'string' } },
@@ -61,6 +90,7 @@ export const deviceCommands: readonly Command[] = [
             lastSeenAt: when(device.lastSeenAt),
             quarantinedAt: when(device.quarantinedAt),
             verdictAt: when(device.verdictAt),
+            suspendedAt: when(device.suspendedAt),
             revokedAt: when(device.revokedAt),
             measuredFiles: ima === null ? '-' : measuredText(ima),
             keyGeneration: keyGeneration === null ? '-' : `${keyGeneration.keys ?? 'unknown'} of ${keyGeneration.current}`,
@@ -96,18 +126,68 @@ export const deviceCommands: readonly Command[] = [
   },
   {
     name: 'device revoke',
+    usage: 'DEVICE --reason TEXT [--code CODE] | --dry-run',
+    summary: 'for good: cut its session, refuse its certificates, rotate the keys of its groups; shows what it could read, --dry-run only that',
+    args: [1, 1],
+    options: { ...reasonOptions, 'dry-run': { type: 'boolean', default: false } },
+    async run(call) {
+      const id = deviceId(call.args[0] ?? '')
+      const exposed = async (): Promise<ResponseOf<'device.blast-radius'>> => await call.client().call('device.blast-radius', { params: { id } })
+      if (call.options['dry-run'] === true) {
+        const radius = await exposed()
+        call.out.result(radius, () => exposureText(radius))
+        return exit.ok
+      }
+      const body = reasonOf(call)
+      const before = await exposed()
+      const revoked = await call.client().call('device.revoke', { params: { id }, body })
+      const after = await exposed()
+      call.out.result({ ...revoked, before, after }, () =>
+        [
+          revoked.already ? `${id} was revoked before` : `${id} revoked; keys rotated: ${revoked.keys.join(', ') || 'none'}${campaignsText(revoked.campaigns)}`,
+          `What it could read before:\n${exposureText(before)}`,
+          `And now:\n${exposureText(after)}`,
+        ].join('\n\n'),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'device suspend',
     usage: 'DEVICE --reason TEXT',
-    summary: 'cut its session, refuse its certificates from now on, rotate the keys of its groups',
+    summary: 'cut its session and refuse it until it is reinstated; its memberships stay',
     args: [1, 1],
     options: { reason: { type: 'string' } },
     async run(call) {
       const id = deviceId(call.args[0] ?? '')
-      const revoked = await call.client().call('device.revoke', { params: { id }, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
-      call.out.result(
-        revoked,
-        () =>
-          `${id} revoked; keys rotated: ${revoked.keys.join(', ') || 'none'}${revoked.campaigns.length === 0 ? '' : ` (campaigns ${revoked.campaigns.join(', ')})`}`,
+      const reason = required(text(call, 'reason'), '--reason TEXT')
+      const done = await call.client().call('device.suspend', { params: { id }, body: { reason } })
+      call.out.result(done, () =>
+        done.already ? `${id} was suspended before` : `${id} suspended; keys rotated: ${done.keys.join(', ') || 'none'}${campaignsText(done.campaigns)}`,
       )
+      return exit.ok
+    },
+  },
+  {
+    name: 'device reinstate',
+    usage: 'DEVICE',
+    summary: 'end a suspension: it connects, is sent what it missed, and attests anew',
+    args: [1, 1],
+    async run(call) {
+      const id = deviceId(call.args[0] ?? '')
+      const done = await call.client().call('device.reinstate', { params: { id } })
+      call.out.result(done, () => (done.already ? `${id} was not suspended` : `${id} reinstated`))
+      return exit.ok
+    },
+  },
+  {
+    name: 'device blast-radius',
+    usage: 'DEVICE',
+    summary: 'keys, epochs and topics that it could read, from when to when',
+    args: [1, 1],
+    async run(call) {
+      const radius = await call.client().call('device.blast-radius', { params: { id: deviceId(call.args[0] ?? '') } })
+      call.out.result(radius, () => exposureText(radius))
       return exit.ok
     },
   },

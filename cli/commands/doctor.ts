@@ -54,7 +54,7 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
     finding(
       'enrolled devices',
       'ok',
-      `${status.devices.enrolled} enrolled, ${status.devices.registered} registered, ${status.devices.revoked} revoked, ${status.connections} connected`,
+      `${status.devices.enrolled} enrolled, ${status.devices.registered} registered, ${status.devices.suspended} suspended, ${status.devices.revoked} revoked, ${status.connections} connected`,
     ),
     finding(
       'quarantined devices',

@@ -6,7 +6,8 @@ import { exit, text, writeResult, type Command } from '../command.ts'
 export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
-    usage: '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--name HOSTNAME]… [--passphrase-file F]',
+    usage:
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--status-url URL] [--name HOSTNAME]… [--passphrase-file F]',
     summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
     args: [0, 0],
     options: {
@@ -14,12 +15,14 @@ export const serverCommands: readonly Command[] = [
       host: { type: 'string' },
       'mqtt-port': { type: 'string' },
       'https-port': { type: 'string' },
+      'http-port': { type: 'string' },
+      'status-url': { type: 'string' },
       name: { type: 'string', multiple: true },
       'passphrase-file': { type: 'string' },
     },
     async run(call) {
       const args = ['--data', call.data]
-      for (const option of ['tenant', 'host', 'mqtt-port', 'https-port', 'passphrase-file']) {
+      for (const option of ['tenant', 'host', 'mqtt-port', 'https-port', 'http-port', 'status-url', 'passphrase-file']) {
         const value = text(call, option)
         if (value !== undefined) args.push(`--${option}`, value)
       }

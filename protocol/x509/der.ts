@@ -11,6 +11,7 @@ export const tags = {
   octetString: 0x04,
   null: 0x05,
   oid: 0x06,
+  enumerated: 0x0a,
   utf8: 0x0c,
   printable: 0x13,
   ia5: 0x16,
@@ -182,8 +183,9 @@ export const readTime = (element: Element): number => {
 /** One element of this tag around the joined contents. */
 export const der = (tag: number, ...contents: readonly Uint8Array[]): Uint8Array => {
   const length = contents.reduce((sum, { length }) => sum + length, 0)
-  const size = length < 0x80 ? [length] : length < 0x100 ? [0x81, length] : length < 0x10000 ? [0x82, length >> 8, length & 0xff] : fail('more than 64 KiB')
-  return Buffer.concat([Uint8Array.of(tag, ...size), ...contents])
+  const bytes = [24, 16, 8, 0].map((shift) => (length >>> shift) & 0xff)
+  const size = length < 0x80 ? [length] : bytes.slice(bytes.findIndex((byte) => byte !== 0))
+  return Buffer.concat([Uint8Array.of(tag, ...(length < 0x80 ? [] : [0x80 | size.length]), ...size), ...contents])
 }
 
 export const sequence = (...contents: readonly Uint8Array[]): Uint8Array => der(tags.sequence, ...contents)
@@ -191,6 +193,9 @@ export const set = (...contents: readonly Uint8Array[]): Uint8Array => der(tags.
 /** Context-specific, constructed. */
 export const explicit = (number: number, ...contents: readonly Uint8Array[]): Uint8Array => der(0xa0 | number, ...contents)
 export const octetString = (content: Uint8Array): Uint8Array => der(tags.octetString, content)
+export const enumerated = (value: number): Uint8Array => Uint8Array.of(tags.enumerated, 1, value)
+/** INTEGER of a whole number from 0 to 2^53 - 1. */
+export const number = (value: number): Uint8Array => integer(Buffer.from(value.toString(16).padStart(14, '0'), 'hex'))
 export const bitString = (content: Uint8Array): Uint8Array => der(tags.bitString, Uint8Array.of(0), content)
 export const boolean = (value: boolean): Uint8Array => Uint8Array.of(tags.boolean, 1, value ? 0xff : 0)
 export const utf8 = (text: string): Uint8Array => der(tags.utf8, new TextEncoder().encode(text))
@@ -217,9 +222,17 @@ export const oid = (dotted: string): Uint8Array => {
   return der(tags.oid, Uint8Array.from([first * 40 + second, ...rest].flatMap(base128)))
 }
 
+/** `20270101123000Z`; cut from the ISO form, since a list has many. */
+const timeText = (at: number): string => {
+  const iso = new Date(at).toISOString()
+  return `${iso.slice(0, 4)}${iso.slice(5, 7)}${iso.slice(8, 10)}${iso.slice(11, 13)}${iso.slice(14, 16)}${iso.slice(17, 19)}Z`
+}
+
+/** Whole seconds with a century, whatever the year: what OCSP asks for (RFC 6960 §4.2.2.1). */
+export const generalizedTime = (at: number): Uint8Array => der(tags.generalizedTime, new TextEncoder().encode(timeText(at)))
+
 /** UTCTime until 2049, GeneralizedTime from then on (RFC 5280 §4.1.2.5); whole seconds. */
 export const time = (at: number): Uint8Array => {
-  const text = `${new Date(at).toISOString().replace(/[-:T]/g, '').slice(0, 14)}Z`
-  const bytes = (value: string): Uint8Array => new TextEncoder().encode(value)
-  return Number(text.slice(0, 4)) < 2050 ? der(tags.utcTime, bytes(text.slice(2))) : der(tags.generalizedTime, bytes(text))
+  const text = timeText(at)
+  return Number(text.slice(0, 4)) < 2050 ? der(tags.utcTime, new TextEncoder().encode(text.slice(2))) : generalizedTime(at)
 }

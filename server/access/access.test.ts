@@ -32,22 +32,35 @@ const only: Readonly<Record<string, readonly string[]>> = {
   system: [
     'appraisal.settle',
     'audit.summary',
+    'batch.settle',
     'campaign.step',
+    'crl.publish',
     'device.quarantine',
+    'device.reinstate',
+    'device.revoke',
+    'device.suspend',
     'enrol.sweep',
     'firmware.approve',
     'key.deliver',
     'key.destroy',
     'key.rotate',
+    'ocsp.responder',
     'rotation.settle',
     'server.setup',
   ],
   operator: [
+    'batch.reinstate',
+    'batch.revoke',
+    'batch.suspend',
     'campaign.abort',
     'campaign.pause',
     'campaign.resume',
     'device.attest',
+    'device.reinstate',
     'device.revoke',
+    'device.suspend',
+    'enrolment-token.create',
+    'enrolment-token.revoke',
     'fleet.read',
     'group.change',
     'group.create',
@@ -76,7 +89,8 @@ describe('who may do what', () => {
     const [, owner] = callers[0] ?? []
     if (owner === undefined) throw new Error('no owner')
     const machines = new Set([...(only['system'] ?? []), ...(only['device'] ?? [])])
-    expect(mayDo(owner)).toEqual((Object.keys(actions) as string[]).filter((action) => !machines.has(action) || action === 'key.rotate').toSorted())
+    const both = new Set(['key.rotate', 'device.revoke', 'device.suspend', 'device.reinstate'])
+    expect(mayDo(owner)).toEqual((Object.keys(actions) as string[]).filter((action) => !machines.has(action) || both.has(action)).toSorted())
   })
   test('an operator without a role may do nothing', () => expect(mayDo({ kind: 'operator', id: 'bob', roles: [], from: 'test' })).toEqual([]))
 })

@@ -1,6 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 
-export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'issuing-ca' | 'root-ca'
+export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'ocsp-responder' | 'issuing-ca' | 'root-ca'
 
 /** Written and durable before the signature exists: whatever was signed can be revoked. `id` is the serial, hex. */
 export interface Intent {
@@ -27,7 +28,10 @@ export interface Certificate {
   readonly spkiHash: string
   readonly notBefore: number
   readonly notAfter: number
-  readonly status: 'valid' | 'revoked'
+  /** `held`: revoked for the time being (certificateHold). */
+  readonly status: 'valid' | 'held' | 'revoked'
   readonly revokedAt: number | null
   readonly reason: string | null
+  /** What CRL and OCSP say of it; absent where it was revoked without one. */
+  readonly code?: CrlReason
 }

@@ -8,6 +8,7 @@ import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { deviceIdentityEku, roleEku, type Role } from '@fleetkey/protocol/x509/roles.ts'
 import { secondReading } from '@fleetkey/protocol/x509/library.ts'
 import type { ProfileName } from './certificate.ts'
+import { distributionPoints } from './distribution-point.ts'
 
 const hour = 3_600_000
 const day = 24 * hour
@@ -28,6 +29,8 @@ export const profiles: Readonly<Record<ProfileName, Profile>> = {
   'issuing-ca': { life: 10 * 365 * day, usages: ['keyCertSign', 'crlSign'], eku: null, ca: 0 },
   'server-signing': { life: 2 * 365 * day, usages: ['digitalSignature'], eku: 'role', ca: null },
   'server-tls': { life: 30 * day, usages: ['digitalSignature'], eku: oids.serverAuth, ca: null },
+  // No revocation status of its own (RFC 6960 §4.2.2.2.1): short-lived instead.
+  'ocsp-responder': { life: 30 * day, usages: ['digitalSignature'], eku: oids.ocspSigning, ca: null },
   'device-identity': { life: 3 * 365 * day, usages: ['digitalSignature'], eku: deviceIdentityEku, ca: null },
   'device-tls': { life: 48 * hour, usages: ['digitalSignature'], eku: oids.clientAuth, ca: null },
 }
@@ -50,6 +53,15 @@ export interface IssuerName {
   /** Name, DER. */
   readonly subject: Uint8Array
   readonly spki: Uint8Array
+  /** Where others ask about a certificate; none: certificates do not say. */
+  readonly status?: StatusPlaces | undefined
+}
+
+/** Places that a certificate names for others to ask about it. */
+export interface StatusPlaces {
+  readonly crl: (serial: string) => string
+  readonly ocsp: string
+  readonly issuer: string
 }
 
 export const validityOf = (profile: ProfileName, now: number): { readonly notBefore: number; readonly notAfter: number } => {
@@ -58,7 +70,7 @@ export const validityOf = (profile: ProfileName, now: number): { readonly notBef
 }
 
 /** Method 1 of RFC 7093 §2 would truncate SHA-256; so does this: the leftmost 160 bits over the key's bits. */
-const keyIdentifier = (spki: Uint8Array): Uint8Array => createHash('sha256').update(spki).digest().subarray(0, 20)
+export const keyIdentifier = (spki: Uint8Array): Uint8Array => createHash('sha256').update(spki).digest().subarray(0, 20)
 
 const ipBytes = (address: string): Uint8Array => {
   if (isIP(address) === 4) return Uint8Array.from(address.split('.').map(Number))
@@ -73,7 +85,16 @@ const generalName = (name: string): Uint8Array => (isIP(name) === 0 ? der(0x82, 
 
 const extension = (id: string, critical: boolean, value: Uint8Array): Uint8Array => sequence(oid(id), ...(critical ? [boolean(true)] : []), octetString(value))
 
-const extensionsOf = (order: CertificateOrder, issuer: IssuerName): Uint8Array => {
+/** Only long-lived certificates name them: what lives for hours is not worth a list. */
+const statusExtensions = (places: StatusPlaces, serial: string): readonly Uint8Array[] => {
+  const place = (method: string, uri: string): Uint8Array => sequence(oid(method), der(0x86, new TextEncoder().encode(uri)))
+  return [
+    extension(oids.crlDistributionPoints, false, distributionPoints(places.crl(serial))),
+    extension(oids.authorityInfoAccess, false, sequence(place(oids.ocsp, places.ocsp), place(oids.caIssuers, places.issuer))),
+  ]
+}
+
+const extensionsOf = (order: CertificateOrder, issuer: IssuerName, serial: string): Uint8Array => {
   const { usages, eku, ca } = profiles[order.profile]
   if ((eku === 'role') !== (order.role !== undefined)) throw new Error(`profile ${order.profile} and role ${String(order.role)}`)
   if ((order.profile === 'server-tls') !== (order.names !== undefined)) throw new Error(`profile ${order.profile} and names`)
@@ -87,6 +108,8 @@ const extensionsOf = (order: CertificateOrder, issuer: IssuerName): Uint8Array =
       ...(order.names === undefined ? [] : [extension(oids.subjectAltName, false, sequence(...order.names.map(generalName)))]),
       extension(oids.subjectKeyIdentifier, false, octetString(keyIdentifier(order.spki))),
       extension(oids.authorityKeyIdentifier, false, sequence(der(0x80, keyIdentifier(issuer.spki)))),
+      ...(order.profile === 'ocsp-responder' ? [extension(oids.ocspNoCheck, false, Uint8Array.of(tags.null, 0))] : []),
+      ...(order.profile === 'device-identity' && issuer.status !== undefined ? statusExtensions(issuer.status, serial) : []),
     ),
   )
 }
@@ -101,7 +124,7 @@ export const tbsOf = (order: CertificateOrder, issuer: IssuerName, of: { serial:
     sequence(time(of.notBefore), time(of.notAfter)),
     nameOf(order.subject),
     order.spki,
-    extensionsOf(order, issuer),
+    extensionsOf(order, issuer, of.serial),
   )
 
 /** The certificate of a TBSCertificate and its DER signature. */

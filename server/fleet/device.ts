@@ -1,4 +1,5 @@
 import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
+import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 
 /** One row of a factory's batch manifest: this hardware is this device. Immutable but by a second approver. */
 export interface ManifestEntry {
@@ -25,6 +26,17 @@ export interface Batch {
   readonly importedBy: string
   /** A device that never enrolled may do so until then, milliseconds since 1970; null or absent: at any time. */
   readonly claimUntil?: number | null
+  /** Ordered for the batch as a whole: none of its devices is admitted, whatever its own record says yet. */
+  readonly standing?: Standing
+}
+
+/** An order against many at once: suspended until it is reinstated, or revoked for good. */
+export interface Standing {
+  readonly state: 'suspended' | 'revoked'
+  readonly at: number
+  readonly by: string
+  readonly reason: string
+  readonly code: CrlReason
 }
 
 /** Public key (SPKI, DER) of a factory that may sign batch manifests and releases' reference values. */
@@ -33,6 +45,8 @@ export interface Station {
   readonly version: number
   readonly spki: Uint8Array
   readonly addedAt: number
+  /** From then on nothing signed by it counts; the record stays, so that its key never returns under another name. */
+  readonly revoked?: Omit<Standing, 'state'>
 }
 
 interface DeviceCommon {
@@ -133,15 +147,29 @@ export interface QuarantinedDevice extends WithIdentity {
   readonly quarantinedAt: number
 }
 
+/** Out of service for a while: no connection, no enrolment, no keys. Its memberships stay; reinstated it is again what it was. */
+export interface SuspendedDevice extends DeviceCommon {
+  readonly state: 'suspended'
+  readonly suspendedAt: number
+  readonly suspendedBy: string
+  readonly reason: string
+  /** Suspended with its batch: it comes back with it. */
+  readonly withBatch: boolean
+  readonly before: AdmissibleDevice
+}
+
 export interface RevokedDevice extends DeviceCommon {
   readonly state: 'revoked'
   readonly revokedAt: number
   readonly revokedBy: string
   readonly reason: string
+  readonly code?: CrlReason
+  /** When its identity began; null when it never had one. */
+  readonly enrolledAt?: number | null
   readonly keys: DeviceKeys | null
 }
 
-export type Device = RegisteredDevice | EnrolledDevice | QuarantinedDevice | RevokedDevice
+export type Device = RegisteredDevice | EnrolledDevice | QuarantinedDevice | SuspendedDevice | RevokedDevice
 
 /** A device that may connect, report and give evidence. */
 export type IdentifiedDevice = EnrolledDevice | QuarantinedDevice
@@ -149,6 +177,10 @@ export type IdentifiedDevice = EnrolledDevice | QuarantinedDevice
 export type MeasuredDevice = IdentifiedDevice & { readonly keys: TpmKeys }
 export const isMeasured = <D extends IdentifiedDevice>(device: D): device is D & { readonly keys: TpmKeys } => inTpm(device.keys)
 export const hasIdentity = (device: Device | undefined): device is IdentifiedDevice => device?.state === 'enrolled' || device?.state === 'quarantined'
+
+/** A device that may enrol. */
+export type AdmissibleDevice = RegisteredDevice | IdentifiedDevice
+export const isBarred = (device: Device): device is SuspendedDevice | RevokedDevice => device.state === 'suspended' || device.state === 'revoked'
 
 export interface Group {
   readonly id: GroupId
@@ -203,6 +235,8 @@ export interface Release {
   /** How many digests of files that may run under it are kept beside it; absent: its maker listed none. */
   readonly files?: number
   readonly importedAt: number
+  /** The station that signed it; unknown for what was imported before this was kept. */
+  readonly station?: string
   readonly withdrawn: { readonly at: number; readonly reason: string } | null
 }
 

@@ -6,6 +6,7 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { Role } from '@fleetkey/protocol/x509/roles.ts'
 import type { Caller } from '../access/caller.ts'
 import type { ProfileName } from '../ca/certificate.ts'
+import type { StatusPlaces } from '../ca/profiles.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { prepareCertificates, recordIssued, type Issuer, type Order } from './issue.ts'
 import { kmsSigner } from './message.ts'
@@ -16,6 +17,8 @@ export interface Authority extends Issuer {
   /** Certificates, DER. */
   readonly root: Uint8Array
   readonly issuing: Uint8Array
+  /** The root as an issuer: of the issuing CA, and of what speaks for the root. */
+  readonly byRoot: Issuer
   readonly roles: Readonly<Record<Role, Signer & { readonly certificate: Uint8Array }>>
   /** Name of the KMS key that wraps data keys and challenge secrets. */
   readonly kek: string
@@ -44,14 +47,17 @@ const ensure = async (ctx: Base, setting: string, issuer: Issuer, order: Omit<Or
   return issued.der
 }
 
-/** First start: makes the keys in the KMS and their certificates. Later starts: reads them. Harmless to repeat after a crash at any point. */
-export const openAuthority = async (ctx: Base): Promise<Authority> => {
+/**
+ * First start: makes the keys in the KMS and their certificates. Later starts: reads them. Harmless to repeat after a crash at any point. `status`: what
+ * certificates from now on say about where others ask about them.
+ */
+export const openAuthority = async (ctx: Base, status?: StatusPlaces): Promise<Authority> => {
   await ctx.kms.create('kek', 'kek')
   ctx.step('setup.kek')
   const [rootKey, issuingKey] = [await publicKeyOf(ctx, 'root-ca', 'root-ca'), await publicKeyOf(ctx, 'issuing-ca', 'issuing-ca')]
   const [rootName, issuingName] = [`Fleetkey root of ${ctx.tenant}`, `Fleetkey issuing CA of ${ctx.tenant}`]
   const byRoot: Issuer = { subject: nameOf(rootName), spki: rootKey, key: 'root-ca', purpose: 'root-ca' }
-  const issuer: Issuer = { subject: nameOf(issuingName), spki: issuingKey, key: 'issuing-ca', purpose: 'issuing-ca' }
+  const issuer: Issuer = { subject: nameOf(issuingName), spki: issuingKey, key: 'issuing-ca', purpose: 'issuing-ca', status }
   const root = await ensure(ctx, 'ca/root', byRoot, { profile: 'root-ca', subject: rootName, spki: rootKey })
   const issuing = await ensure(ctx, 'ca/issuing', byRoot, { profile: 'issuing-ca', subject: issuingName, spki: issuingKey })
   const entries: [Role, Signer & { certificate: Uint8Array }][] = []
@@ -61,7 +67,7 @@ export const openAuthority = async (ctx: Base): Promise<Authority> => {
     const certificate = await ensure(ctx, `ca/role/${role}`, issuer, { profile: 'server-signing', subject: `Fleetkey ${role} of ${ctx.tenant}`, spki, role })
     entries.push([role, { ...kmsSigner(ctx.kms, key, key, spki), certificate }])
   }
-  return { ...issuer, root, issuing, roles: Object.fromEntries(entries) as Authority['roles'], kek: 'kek' }
+  return { ...issuer, byRoot, root, issuing, roles: Object.fromEntries(entries) as Authority['roles'], kek: 'kek' }
 }
 
 /**

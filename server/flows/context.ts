@@ -163,6 +163,7 @@ export type KmsKeyPurpose =
   | 'group-signing'
   | 'release-signing'
   | 'audit-signing'
+  | 'ocsp-signing'
   | 'kek'
 
 /** Where CA keys and the KEK live. Batched and asynchronous from the first day, so that it can move behind a socket or into an HSM. */
@@ -236,4 +237,6 @@ export interface Context extends Base {
   readonly sessions: Sessions
   /** Has the clock look at this campaign soon: something happened that may change its next step. */
   readonly wake: (campaign: string) => void
+  /** Tells whoever publishes their status that these rows are durable. Nothing that decides here depends on it. */
+  readonly certificatesChanged: (certificates: readonly Certificate[]) => void
 }

@@ -10,7 +10,7 @@ import type { Claims } from '../attestation/claims.ts'
 import { continuity } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
-import { hardwareOf, hasIdentity, isMeasured, type Device, type ManifestEntry } from '../fleet/device.ts'
+import { hardwareOf, hasIdentity, isBarred, isMeasured, type AdmissibleDevice, type Device, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
 import { withinWindow } from './claim-window.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
@@ -73,19 +73,13 @@ const checkBinding = (device: Device, hello: Hello, of: Pick<Presented, 'hardwar
 }
 
 /** The device of a manifest entry, if this hardware may be it. */
-const admissible = async (
-  ctx: Context,
-  from: DeviceRef,
-  hello: Hello,
-  presented: Presented,
-  entry: ManifestEntry,
-): Promise<Exclude<Device, { state: 'revoked' }>> => {
+const admissible = async (ctx: Context, from: DeviceRef, hello: Hello, presented: Presented, entry: ManifestEntry): Promise<AdmissibleDevice> => {
   if (entry.serial !== hello.serial) fail('manifest.serial-mismatch', `${presented.hardware} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
   if (from.device !== null && from.device !== entry.device)
     throw new Problem('forbidden', `the connection of ${from.device} presented the hardware of ${entry.device}`, { reason: 'enrol.other-device' })
   const device = await ctx.store.get('device', entry.device)
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
-  if (device.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
+  if (isBarred(device)) throw new Problem('forbidden', `device ${device.id} is ${device.state}`, { reason: `device.${device.state}` })
   checkBinding(device, hello, presented)
   await withinWindow(ctx, device)
   return device
@@ -274,7 +268,7 @@ interface Admission {
   readonly caller: Caller
   readonly from: DeviceRef
   readonly message: SignedMessage
-  readonly device: Exclude<Device, { state: 'revoked' }>
+  readonly device: AdmissibleDevice
   readonly hello: Hello
   readonly claims: Claims
   readonly verdict: { readonly judgement: Judgement; readonly note: string }
@@ -294,7 +288,8 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls, approvals: of.approvals })
   const consequence = await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
-    if (row === undefined || row.state === 'revoked') throw new Problem('forbidden', `device ${device.id} is revoked`, { reason: 'device.revoked' })
+    if (row === undefined) throw new Problem('not-found', `no device ${device.id}`)
+    if (isBarred(row)) throw new Problem('forbidden', `device ${device.id} is ${row.state}`, { reason: `device.${row.state}` })
     checkBinding(row, of.hello, claims)
     for (const one of issued) {
       await claimSpki(ctx, tx, one)

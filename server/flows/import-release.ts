@@ -57,7 +57,14 @@ export const importRelease = async (ctx: Context, caller: Caller, input: Signed)
     const twin = (await findAll(ctx.store, 'release', { where: { model: release.model } })).find(({ pcrs }) => isDeepStrictEqual(pcrs, release.pcrs))
     // One firmware, one verdict: under two names it could be withdrawn and accepted at once.
     if (twin !== undefined) throw new Problem('conflict', `release ${id} measures the same as ${twin.id}`, { reason: 'release.same-measurements' })
-    tx.insert('release', { id, ...release, ...(files === undefined ? {} : { files: files.length }), importedAt: ctx.now(), withdrawn: null })
+    tx.insert('release', {
+      id,
+      ...release,
+      ...(files === undefined ? {} : { files: files.length }),
+      importedAt: ctx.now(),
+      station: input.station,
+      withdrawn: null,
+    })
     if (files !== undefined) keepFiles(tx, id, files)
     oweAcceptance(tx, { id, model: release.model }, 'imported')
     tx.note(`release ${id} number ${release.number}${release.debug ? ', debug' : ''}, signed by station ${input.station}`)

@@ -23,6 +23,9 @@ export interface Transaction {
 
 const attempts = 8
 
+/** Acts that a full disk must not hold up: they may use the store's reserve. */
+const reserved: ReadonlySet<Action> = new Set(['device.revoke', 'device.suspend', 'batch.revoke', 'batch.suspend', 'station.revoke'])
+
 /** Refusals that have their audit entry: a refusal that passes several doors on its way out is written once. */
 const audited = new WeakSet<Problem>()
 export const isAudited = (problem: Problem): boolean => audited.has(problem)
@@ -54,7 +57,7 @@ export const perform = async <R>(ctx: Base, intent: Intent, change: (tx: Transac
     for (let attempt = 1; ; attempt++) {
       const { tx, writes, notes } = collect()
       const result = await change(tx)
-      const verdict = await ctx.store.commit(changesOf(ctx, intent, writes, notes), { reserved: intent.action === 'device.revoke' })
+      const verdict = await ctx.store.commit(changesOf(ctx, intent, writes, notes), { reserved: reserved.has(intent.action) })
       if (verdict.committed) return result
       const { table, id, why, field } = verdict.conflict
       if (why === 'unique' || why === 'exists' || attempt === attempts)

@@ -1,3 +1,4 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { inStage, type Campaign, type Target } from '../campaigns/campaign.ts'
 import type { EnrolledDevice, IdentifiedDevice, VerdictRecord } from '../fleet/device.ts'
 import type { Context } from './context.ts'
@@ -39,13 +40,24 @@ export const quarantine = async (ctx: Context, tx: Transaction, device: Identifi
   // What it was told to erase it still should.
   for (const message of await findAll(ctx.store, 'outbox', { where: { device: device.id } }))
     if (!message.subject.startsWith('retire/')) tx.remove('outbox', message)
-  const dropped = await targetsOf(ctx, device)
-  for (const { target } of dropped) tx.update('target', inStage(target, 'quarantined', at, verdict.reason.slice(0, 200)))
-  return { campaigns: dropped.map(({ campaign }) => campaign.id), owed: await oweRotation(ctx, tx, device, verdict) }
+  const campaigns = await dropTargets(ctx, tx, device.id, { stage: 'quarantined', why: verdict.reason.slice(0, 200) })
+  return { campaigns, owed: await oweRotation(ctx, tx, device, verdict) }
 }
 
-const targetsOf = async (ctx: Context, device: IdentifiedDevice): Promise<readonly { readonly target: Target; readonly campaign: Campaign }[]> => {
-  const targets = (await findAll(ctx.store, 'target', { where: { device: device.id } })).filter(({ stage }) => unfinished.includes(stage))
+/** Adds to a commit: running rotations go on without the device, with this outcome. The campaigns, which are to look again. */
+export const dropTargets = async (
+  ctx: Context,
+  tx: Transaction,
+  device: DeviceId,
+  as: { readonly stage: 'quarantined' | 'left'; readonly why: string },
+): Promise<readonly string[]> => {
+  const dropped = await targetsOf(ctx, device)
+  for (const { target } of dropped) tx.update('target', inStage(target, as.stage, ctx.now(), as.why))
+  return dropped.map(({ campaign }) => campaign.id)
+}
+
+const targetsOf = async (ctx: Context, device: DeviceId): Promise<readonly { readonly target: Target; readonly campaign: Campaign }[]> => {
+  const targets = (await findAll(ctx.store, 'target', { where: { device } })).filter(({ stage }) => unfinished.includes(stage))
   const found = await Promise.all(targets.map(async (target) => ({ target, campaign: await ctx.store.get('campaign', target.campaign) })))
   return found.flatMap(({ target, campaign }) => (campaign !== undefined && running.includes(campaign.state) ? [{ target, campaign }] : []))
 }

@@ -31,6 +31,8 @@ export interface Sessions {
   open(from: DeviceRef, nonce: Uint8Array): LiveSession
   close(from: DeviceRef): void
   of(device: DeviceId): LiveSession | undefined
+  /** Devices that are connected now. */
+  devices(): readonly DeviceId[]
 }
 
 export const liveSessions = (): Sessions => {
@@ -46,5 +48,6 @@ export const liveSessions = (): Sessions => {
       if (live.get(from.client)?.from.connection === from.connection) live.delete(from.client)
     },
     of: (device) => live.get(device),
+    devices: () => [...live.values()].flatMap(({ from }) => (from.device === null ? [] : [from.device])),
   }
 }

@@ -1,9 +1,11 @@
 import { createPublicKey, verify, type KeyObject } from 'node:crypto'
 import { Problem } from '@fleetkey/protocol/problem.ts'
+import { reasonIn, type RevocationReason } from '@fleetkey/protocol/x509/reasons.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Station } from '../fleet/device.ts'
+import type { Batch, Station } from '../fleet/device.ts'
 import type { Context } from './context.ts'
-import { perform } from './perform.ts'
+import { callerName, perform } from './perform.ts'
+import { findAll } from './rows.ts'
 
 const namePattern = /^[a-z0-9][a-z0-9-]{0,63}$/
 
@@ -29,6 +31,8 @@ export const addStation = async (ctx: Context, caller: Caller, input: { readonly
     if (!namePattern.test(input.id)) throw new Problem('malformed', `station name ${JSON.stringify(input.id.slice(0, 100))}`)
     const spki = parsePublicKey(input.publicKey)
     if ((await ctx.store.get('station', input.id)) !== undefined) throw new Problem('conflict', `station ${input.id} exists`)
+    const twin = (await findAll(ctx.store, 'station')).find((known) => known.revoked !== undefined && Buffer.compare(known.spki, spki) === 0)
+    if (twin !== undefined) throw new Problem('forbidden', `this is the key of station ${twin.id}, which is revoked`, { reason: 'station.revoked' })
     tx.insert('station', { id: input.id, spki, addedAt: ctx.now() })
   })
   ctx.step('station.add')
@@ -39,15 +43,59 @@ export const removeStation = async (ctx: Context, caller: Caller, id: string): P
   await perform(ctx, { caller, action: 'station.remove', subject: id }, async (tx) => {
     const station = await ctx.store.get('station', id)
     if (station === undefined) throw new Problem('not-found', `no station ${id}`)
+    if (station.revoked !== undefined) throw new Problem('conflict', `station ${id} is revoked: its record keeps its key out`)
     tx.remove('station', station)
   })
   ctx.step('station.remove')
+}
+
+/** What a station has signed: batches, and releases by id. */
+export interface SignedByStation {
+  readonly batches: readonly Batch[]
+  readonly releases: readonly string[]
+}
+
+/** Everything that was imported under a station's signature. */
+export const signedBy = async (ctx: Context, id: string): Promise<SignedByStation> => {
+  const [station, batches, releases] = await Promise.all([ctx.store.get('station', id), findAll(ctx.store, 'batch'), findAll(ctx.store, 'release')])
+  if (station === undefined) throw new Problem('not-found', `no station ${id}`)
+  return {
+    batches: batches.filter((batch) => batch.station === id),
+    releases: releases.filter((release) => release.station === id).map((release) => release.id),
+  }
+}
+
+/**
+ * Revokes a station for good: nothing it signed is imported from now on, and its key is not admitted again under another name. What it signed before stays as
+ * it is and is named, for somebody to decide about: `orderBatch`, `withdrawRelease`. Repeated it changes nothing.
+ */
+export const revokeStation = async (
+  ctx: Context,
+  caller: Caller,
+  id: string,
+  why: string,
+  code: RevocationReason = reasonIn(why),
+): Promise<SignedByStation & { readonly already: boolean }> => {
+  const reason = why.slice(0, 200)
+  const signed = await signedBy(ctx, id)
+  const already = await perform(ctx, { caller, action: 'station.revoke', subject: id, detail: reason }, async (tx) => {
+    const station = await ctx.store.get('station', id)
+    if (station === undefined) throw new Problem('not-found', `no station ${id}`)
+    if (station.revoked === undefined) tx.update('station', { ...station, revoked: { at: ctx.now(), by: callerName(caller), reason, code } })
+    tx.note(station.revoked === undefined ? `${code}; it signed ${signed.batches.length} batches, ${signed.releases.length} releases` : 'revoked before')
+    return station.revoked !== undefined
+  })
+  // A crash here: it is revoked; nothing else follows from it by itself.
+  ctx.step('station.revoke')
+  return { already, ...signed }
 }
 
 /** A detached signature over exactly these bytes (ECDSA P-256, SHA-256, DER) by a station that is registered. Throws Problem('forbidden'). */
 export const stationSigned = async (ctx: Context, signed: Signed): Promise<Station> => {
   const station = await ctx.store.get('station', signed.station)
   if (station === undefined) throw new Problem('forbidden', `no station ${signed.station.slice(0, 100)}`, { reason: 'station.unknown' })
+  if (station.revoked !== undefined)
+    throw new Problem('forbidden', `station ${station.id} is revoked: ${station.revoked.reason}`, { reason: 'station.revoked' })
   const key = createPublicKey({ key: Buffer.from(station.spki), format: 'der', type: 'spki' })
   if (signed.signature.length > 80 || !verify('sha256', signed.content, key, signed.signature))
     throw new Problem('forbidden', `not signed by station ${station.id}`, { reason: 'station.signature' })

@@ -6,7 +6,7 @@ import type { Context } from './context.ts'
 import { keysOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
 import type { Transaction } from './perform.ts'
-import { inChunks } from './rows.ts'
+import { findAll, inChunks } from './rows.ts'
 
 /** Adds to a commit: nothing is approved for this model any more until it is approved anew, for keys that are made anew. */
 const nextGeneration = async (ctx: Context, tx: Transaction, model: string): Promise<void> => {
@@ -23,7 +23,9 @@ const nextGeneration = async (ctx: Context, tx: Transaction, model: string): Pro
  */
 export const oweWithdrawal = async (ctx: Context, tx: Transaction, release: Pick<Release, 'id' | 'model'>): Promise<void> => {
   await nextGeneration(ctx, tx, release.model)
-  const reached = await inChunks(await devicesOf(ctx, release.model), 500, async ({ id }) => await keysOf(ctx, id))
+  // A suspended device has what it had: it may be suspended because somebody else has it.
+  const suspended = (await findAll(ctx.store, 'device', { where: { state: 'suspended' } })).filter(({ model }) => model === release.model)
+  const reached = await inChunks([...(await devicesOf(ctx, release.model)), ...suspended], 500, async ({ id }) => await keysOf(ctx, id))
   owe(tx, `withdraw/${release.id}`, { keys: [...new Set(reached.flat())].toSorted(), because: `release ${release.id} withdrawn`, kick: null })
 }
 

@@ -30,6 +30,7 @@ const purposes = {
   'group-signing': 'ec',
   'release-signing': 'ec',
   'audit-signing': 'ec',
+  'ocsp-signing': 'ec',
   kek: 'aes',
 } as const satisfies Readonly<Record<KmsKeyPurpose, 'ec' | 'aes'>>
 

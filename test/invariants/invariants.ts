@@ -64,8 +64,9 @@ export const sameValues = async (
 export const identitiesAreUnique = async ({ store }: Evidence): Promise<void> => {
   const keys = new Map<string, string>()
   for (const device of await rows(store, 'device')) {
-    if (device.state === 'registered' || device.keys === null) continue
-    const key = Buffer.from(device.keys.ldevidSpki).toString('hex')
+    const last = device.state === 'suspended' ? device.before : device
+    if (last.state === 'registered' || last.keys === null) continue
+    const key = Buffer.from(last.keys.ldevidSpki).toString('hex')
     assert.equal(keys.get(key), undefined, `I5: ${device.id} and ${String(keys.get(key))} have one LDevID key`)
     keys.set(key, device.id)
   }
@@ -147,6 +148,26 @@ export const quarantinedGetNothing = async ({ store, log }: Evidence): Promise<v
   }
 }
 
+/** I24: a device out of service receives nothing: nothing waits for it, no certificate of it is good, and the log shows no delivery until it is reinstated. */
+export const barredGetNothing = async ({ store, log }: Evidence): Promise<void> => {
+  for (const device of await rows(store, 'device')) {
+    if (device.state !== 'suspended' && device.state !== 'revoked') continue
+    const since = device.state === 'suspended' ? device.suspendedAt : device.revokedAt
+    const waiting = await store.find('outbox', { where: { device: device.id }, limit: 1 })
+    assert.equal(waiting.length, 0, `I24: ${String(waiting[0]?.subject)} waits for ${device.state} ${device.id}`)
+    for (const { id, status, notAfter } of await store.find('certificate', { where: { device: device.id }, limit: 500 }))
+      assert.ok(status !== 'valid' || notAfter < since, `I24: certificate ${id} of ${device.state} ${device.id} is good`)
+  }
+  const barred = new Set<string>()
+  for (const [, line = ''] of log.matchAll(/^(\{.*"outcome":"done".*\})$/gm)) {
+    const { entry = JSON.parse(line) as object } = JSON.parse(line) as { entry?: object }
+    const { action, subject } = entry as { action: string; subject: string }
+    assert.ok(action !== 'key.deliver' || !barred.has(subject), `I24: a delivery to ${subject}, which is out of service`)
+    if (action === 'device.suspend' || action === 'device.revoke') barred.add(subject)
+    else if (action === 'device.reinstate') barred.delete(subject)
+  }
+}
+
 /** Those that hold after every fault run. */
 export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)[] = [
   acknowledgedKeysAreHeld,
@@ -160,4 +181,5 @@ export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)
   onlyWhatWasSent,
   stagesAddUp,
   quarantinedGetNothing,
+  barredGetNothing,
 ]

@@ -1,13 +1,16 @@
 import { once } from 'node:events'
 import { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Bundle, ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { DeviceState, type Bundle, type ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { z } from 'zod'
 import { authorise } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { exportFooter, exportHeader, exportLine } from '../../audit/export.ts'
 import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
 import { orderAttestation } from '../../flows/attest.ts'
+import { orderBatch, previewBatchOrder, type BatchOrder } from '../../flows/batch-order.ts'
+import { blastRadius } from '../../flows/blast-radius.ts'
 import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
@@ -18,16 +21,19 @@ import { importBatch } from '../../flows/import-batch.ts'
 import { importRelease } from '../../flows/import-release.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
-import { addStation, removeStation } from '../../flows/station.ts'
+import { addStation, removeStation, revokeStation, signedBy } from '../../flows/station.ts'
+import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf } from '../../campaigns/campaign.ts'
 import type { Handlers, Streams } from './router.ts'
 import {
   auditView,
   batchRow,
+  blastRadiusView,
   campaignView,
   deviceSummary,
   deviceView,
+  effectView,
   endorsementView,
   groupView,
   impactView,
@@ -35,6 +41,7 @@ import {
   pageOf,
   policyView,
   releaseView,
+  signedView,
   stationView,
   targetView,
   tokenView,
@@ -61,6 +68,7 @@ const parsed = <T>(schema: { safeParse(value: unknown): { success: true; data: T
 const deviceId = (value: string): DeviceId => parsed(DeviceId, value, 'device')
 const groupId = (value: string): GroupId => parsed(GroupId, value, 'group')
 const keyId = (value: string): KeyId => parsed(KeyId, value, 'key')
+const batchOrder = (value: string): BatchOrder => parsed(z.enum(['revoke', 'suspend', 'reinstate']), value, 'order')
 
 const need = async <T extends Table>(ctx: Context, table: T, id: string): Promise<Tables[T]> => {
   const row = await ctx.store.get(table, id)
@@ -82,8 +90,8 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
   })
   const states = async (batch?: string): Promise<ResponseOf<'status'>['devices']> => {
     const count = async (state: string): Promise<number> => await ctx.store.count('device', { state, ...(batch === undefined ? {} : { batch }) })
-    const [registered, enrolled, quarantined, revoked] = await Promise.all(['registered', 'enrolled', 'quarantined', 'revoked'].map(count))
-    return { registered: registered ?? 0, enrolled: enrolled ?? 0, quarantined: quarantined ?? 0, revoked: revoked ?? 0 }
+    const counts = await Promise.all(DeviceState.options.map(async (state) => [state, await count(state)] as const))
+    return Object.fromEntries(counts) as ResponseOf<'status'>['devices']
   }
   return {
     async status({ caller }) {
@@ -120,6 +128,14 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       await removeStation(ctx, caller, params.id)
       return done
     },
+    async 'station.signed'({ caller, params }) {
+      read(caller)
+      return signedView(await signedBy(ctx, params.id))
+    },
+    async 'station.revoke'({ caller, params, body }) {
+      const { already, ...signed } = await revokeStation(ctx, caller, params.id, body.reason, body.code)
+      return { already, ...signedView(signed) }
+    },
 
     'batch.import': async ({ caller, body }) =>
       await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch, claimUntil: body.claimUntil }),
@@ -132,6 +148,14 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return { ...batchRow(await need(ctx, 'batch', params.id)), states: await states(params.id) }
     },
     'batch.window': async ({ caller, params, body }) => batchRow(await setClaimWindow(ctx, caller, params.id, body.claimUntil)),
+    async 'batch.preview'({ caller, params }) {
+      read(caller)
+      return effectView(await previewBatchOrder(ctx, params.id, batchOrder(params.order)))
+    },
+    'batch.revoke': async ({ caller, params, body }) =>
+      effectView(await orderBatch(ctx, caller, params.id, { order: 'revoke', why: body.reason, code: body.code })),
+    'batch.suspend': async ({ caller, params, body }) => effectView(await orderBatch(ctx, caller, params.id, { order: 'suspend', why: body.reason })),
+    'batch.reinstate': async ({ caller, params }) => effectView(await orderBatch(ctx, caller, params.id, { order: 'reinstate', why: 'reinstated' })),
 
     'release.import': async ({ caller, body }) => await importRelease(ctx, caller, signed(body)),
     async 'release.list'({ caller, query }) {
@@ -225,9 +249,12 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return await deviceView(ctx, await need(ctx, 'device', params.id))
     },
-    async 'device.revoke'({ caller, params, body }) {
-      const { keys, campaigns } = await revokeDevice(ctx, caller, deviceId(params.id), body.reason)
-      return { keys: [...keys], campaigns: [...campaigns] }
+    'device.revoke': async ({ caller, params, body }) => effectView(await revokeDevice(ctx, caller, deviceId(params.id), body.reason, body.code)),
+    'device.suspend': async ({ caller, params, body }) => effectView(await suspendDevice(ctx, caller, deviceId(params.id), body.reason)),
+    'device.reinstate': async ({ caller, params }) => await reinstateDevice(ctx, caller, deviceId(params.id)),
+    async 'device.blast-radius'({ caller, params }) {
+      read(caller)
+      return blastRadiusView(await blastRadius(ctx, deviceId(params.id)))
     },
 
     'device.attest': async ({ caller, params }) => ({ asked: await orderAttestation(ctx, caller, deviceId(params.id)) }),

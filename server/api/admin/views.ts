@@ -1,5 +1,5 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
-import type { GroupId } from '@fleetkey/protocol/ids.ts'
+import type { GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
@@ -7,6 +7,8 @@ import { recordedState } from '../../attestation/claims.ts'
 import type { SequencedEntry } from '../../audit/entry.ts'
 import { stages, type Campaign, type Stage, type Target } from '../../campaigns/campaign.ts'
 import { keyGenerationOf } from '../../flows/approvals.ts'
+import type { BatchEffect } from '../../flows/batch-order.ts'
+import type { BlastRadius } from '../../flows/blast-radius.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import {
   hasIdentity,
@@ -22,7 +24,9 @@ import {
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
 import type { Impact } from '../../flows/reappraise.ts'
+import type { Effect } from '../../flows/revoke.ts'
 import { progressOf } from '../../flows/rotate.ts'
+import type { SignedByStation } from '../../flows/station.ts'
 import type { ManagedKey } from '../../keys/key.ts'
 
 /** Rows as operators see them: no key material, no ciphertext. */
@@ -47,9 +51,19 @@ export const pageOf = async <T extends Table, V>(
 export const allOf = async <T extends Table>(ctx: Context, table: T, where: NonNullable<Query<T>['where']>): Promise<readonly Tables[T][]> =>
   await ctx.store.find(table, { where, limit: 10_000 })
 
-export const stationView = (station: Station): Item<'station.list'> => ({ id: station.id, spki: base64(station.spki), addedAt: station.addedAt })
+export const stationView = (station: Station): Item<'station.list'> => ({
+  id: station.id,
+  spki: base64(station.spki),
+  addedAt: station.addedAt,
+  revoked: station.revoked ?? null,
+})
 
-export const batchRow = ({ id, station, rows, manifestHash, importedAt, importedBy, claimUntil = null }: Batch): Item<'batch.list'> => ({
+export const signedView = ({ batches, releases }: SignedByStation): ResponseOf<'station.signed'> => ({
+  batches: batches.map(({ id, rows, importedAt, standing }) => ({ id, rows, importedAt, standing: standing?.state ?? null })),
+  releases: [...releases],
+})
+
+export const batchRow = ({ id, station, rows, manifestHash, importedAt, importedBy, claimUntil = null, standing }: Batch): Item<'batch.list'> => ({
   id,
   station,
   rows,
@@ -57,6 +71,21 @@ export const batchRow = ({ id, station, rows, manifestHash, importedAt, imported
   importedAt,
   importedBy,
   claimUntil,
+  standing: standing ?? null,
+})
+
+/** What an order did: arrays of its own. */
+export const effectView = <E extends Effect | BatchEffect>(effect: E): E & { keys: KeyId[]; campaigns: string[] } => ({
+  ...effect,
+  keys: [...effect.keys],
+  campaigns: [...effect.campaigns],
+})
+
+export const blastRadiusView = ({ topics, keys, notDelivered, ...rest }: BlastRadius): ResponseOf<'device.blast-radius'> => ({
+  ...rest,
+  topics: [...topics],
+  keys: keys.map((key) => ({ ...key, epochs: [...key.epochs] })),
+  notDelivered: [...notDelivered],
 })
 
 export const releaseView = ({ id, model, name, number, debug, pcrs, files, importedAt, withdrawn }: Release): Item<'release.list'> => ({
@@ -157,8 +186,11 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     claims: hasIdentity(device) ? device.verdict.claims.map(({ name, value }) => ({ name, value })) : [],
     ima: imaView(device),
     keyGeneration: hasIdentity(device) ? await keyGenerationOf(ctx, device) : null,
+    suspendedAt: device.state === 'suspended' ? device.suspendedAt : null,
+    suspensionReason: device.state === 'suspended' ? device.reason : null,
     revokedAt: device.state === 'revoked' ? device.revokedAt : null,
     revocationReason: device.state === 'revoked' ? device.reason : null,
+    revocationCode: device.state === 'revoked' ? (device.code ?? null) : null,
     ...hardwareView(manifest[0]?.id ?? ''),
     measured: hasIdentity(device) ? isMeasured(device) : null,
     certificates: certificates.map(({ id, profile, status, notBefore, notAfter, der }) => ({

@@ -1,0 +1,177 @@
+import { createHash, createPrivateKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
+import { closeSync, fdatasyncSync, openSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
+import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
+import type { Context, Write } from '@fleetkey/server/flows/context.ts'
+import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
+import { statusLists, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
+import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
+import { operator, testContext } from '../test/harness.ts'
+
+const day = 86_400_000
+const median = (values: readonly number[]): number => values.toSorted((one, other) => one - other)[values.length >> 1] ?? Number.NaN
+const hex = (bytes: number): string => randomBytes(bytes).toString('hex')
+
+/** A row as a revoked or valid certificate has it, with bytes of the usual size. */
+const certificate = (status: Certificate['status'], device: DeviceId, now: number): Certificate => ({
+  id: `4${hex(16).slice(1)}`,
+  version: 0,
+  profile: 'device-identity',
+  device,
+  der: randomBytes(460),
+  fingerprint: hex(32),
+  spkiHash: hex(32),
+  notBefore: now,
+  notAfter: now + 365 * day,
+  status,
+  revokedAt: status === 'valid' ? null : now,
+  reason: status === 'valid' ? null : 'device revoked',
+  ...(status === 'valid' ? {} : { code: 'keyCompromise' as const }),
+})
+
+const enrolled = (id: DeviceId, tls: Certificate, ldevid: Certificate, now: number): EnrolledDevice => ({
+  id,
+  version: 0,
+  serial: id.toUpperCase(),
+  model: 'gateway',
+  batch: 'b',
+  registeredAt: now,
+  lastRefusal: null,
+  state: 'enrolled',
+  keys: { ekHash: hex(32), ak: randomBytes(90), srk: randomBytes(90), ldevid: randomBytes(90), recipient: randomBytes(90), ldevidSpki: randomBytes(91) },
+  enrolledAt: now,
+  ldevidSerial: ldevid.id,
+  tlsSerial: tls.id,
+  previousTlsSerial: null,
+  resetCount: 1,
+  reportedResetCount: 1,
+  release: 'gateway/1.0.0',
+  floor: 1,
+  assurance: 'attested',
+  verdict: { verdict: 'affirming', reason: 'reference.match', detail: '', release: 'gateway/1.0.0', at: now, claims: [] },
+  attestOrderedAt: null,
+  lastSeenAt: now,
+  agent: 'bench',
+})
+
+const entry = { at: 0, caller: 'system:bench', from: 'server', action: 'server.setup', subject: 'bench', outcome: 'done', code: null, detail: '' } as const
+
+/** Milliseconds of one 8 kB write that is on the disk when it returns, median. */
+const bareWrite = (folder: string): number => {
+  const file = openSync(join(folder, 'bare'), 'w')
+  const page = randomBytes(8192)
+  const times = Array.from({ length: 100 }, () => {
+    const started = performance.now()
+    writeSync(file, page)
+    fdatasyncSync(file)
+    return performance.now() - started
+  })
+  closeSync(file)
+  return median(times)
+}
+
+export interface RevocationFigures {
+  /** Until the revocation is durable, from when on nothing of the device is accepted; and until everything that follows from it is done. */
+  readonly durable: number
+  readonly whole: number
+  readonly floor: number
+}
+
+/** Revokes devices one by one in a durable store where `before` certificates are revoked already. Milliseconds, medians of 100. */
+export const measureRevocation = async (folder: string, before: number): Promise<RevocationFigures> => {
+  const memory = await testContext()
+  const now = memory.now()
+  const store = await openSqliteStore(join(folder, 'revocation-store'))
+  let durableAt = 0
+  const step = (name: string): void => {
+    if (name === 'revoke.committed') durableAt = performance.now()
+  }
+  const ctx: Context = { ...memory, store, step }
+  try {
+    for (let done = 0; done < before; done += 1000) {
+      const writes = Array.from({ length: Math.min(1000, before - done) }, (_, at): Write => ({
+        table: 'certificate',
+        do: 'insert',
+        row: certificate('revoked', DeviceId.parse(`old-${done + at}`), now),
+      }))
+      await store.commit({ writes, entries: [entry] })
+    }
+    const ids = Array.from({ length: 101 }, (_, at) => DeviceId.parse(`gw-${at}`))
+    for (const id of ids) {
+      const [tls, ldevid] = [certificate('valid', id, now), certificate('valid', id, now)]
+      const row = enrolled(id, tls, ldevid, now)
+      const writes: Write[] = [
+        { table: 'device', do: 'insert', row },
+        { table: 'certificate', do: 'insert', row: tls },
+        { table: 'certificate', do: 'insert', row: ldevid },
+      ]
+      await store.commit({ writes, entries: [entry] })
+    }
+    const times: { durable: number; whole: number }[] = []
+    for (const id of ids) {
+      const started = performance.now()
+      await revokeDevice(ctx, operator(), id, 'keyCompromise')
+      times.push({ durable: durableAt - started, whole: performance.now() - started })
+    }
+    return { durable: median(times.slice(1).map(({ durable }) => durable)), whole: median(times.slice(1).map(({ whole }) => whole)), floor: bareWrite(folder) }
+  } finally {
+    await store.close()
+    await memory.close()
+  }
+}
+
+export interface ListFigures {
+  /** Both kinds of complete lists with their deltas, made from certificates that were never on one. */
+  readonly complete: number
+  /** The same once more, when nothing but a hundred certificates has changed. */
+  readonly again: number
+  /** A delta with a hundred certificates. */
+  readonly delta: number
+  /** What of `complete` is hashing its bytes and signing as many lists. */
+  readonly floor: number
+  readonly bytes: number
+}
+
+const timed = async (work: () => Promise<void>): Promise<number> => {
+  const started = performance.now()
+  await work()
+  return performance.now() - started
+}
+
+/** Makes the lists of `entries` revoked certificates. Milliseconds, medians of 3. */
+export const measureLists = async (entries: number): Promise<ListFigures> => {
+  const rounds: ListFigures[] = []
+  for (let round = 0; round < 3; round++) {
+    const ctx = await testContext()
+    try {
+      const device = DeviceId.parse('gw-1')
+      const rows = Array.from({ length: entries }, () => certificate('revoked', device, ctx.now()))
+      const more = (): Certificate[] => Array.from({ length: 100 }, () => certificate('revoked', device, ctx.now()))
+      const lists: StatusLists = statusLists(ctx, (name) => `http://crl.test/crl/${name}`)
+      await lists.publish()
+      const complete = await timed(async () => {
+        lists.changed(rows)
+        await lists.publish({ complete: true })
+      })
+      const delta = await timed(async () => {
+        lists.changed(more())
+        await lists.publish()
+      })
+      const again = await timed(async () => await lists.publish({ complete: true }))
+      const whole = lists.get('issuing.crl')?.bytes ?? new Uint8Array(0)
+      const key = createPrivateKey(generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).privateKey.export({ type: 'pkcs8', format: 'pem' }))
+      const floor = await timed(async () => {
+        // All entries stand on the whole list and once more on those of the points; each has a delta, and so has the root.
+        for (let count = 0; count < 2; count++) createHash('sha256').update(whole).digest()
+        for (let count = 0; count < 36; count++) sign('sha256', Buffer.alloc(200), key)
+      })
+      rounds.push({ complete, again, delta, floor, bytes: whole.length })
+    } finally {
+      await ctx.close()
+    }
+  }
+  const of = (field: keyof ListFigures): number => median(rounds.map((round) => round[field]))
+  return { complete: of('complete'), again: of('again'), delta: of('delta'), floor: of('floor'), bytes: of('bytes') }
+}
