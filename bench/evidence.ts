@@ -7,7 +7,7 @@ import { makeEkCa, type EkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
 import { personalise } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { buildRelease, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
-import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { AnswerOf, BodyOf, HelloOf } from '@fleetkey/protocol/messages.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
@@ -44,7 +44,7 @@ const signedParts = (bytes: Uint8Array): Pick<Bare, 'data' | 'signature' | 'enco
   return { data, signature: readBits(outer.next(tags.bitString)), encoding: 'der' }
 }
 
-const bareOf = (ca: EkCa, hello: BodyOf<'hello'>, answer: BodyOf<'answer'>, tls: Uint8Array): readonly Bare[] => {
+const bareOf = (ca: EkCa, hello: HelloOf<'tpm2'>, answer: AnswerOf<'tpm2'>, tls: Uint8Array): readonly Bare[] => {
   const [ak, ldevid] = [spkiOf(hello.presented.ak), spkiOf(hello.presented.ldevid)]
   const { quote, certify } = answer.proven
   const statements = [certify.srk, certify.ldevid, certify.recipient, quote]
@@ -75,16 +75,18 @@ const makeCase = async (ca: EkCa, now: number): Promise<Case> => {
   const hello = await attester.hello({ serial: 'GW-1', purpose: 'enrol', random: random(32), agent: 'bench' })
   const method = methodOf(hello.presented)
   const policy = { requireEkCertificate: true }
-  const presented = method.present(hello, endorsementsOf(ca), policy, now)
   const secret = random(32)
   const challenge: BodyOf<'challenge'> = {
     type: 'challenge',
     challenge: random(16),
     hello: random(32),
     random: random(32),
-    credential: method.credential(hello, presented, new Secret(secret), random),
-    selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
-    firmware: { signer: approving(), ref: random(32) },
+    demanded: method.demand(hello, {
+      share: () => new Secret(secret),
+      random,
+      selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
+      firmware: { signer: approving(), ref: random(32) },
+    }),
     expires: now,
   }
   const tls = newTlsKey()

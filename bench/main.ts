@@ -109,6 +109,8 @@ const openBench = async (folder: string, devices: number): Promise<Bench> => {
       factory: {
         serials: [...tpms.keys()],
         release: batch.release,
+        methodOf: () => 'tpm2',
+        element: async (serial) => await Promise.reject(new Error(`board ${serial} has no secure element`)),
         async board(serial) {
           const tpm = tpms.get(serial)
           if (tpm === undefined) throw new Error(`no board ${serial}`)

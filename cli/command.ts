@@ -80,7 +80,7 @@ export const date = (call: Invocation, option: string): number | undefined => {
   return at
 }
 
-export const required = (value: string | undefined, what: string): string => {
+export const required = <T>(value: T | undefined, what: string): T => {
   if (value === undefined) throw new UsageError(`${what} is missing`)
   return value
 }

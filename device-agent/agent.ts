@@ -5,19 +5,15 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import { keyId } from '@fleetkey/protocol/signed.ts'
-import type { Secret } from '@fleetkey/protocol/secret.ts'
 import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
 import type { KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
-import { TpmError, type Hierarchy } from '@fleetkey/tpm2/errors.ts'
+import { TpmError } from '@fleetkey/tpm2/errors.ts'
 import { imaLimits } from '@fleetkey/tpm2/ima.ts'
 import { imaPart, type ImaPart } from '@fleetkey/tpm2/ima-part.ts'
 import { reopening } from '@fleetkey/tpm2/reopening.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
-import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import type { Attester } from './attesters/attester.ts'
-import { tpm2Attester } from './attesters/tpm2.ts'
-import { openBoundKeys, type BoundKeys } from './bound-keys.ts'
 import { openChannel, type Channel } from './channel.ts'
 import type { Settings } from './config.ts'
 import { ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
@@ -25,6 +21,7 @@ import { advance, initialCore, type Core, type Effect, type Event, type HeldKey,
 import { enrol, Refused } from './enrol.ts'
 import { openDocument, type Document } from './files.ts'
 import { isMediumError, piecesOf, type FileSystem } from './filesystem.ts'
+import { openSoftwareHolder, openTpmHolder, type Holder } from './holder.ts'
 import { factsOf, type Identity } from './identity.ts'
 import type { Keyring } from './keyring.ts'
 import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
@@ -32,17 +29,20 @@ import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
 import { prepareRenewal, renewedIdentity } from './renew.ts'
 import { safeClock } from './safe-clock.ts'
-import { explained, inPlainWords, isTpmTrouble } from './tpm-trouble.ts'
-import { readPasswords } from './tpm-passwords.ts'
+import type { SecureElement } from './secure-element.ts'
+import { isTpmTrouble } from './tpm-trouble.ts'
 import { openTrust } from './trust.ts'
-import { lockedWords, openVault, type Vault } from './vault.ts'
+import { lockedWords } from './vault.ts'
 
 /** Name and version that devices report. */
 export const agentVersion = 'fleetkey-agent/0.1.0'
 
 export interface AgentOptions {
   readonly settings: Settings
-  readonly openTpm: () => Promise<Transport>
+  /** For devices with a TPM (`settings.tpm`). */
+  readonly openTpm?: () => Promise<Transport>
+  /** A secure element that is in no file, for devices that enrol by factory identity. */
+  readonly secureElement?: SecureElement
   readonly files: FileSystem
   /** Milliseconds since 1970. */
   readonly now: () => number
@@ -56,7 +56,7 @@ export interface AgentOptions {
   readonly readImaList?: () => AsyncIterable<Uint8Array>
 }
 
-/** `opening`: TPM or stored keys are not open yet; `failed`: it cannot run (see `problem`). */
+/** `opening`: the TPM or the stored keys are not open yet; `failed`: it cannot run (see `problem`). */
 export type AgentState = 'opening' | Exclude<Phase, 'starting'> | 'failed'
 
 export interface AgentStatus {
@@ -102,17 +102,6 @@ const tpmRetry = 5_000
 /** Milliseconds that a TPM gets to free what is loaded when the agent stops. */
 const tpmFarewell = 5_000
 
-/** Parts that exist once the TPM is open. */
-interface Parts {
-  readonly tpm: Tpm
-  readonly bound: BoundKeys
-  readonly vault: Vault
-  readonly attester: Attester
-  /** Of the TPM's hierarchies. */
-  readonly passwords: Readonly<Partial<Record<Hierarchy, Secret>>>
-  readonly resetCount: number
-}
-
 const messageOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown))
 
 /** The moment, not the content, is at fault (full disk, TPM away or busy): nothing is stated to the server, it may work later. */
@@ -129,7 +118,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   const { settings, log } = options
   let dead = false
   let core: Core = initialCore
-  let parts: Parts | undefined
+  let holder: Holder | undefined
   let identity: Identity | undefined
   let keyring: Keyring | undefined
   let api: LocalApi | undefined
@@ -188,7 +177,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       holdings: held.flatMap(({ key, epochs }) => epochs.map(({ epoch, stage }) => ({ key, epoch, stage }))),
       current: Object.fromEntries(current),
       lastRefusal,
-      problem: fatal ?? problem ?? (isLocked() ? (parts?.bound.refusal ?? lockedWords) : null),
+      problem: fatal ?? problem ?? (isLocked() ? (holder?.refusal ?? lockedWords) : null),
       tlsNotAfter: core.identity?.tlsNotAfter ?? null,
     }
   }
@@ -287,7 +276,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** What the TPM refused, in plain words; asking it why may take as long as it hangs. */
   const tellTrouble = async (thrown: unknown): Promise<void> => {
-    const told = parts === undefined ? thrown : await explained(parts.tpm, settings.tpmAuth ?? {}, thrown)
+    const told = holder === undefined ? thrown : await holder.explained(thrown)
     problem = `TPM: ${messageOf(told).replace(/^TPM:? /, '')}`
     changed()
   }
@@ -340,8 +329,8 @@ export const startAgent = (options: AgentOptions): Agent => {
     await openConnection({ ...common, ...of }, abort.signal)
 
   const connectDevice = async (): Promise<void> => {
-    if (parts === undefined || identity === undefined) return
-    const { attester } = parts
+    if (holder === undefined || identity === undefined) return
+    const { attester } = holder
     const { device, tls, tlsKey, chain } = identity
     const id = DeviceId.parse(device)
     inbox = []
@@ -435,14 +424,14 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (renewing) {
       renewalId = null
       // It may be the request itself that is not acceptable: the next one is new.
-      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', parts?.vault.renewals.save(null) ?? Promise.resolve())
+      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', holder?.vault.renewals.save(null) ?? Promise.resolve())
       dispatch({ on: 'renew-failed' })
     } else dispatch({ on: 'refused', code: body.code, retryAfter: body.retryAfter })
   }
 
   const report = async (session: Uint8Array, sequence: number): Promise<void> => {
     const current = link
-    if (current === undefined || keyring === undefined || parts === undefined) return
+    if (current === undefined || keyring === undefined || holder === undefined) return
     const holdings = keyring
       .held()
       .filter(({ epochs }) => epochs.length > 0)
@@ -452,7 +441,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       session,
       sequence,
       holdings,
-      resetCount: await resetCountOf(parts),
+      resetCount: await resetCountOf(holder),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
       agent: agentVersion,
     }
@@ -460,7 +449,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   /** As it is now: a TPM that was reset under a running system is told, not hidden. */
-  const resetCountOf = async (of: Parts): Promise<number> =>
+  const resetCountOf = async (of: Holder): Promise<number> =>
     await of.attester.resetCount().catch((thrown: unknown) => {
       log(`resetCount: ${messageOf(thrown)}`)
       return of.resetCount
@@ -470,7 +459,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   const attest = async (of: Extract<Effect, { do: 'attest' }>): Promise<void> => {
     const current = link
     try {
-      if (current === undefined || parts === undefined || identity === undefined) throw new Error('the connection is gone')
+      if (current === undefined || holder === undefined || identity === undefined) throw new Error('the connection is gone')
       const { exporter } = current.connection
       const asked = {
         tenant: settings.tenant,
@@ -485,11 +474,11 @@ export const startAgent = (options: AgentOptions): Agent => {
         await recipientFor(of.attest.firmware)
         // What is at rest goes over before the server hears of the new recipient key: whatever it wraps to that key can be opened then. The server wraps nothing
         // to the one it knows from when it asks.
-        await unlock(parts, null, identity)
+        await unlock(holder, null, identity)
       }
-      await clockFor(parts.attester, lastRefusal === 'attestation-failed', of.attest.expires)
-      if (parts.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
-      await current.channel.send(await parts.attester.evidence(asked))
+      await clockFor(holder.attester, lastRefusal === 'attestation-failed', of.attest.expires)
+      if (holder.attester.evidence === undefined) throw new Error('this device has nothing that could quote its state')
+      await current.channel.send(await holder.attester.evidence(asked))
       step('attested')
       dispatch({ on: 'attested', failed: null })
     } catch (thrown) {
@@ -536,10 +525,10 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** Only keys that the server's release key approves: a policy of somebody else's making would be somebody else's to satisfy. */
   const recipientFor = async (policy: FirmwarePolicy): Promise<KeyBlob> => {
-    if (parts === undefined) throw new Problem('unavailable', 'the TPM is not open')
+    if (holder === undefined) throw new Problem('unavailable', 'the TPM is not open')
     trust.signerOf(keyId(spkiOf(policy.signer)), ['release'], now())
-    const { bound } = parts
-    return await inVault(async () => await bound.recipientFor(policy))
+    const mine = holder
+    return await inVault(async () => await mine.recipientFor(policy))
   }
 
   const inVault = async <R>(work: () => Promise<R>): Promise<R> => {
@@ -549,12 +538,12 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   /** There are keys, or an identity, that the firmware which runs is not approved for. */
-  const isLocked = (): boolean => parts !== undefined && (parts.vault.isLocked || (identity !== undefined && !parts.vault.isOpen))
+  const isLocked = (): boolean => holder !== undefined && (holder.vault.isLocked || (identity !== undefined && !holder.vault.isOpen))
 
   /** Remembers what is approved, and opens with it what it opens. `who`: whose keys these are; null while nobody knows. */
-  const unlock = async (of: Parts, set: ApprovalSet | null, who: Identity | null): Promise<void> =>
+  const unlock = async (of: Holder, set: ApprovalSet | null, who: Identity | null): Promise<void> =>
     await inVault(async () => {
-      if (set !== null) await of.bound.learn(set)
+      if (set !== null) await of.learn(set)
       const outcome = await of.vault.refresh()
       if (!of.vault.isOpen || who === null) return
       const fresh = keyring === undefined
@@ -570,40 +559,41 @@ export const startAgent = (options: AgentOptions): Agent => {
     })
 
   const learn = async ({ signer, ref, approvals }: BodyOf<'approvals'>): Promise<void> => {
-    if (parts !== undefined) await unlock(parts, { signer, ref, approvals }, identity ?? null)
+    if (holder !== undefined) await unlock(holder, { signer, ref, approvals }, identity ?? null)
     changed()
   }
 
   // --- identity ---
 
   const enrolDevice = async (purpose: 'enrol' | 'return'): Promise<void> => {
-    if (parts === undefined) return
+    if (holder === undefined) return
     try {
-      await clockFor(parts.attester, parts.bound.device === null || lastRefusal === 'attestation-failed')
+      await clockFor(holder.attester, holder.device === null || lastRefusal === 'attestation-failed')
       alive()
       const result = await enrol({
         connect: open,
-        attester: parts.attester,
+        attester: holder.attester,
         trust,
         tenant: settings.tenant,
         serial: settings.serial,
         purpose,
-        known: identity?.device ?? parts.bound.device,
+        known: identity?.device ?? holder.device,
         agent: agentVersion,
         eventLog: readEventLog,
         random,
         now,
         step,
       })
-      await unlock(parts, result.approvals, result.identity)
-      await adopt(parts, result.identity)
+      await unlock(holder, result.approvals, result.identity)
+      await adopt(holder, result.identity)
+      await enrolled(holder)
       await keyring?.setTime(result.time)
-      if (!parts.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
+      if (!holder.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
       // A crash here: enrolled and stored; the next start connects with the new certificate.
       step('enrol.stored')
       lastRefusal = null
       problem = null
-      dispatch({ on: 'enrolled', identity: factsOf(result.identity), locked: !parts.vault.isOpen })
+      dispatch({ on: 'enrolled', identity: factsOf(result.identity), locked: !holder.vault.isOpen })
     } catch (thrown) {
       if (dead || thrown instanceof Killed) return
       const refused = thrown instanceof Refused ? thrown : undefined
@@ -634,15 +624,21 @@ export const startAgent = (options: AgentOptions): Agent => {
     }
   }
 
+  /** What brought this device in is needed no more. Whatever hinders it, the identity is there. */
+  const enrolled = async (of: Holder): Promise<void> =>
+    await of.attester.enrolled?.().catch((thrown: unknown) => {
+      if (!dead && !(thrown instanceof Killed)) log(`what was needed once to enrol is still there: ${messageOf(thrown)}`)
+    })
+
   /** Puts an identity at rest; while that cannot be done, it is said there that another one has taken its place. */
-  const keep = async (of: Parts, who: Identity): Promise<void> => {
-    if (!of.vault.isOpen) await of.bound.replaced(true)
+  const keep = async (of: Holder, who: Identity): Promise<void> => {
+    if (!of.vault.isOpen) await of.replaced(true)
     await of.vault.identities.save(who)
-    if (of.vault.isOpen) await of.bound.replaced(false)
+    if (of.vault.isOpen) await of.replaced(false)
   }
 
   /** Durable first, then in force. */
-  const adopt = async (of: Parts, next: Identity): Promise<void> => {
+  const adopt = async (of: Holder, next: Identity): Promise<void> => {
     await keep(of, next)
     step('identity.stored')
     identity = next
@@ -650,8 +646,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const renewIdentity = async (session: Uint8Array): Promise<void> => {
-    if (parts === undefined || identity === undefined || link === undefined) return
-    const { vault, attester } = parts
+    if (holder === undefined || identity === undefined || link === undefined) return
+    const { vault, attester } = holder
     try {
       const { pending, body } = await prepareRenewal({
         store: vault.renewals,
@@ -672,13 +668,13 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const acceptRenewal = async (message: BodyOf<'identity'>): Promise<void> => {
-    if (parts === undefined || identity === undefined) return
-    const pending = await parts.vault.renewals.load()
+    if (holder === undefined || identity === undefined) return
+    const pending = await holder.vault.renewals.load()
     if (pending === undefined || pending === null || Buffer.compare(pending.id, message.re) !== 0) return log('an identity that was not asked for')
     const next = renewedIdentity({ identity, pending, message, trust, now: now() })
-    await adopt(parts, next)
+    await adopt(holder, next)
     // A crash here: both certificates are there and valid; the new one is stored and used.
-    await parts.vault.renewals.save(null)
+    await holder.vault.renewals.save(null)
     renewalId = null
     step('renew.stored')
     dispatch({ on: 'renewed', identity: factsOf(next) })
@@ -686,10 +682,13 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   // --- start ---
 
-  const openParts = async (): Promise<Parts> => {
+  const openHolder = async (): Promise<Holder> => {
     await files.makeFolder(settings.data, 0o700)
-    const passwords = await readPasswords(files.read, settings.tpmAuth ?? {})
-    const raw = reopening(options.openTpm, await options.openTpm())
+    const common = { settings, files, document, random, step, log }
+    const { openTpm } = options
+    if (settings.tpm === null) return await openSoftwareHolder({ ...common, element: options.secureElement })
+    if (openTpm === undefined) throw new Error('nothing opens the TPM')
+    const raw = reopening(openTpm, await openTpm())
     transport = raw
     const gated: Transport = {
       get managed() {
@@ -698,15 +697,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       send: async (command) => (alive(), await raw.send(command)),
       close: async () => await raw.close(),
     }
-    const tpm = new Tpm(gated, { random, passwords })
-    const bound = await inPlainWords(
-      tpm,
-      settings.tpmAuth ?? {},
-      async () => await openBoundKeys({ tpm, blobs: document('tpm-keys'), approvals: document('approvals'), step, log }),
-    )
-    const vault = openVault({ bound, document, tenant: settings.tenant, random, step, log })
-    await vault.refresh()
-    return { tpm, bound, vault, passwords, attester: tpm2Attester(bound.keys, recipientFor), resetCount: (await bound.keys.clock()).resetCount }
+    return await openTpmHolder({ ...common, transport: gated, recipientFor })
   }
 
   const start = async (): Promise<void> => {
@@ -724,22 +715,23 @@ export const startAgent = (options: AgentOptions): Agent => {
       return changed()
     }
     try {
-      parts = await openParts()
-      const { bound, vault } = parts
+      holder = await openHolder()
+      const { vault, known, isReplaced } = holder
       identity = await vault.identities.load()
       if (identity !== undefined) {
         trust = trustOfSettings.with(identity)
         keyring = await vault.keyring(identity.device)
         await vault.settle(identity, keyring)
+        await enrolled(holder)
       }
       problem = null
       if (vault.isLocked) log(lockedWords)
       dispatch({
         on: 'start',
         identity: identity === undefined ? null : factsOf(identity),
-        known: bound.known,
+        known,
         locked: vault.isLocked,
-        replaced: bound.isReplaced,
+        replaced: isReplaced,
         held: keyring?.held() ?? [],
         owed: keyring?.owed() ?? [],
       })
@@ -770,8 +762,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     link = undefined
     api?.destroy()
     keyring?.close()
-    parts?.vault.destroy()
-    for (const password of Object.values(parts?.passwords ?? {})) password.destroy()
+    holder?.destroy()
     void transport?.close().catch(() => undefined)
   }
 
@@ -787,7 +778,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     await api?.close()
     // Waits for what is being written, then frees the TPM for the next process.
     await keyring?.setTime(0)
-    const freed = parts?.bound.keys.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
+    const freed = holder?.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
     // A TPM that hangs is left as it is: the next start frees what is loaded.
     await Promise.race([freed, new Promise((resolve) => setTimeout(resolve, tpmFarewell).unref())])
     kill()

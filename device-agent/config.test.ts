@@ -92,6 +92,19 @@ const variants: readonly (readonly [string, object, object, object])[] = [
   ['the usual port', {}, { server: 'mqtts://fleet.example' }, { server: { host: 'fleet.example', port: 8883 } }],
   ['an IPv6 address', {}, { server: 'mqtts://[2001:db8::1]:1' }, { server: { host: '2001:db8::1', port: 1 } }],
 ]
+const proofs: readonly (readonly [string, object, () => object])[] = [
+  [
+    'a factory identity',
+    { idevid: { key: 'se.key', certificates: '/etc/se.pem' } },
+    () => ({ tpm: null, idevid: { key: at('se.key'), certificates: '/etc/se.pem' }, eventLog: null }),
+  ],
+  ['a token', { token: 'enrolment.token' }, () => ({ tpm: null, token: at('enrolment.token'), eventLog: null })],
+]
+test.each(proofs)('%s in the place of a TPM', (_name, proof, want) => {
+  const { tpm: _tpm, eventLog: _log, ...rest } = agent as Record<string, unknown>
+  expect(read({ ...rest, ...proof })).toMatchObject(want())
+})
+
 test.each(variants)('%s', (_name, config, changed, want) => expect(read({ ...agent, ...config }, { ...bundle, ...changed })).toMatchObject(want))
 
 const withoutBundle = { data: 'state', tpm: 'device:/dev/tpmrm0' }
@@ -100,6 +113,8 @@ const bad: readonly (readonly [string, unknown, unknown, string | RegExp])[] = [
   ['no object', 7, bundle, /^configuration \.\/agent\.json: the file: Invalid input: expected object/],
   ['a field missing', withoutBundle, bundle, /^configuration \.\/agent\.json: bundle: Invalid input: expected string/],
   ['a field that is spelled wrong', { ...agent, Serial: 'x' }, bundle, 'configuration ./agent.json: the file: Unrecognized key: "Serial"'],
+  ['a TPM and a token', { ...agent, token: 'a' }, bundle, 'configuration: exactly one of "tpm", "idevid" and "token" says how this device proves what it is'],
+  ['no way to prove what it is', { bundle: 'bundle.json', data: 'state', serial: 'x' }, bundle, /^configuration: exactly one of/],
   ['a TPM of no kind', { ...agent, tpm: '/dev/tpm0' }, bundle, 'configuration ./agent.json: tpm: expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT'],
   [
     'a password in the configuration itself',

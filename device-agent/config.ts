@@ -21,8 +21,12 @@ export interface Settings {
   readonly trust: TrustSource
   /** Folder of the agent's own files. */
   readonly data: string
-  /** As tpm2's openTransport takes it. */
-  readonly tpm: string
+  /** As tpm2's openTransport takes it; null: this device has none, and one of the next two. */
+  readonly tpm: string | null
+  /** Files of a factory identity (IDevID): its private key and its certificates, PEM. */
+  readonly idevid?: { readonly key: string; readonly certificates: string }
+  /** File of a single-use enrolment token; gone once the device has its identity. */
+  readonly token?: string
   /** Files with the passwords of the TPM's hierarchies, where their owner has set any. */
   readonly tpmAuth?: PasswordFiles
   readonly serial: string
@@ -55,7 +59,12 @@ export const defaultImaList = '/sys/kernel/security/ima/binary_runtime_measureme
 export const AgentFile = z.strictObject({
   bundle: path,
   data: path,
-  tpm: z.string().regex(/^(device|unix|tcp):.+$/, { message: 'expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT' }),
+  tpm: z
+    .string()
+    .regex(/^(device|unix|tcp):.+$/, { message: 'expected device:/dev/tpmrm0, unix:PATH or tcp:HOST:PORT' })
+    .optional(),
+  idevid: z.strictObject({ key: path, certificates: path }).optional(),
+  token: path.optional(),
   tpmAuth: z.strictObject({ ownerAuthFile: path.optional(), endorsementAuthFile: path.optional(), lockoutAuthFile: path.optional() }).optional(),
   /** Left out: the serial number of the board (device tree). */
   serial: z.string().min(1).max(64).optional(),
@@ -154,6 +163,11 @@ const passwordFiles = (of: NonNullable<AgentFile['tpmAuth']>, at: (name: string)
   ...(of.lockoutAuthFile === undefined ? {} : { lockout: at(of.lockoutAuthFile) }),
 })
 
+const tpmSpec = (spec: string, at: (name: string) => string): string => {
+  const [kind, tpm] = [spec.slice(0, spec.indexOf(':')), spec.slice(spec.indexOf(':') + 1)]
+  return kind === 'tcp' ? spec : `${kind}:${at(tpm)}`
+}
+
 /** Settings from `agent.json` and the bundle that it names. Throws SettingsError with what to correct. */
 export const readSettings = (file: string): Settings => {
   const config = readJson(file, 'configuration', AgentFile)
@@ -167,15 +181,18 @@ export const readSettings = (file: string): Settings => {
   const twice = paths.find((one, index) => paths.indexOf(one) !== index)
   // The withdrawal of the one key would take the other's file away.
   if (twice !== undefined) throw new SettingsError(`outputs: two of them write ${twice}`)
-  const [kind, tpm] = [config.tpm.slice(0, config.tpm.indexOf(':')), config.tpm.slice(config.tpm.indexOf(':') + 1)]
+  if ([config.tpm, config.idevid, config.token].filter((one) => one !== undefined).length !== 1)
+    throw new SettingsError('configuration: exactly one of "tpm", "idevid" and "token" says how this device proves what it is')
   return {
     ...trustOfBundle(bundle),
     data: at(config.data),
-    tpm: kind === 'tcp' ? config.tpm : `${kind}:${at(tpm)}`,
+    tpm: config.tpm === undefined ? null : tpmSpec(config.tpm, at),
+    ...(config.idevid === undefined ? {} : { idevid: { key: at(config.idevid.key), certificates: at(config.idevid.certificates) } }),
+    ...(config.token === undefined ? {} : { token: at(config.token) }),
     ...(config.tpmAuth === undefined ? {} : { tpmAuth: passwordFiles(config.tpmAuth, at) }),
     serial: config.serial ?? boardSerial(),
-    eventLog: config.eventLog === undefined ? defaultEventLog : config.eventLog === null ? null : at(config.eventLog),
-    imaList: config.imaList === undefined ? defaultImaList : config.imaList === null ? null : at(config.imaList),
+    eventLog: config.eventLog === undefined ? (config.tpm === undefined ? null : defaultEventLog) : config.eventLog === null ? null : at(config.eventLog),
+    imaList: config.imaList === undefined ? (config.tpm === undefined ? null : defaultImaList) : config.imaList === null ? null : at(config.imaList),
     socket: socket === null || socket === undefined ? null : { path: at(socket.path), owner: ownerOf(socket, 0o660) },
     outputs: (config.outputs ?? []).map((output) => ({
       key: output.key,

@@ -55,9 +55,7 @@ const challengeTo = (hello: Uint8Array): BodyOf<'challenge'> => ({
   challenge: random(16),
   hello: sha256(hello),
   random: random(32),
-  credential: { blob, secret: blob },
-  selection: [{ hash: 'sha256', pcrs: [0] }],
-  firmware: { signer: blob, ref: random(32) },
+  demanded: { method: 'tpm2', credential: { blob, secret: blob }, selection: [{ hash: 'sha256', pcrs: [0] }], firmware: { signer: blob, ref: random(32) } },
   expires: today + day,
 })
 const tlsFor = (spki: Uint8Array, more: Partial<Parameters<typeof server.issue>[0]> = {}): Uint8Array => server.issue({ subject: 'd-1', spki, ...more })

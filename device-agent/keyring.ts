@@ -8,16 +8,15 @@ import { applicationPrefix, proofPrefix, sealedProof, useTranscript } from '@fle
 import { openSealed, type Recipient, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { ImportRefused } from '@fleetkey/tpm2/import.ts'
-import { pointOf } from '@fleetkey/tpm2/structures.ts'
 import { z } from 'zod'
 import { openAtRest, sealAtRest, type RestContext } from './at-rest.ts'
 import type { HeldEpoch, HeldKey, Take } from './core.ts'
 import type { Document } from './files.ts'
 
 type Delivery = BodyOf<'delivery'>
-/** What the keyring needs of the TPM: the recipient key (TPMT_PUBLIC, and its product with a point), imported keys. */
+/** What the keyring needs of the TPM, or of what stands in for it: the recipient key (its point, 65 bytes, and its product with another), imported keys. */
 export interface KeyringTpm extends Pick<DeviceKeys, 'importHmacKey' | 'hmac'> {
-  readonly publics: { readonly recipient: Uint8Array }
+  readonly point: Uint8Array
   zgen(point: Uint8Array): Promise<Uint8Array>
 }
 
@@ -180,7 +179,7 @@ export const openKeyring = async (of: {
     return entry
   }
 
-  const recipientOf = (by: KeyringTpm): Recipient => ({ point: pointOf(by.publics.recipient), dh: async (point) => await by.zgen(point) })
+  const recipientOf = (by: KeyringTpm): Recipient => ({ point: by.point, dh: async (point) => await by.zgen(point) })
   /** Newest first. What was on its way when the recipient key changed is still for the older one. */
   let recipients: readonly Recipient[] = [recipientOf(tpm)]
   const opened = async (bytes: Uint8Array, context: WrapContext, [recipient, ...others]: readonly Recipient[] = recipients): Promise<Secret> => {

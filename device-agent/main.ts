@@ -23,7 +23,8 @@ doctor  says what TPM it finds, what is missing, and what this board protects an
 tpm     reset-lockout: ends a lockout after wrong passwords; exit code 3 when the TPM refuses
 
 TPM is device:/dev/tpmrm0 (the default), unix:PATH or tcp:HOST:PORT.
-FILE is JSON: {"bundle": "bundle.json", "data": "/var/lib/fleetkey-agent", "tpm": "device:/dev/tpmrm0",
+FILE is JSON; in the place of "tpm" a device without one has "idevid": {"key": "…", "certificates": "…"} or "token": "…":
+{"bundle": "bundle.json", "data": "/var/lib/fleetkey-agent", "tpm": "device:/dev/tpmrm0",
 "serial": "…", "eventLog": "…" or null, "imaList": "…" or null, "socket": "/run/fleetkey-agent/agent.sock", "outputs": [{"key": "…", "path": "…"}]}`
 
 /** Exit codes: what scripts can rely on. */
@@ -46,7 +47,7 @@ export interface Surroundings {
 const run = async (settings: Settings, around: Surroundings): Promise<number> => {
   const agent = startAgent({
     settings,
-    openTpm: async () => await openTransport(settings.tpm),
+    openTpm: async () => await openTransport(tpmOf(settings.tpm)),
     files: nodeFileSystem,
     now: () => Date.now(),
     random,
@@ -68,7 +69,7 @@ const run = async (settings: Settings, around: Surroundings): Promise<number> =>
   return code
 }
 
-const hint = 'the TPM or the data folder cannot be opened yet; "fleetkey-agent doctor" says what is missing'
+const hint = 'the TPM, the secure element or the data folder cannot be opened yet; "fleetkey-agent doctor" says what is missing'
 
 /** One question to the running agent. */
 const status = async (settings: Settings): Promise<number> => {
@@ -109,10 +110,16 @@ interface TpmOptions {
 
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 
+const tpmOf = (tpm: string | null): string => {
+  if (tpm === null) throw new SettingsError('this configuration names no TPM')
+  return tpm
+}
+
 /** The TPM that is meant: of the configuration, or named on the command line. */
 const patientOf = (
   values: TpmOptions,
-): Pick<Settings, 'tpm' | 'eventLog'> & {
+): Pick<Settings, 'eventLog'> & {
+  readonly tpm: string
   readonly data: string | null
   readonly imaList: string | null
   readonly tpmAuth: NonNullable<Settings['tpmAuth']>
@@ -120,7 +127,7 @@ const patientOf = (
   if (values.config !== undefined && values.tpm !== undefined) throw new SettingsError('--config or --tpm, not both')
   if (values.config !== undefined) {
     const { tpm, tpmAuth, eventLog, imaList, data } = readSettings(values.config)
-    return { tpm, data, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog, imaList: values['ima-list'] ?? imaList ?? null }
+    return { tpm: tpmOf(tpm), data, tpmAuth: tpmAuth ?? {}, eventLog: values['event-log'] ?? eventLog, imaList: values['ima-list'] ?? imaList ?? null }
   }
   const tpm = values.tpm ?? 'device:/dev/tpmrm0'
   if (!/^(?:device|unix|tcp):./.test(tpm)) throw new SettingsError(`--tpm ${tpm}: expected device:PATH, unix:PATH or tcp:HOST:PORT`)

@@ -3,8 +3,6 @@ import { Epoch, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { sealTo, type WrapContext } from '@fleetkey/protocol/wrap.ts'
-import { marshalPublic } from '@fleetkey/tpm2/structures.ts'
-import { templates } from '@fleetkey/tpm2/templates.ts'
 import type { KeyringTpm } from './keyring.ts'
 
 /** For tests: the three TPM commands that the keyring needs, and deliveries for the device that has them. */
@@ -39,7 +37,7 @@ export const testDevice = (device = 'd-1', tenant = 'plant'): TestDevice => {
     tenant,
     device,
     tpm: {
-      publics: { recipient: marshalPublic({ ...templates.recipient, x: point.subarray(1, 33), y: point.subarray(33) }) },
+      point: new Uint8Array(point),
       zgen: async (other) => new Uint8Array(recipient.computeSecret(other)),
       importHmacKey: async (wrapped) => ({ public: wrapped.public, private: seal(parent, open(wrapped.innerKey, wrapped.duplicate)) }),
       hmac: async (key, data) => new Uint8Array(createHmac('sha256', open(parent, key.private)).update(data).digest()),

@@ -2,10 +2,12 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import type { FirmwareKeyBlobs } from '@fleetkey/tpm2/device-keys.ts'
 import { ApprovalRefused, NotApproved } from '@fleetkey/tpm2/firmware.ts'
+import { pointOf } from '@fleetkey/tpm2/structures.ts'
 import type { BoundKeys } from './bound-keys.ts'
 import type { Document } from './files.ts'
 import { identityStore, memoryStore, renewalStore, type Identity, type PendingRenewal, type Store } from './identity.ts'
 import { openKeyring, type Keyring, type KeyringTpm } from './keyring.ts'
+import type { SoftwareKeys } from './software-keys.ts'
 
 /** For a person who looks at the status of a device that runs something else than it should, or something newer than its server knows. */
 export const lockedWords =
@@ -59,7 +61,7 @@ const guarded = async <R>(work: Promise<R>): Promise<R> => {
 }
 
 const tpmOf = ({ keys }: BoundKeys, { recipient }: FirmwareKeyBlobs): KeyringTpm => ({
-  publics: { recipient: recipient.public },
+  point: pointOf(recipient.public),
   zgen: async (point) => await guarded(keys.zgen(recipient, point)),
   importHmacKey: async (wrapped) => await keys.importHmacKey(wrapped),
   hmac: async (key, data) => await guarded(keys.hmac(key, data)),
@@ -150,5 +152,32 @@ export const openVault = (of: VaultOptions): Vault => {
       open?.storage.destroy()
       for (const one of open?.older ?? []) one.destroy()
     },
+  }
+}
+
+/** The vault of a device without a TPM: always open, no firmware decides about it. */
+export const openSoftwareVault = (of: Omit<VaultOptions, 'bound'> & { readonly keys: SoftwareKeys }): Vault => {
+  const { keys, document, tenant, random, step, log } = of
+  const { storage } = keys
+  const sealed = { storage, tenant, random, onLoss: (why: string) => log(`not readable: ${why}`) }
+  return {
+    isOpen: true,
+    isLocked: false,
+    identities: identityStore({ ...sealed, document: document('identity') }),
+    renewals: renewalStore({ ...sealed, document: document('renewal') }),
+    refresh: async () => 'unchanged',
+    keyring: async (device) =>
+      await openKeyring({
+        document: document('keyring'),
+        storage,
+        tpm: keys.recipient,
+        tenant,
+        device,
+        random,
+        step,
+        onLoss: (why) => log(`stored keys are lost, the server delivers them anew: ${why}`),
+      }),
+    settle: async (identity) => await keys.settle(identity.device),
+    destroy: () => storage.destroy(),
   }
 }

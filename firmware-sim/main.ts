@@ -8,19 +8,21 @@ import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { Bundle } from '@fleetkey/protocol/admin.ts'
 import { z } from 'zod'
 import { stateFile } from './board/state-file.ts'
-import { makeBatch, openFactory, writeBatch } from './factory/factory.ts'
+import { boardMethods, makeBatch, openFactory, writeBatch } from './factory/factory.ts'
 import { serveControl } from './fleet/control.ts'
 import { openFleet } from './fleet/fleet.ts'
 import { stages, type StageName } from './release/release.ts'
 import { serveSoftwareTpm } from './tpm/serve.ts'
 
-const usage = `usage: fleetkey-sim factory --out DIR [--devices N] [--model NAME] [--batch NAME] [--station NAME]
-       fleetkey-sim run --factory DIR --bundle FILE --data DIR [--tamper SERIAL[:STAGE]]… [--claim SERIAL=OTHER]… [--starting N] [--control]
+const usage = `usage: fleetkey-sim factory --out DIR [--method tpm2|idevid|token] [--devices N] [--model NAME] [--batch NAME] [--station NAME]
+       fleetkey-sim run --factory DIR --bundle FILE --data DIR [--tokens FILE] [--tamper SERIAL[:STAGE]]… [--claim SERIAL=OTHER]… [--starting N] [--control]
        fleetkey-sim board --factory DIR --serial SERIAL --data DIR (--unix PATH | --port N)
 
-factory  makes boards with EK certificates of its own EK CA, the firmware they leave with, and writes what a
-         server imports: station.pem, ek-ca.pem, batch.json, batch.csv and release.json, each with its .sig
+factory  makes boards with TPMs and EK certificates of its own EK CA (--method idevid: with secure elements and IDevIDs of its
+         own CA; token: with no key at all), the firmware they leave with, and writes what a server imports: station.pem,
+         ek-ca.pem or idevid-ca.pem, batch.json, batch.csv and release.json, each with its .sig
 run      runs the real agent on every board of a batch, in this process; JSON lines on standard output.
+         --tokens FILE has a token a line, for the boards without a key, in their order;
          --tamper changes a byte of a boot stage (kernel unless named); --claim makes a board claim another's serial;
          --control takes orders as JSON lines on standard input (on, off, status, stop, measure, encrypt, decrypt, mac, verify)
 board    boots one board of a batch and serves its TPM on swtpm's protocol, for an agent of its own ("tpm": "unix:PATH",
@@ -55,7 +57,7 @@ const optionsOf = <T extends NonNullable<ParseArgsConfig['options']>>(argv: read
 
 const factory = async (argv: readonly string[]): Promise<void> => {
   const text = { type: 'string' } as const
-  const values = optionsOf(argv, { out: text, devices: text, model: text, batch: text, station: text })
+  const values = optionsOf(argv, { out: text, method: text, devices: text, model: text, batch: text, station: text })
   const out = resolve(required(values.out, '--out DIR'))
   if (existsSync(join(out, 'batch.json'))) throw new UsageError(`${out} holds a batch already`)
   const devices = parsed(z.coerce.number().int().min(1).max(100_000), values.devices ?? '25', '--devices')
@@ -65,6 +67,7 @@ const factory = async (argv: readonly string[]): Promise<void> => {
     station: parsed(Name, values.station ?? 'line-1', '--station'),
     devices,
     release: { name: '1.0.0', number: 1 },
+    method: parsed(z.enum(boardMethods), values.method ?? 'tpm2', '--method'),
   }
   const live = process.stderr.isTTY
   const batch = await makeBatch(order, {
@@ -73,7 +76,15 @@ const factory = async (argv: readonly string[]): Promise<void> => {
     ...(live ? { progress: (done: number) => void process.stderr.write(`\r${done}/${devices} boards${done === devices ? '\n' : ''}`) } : {}),
   })
   await writeBatch(out, batch)
-  print({ out, batch: order.batch, model: order.model, station: order.station, devices, serials: batch.boards.slice(0, 3).map(({ serial }) => serial) })
+  print({
+    out,
+    method: order.method,
+    batch: order.batch,
+    model: order.model,
+    station: order.station,
+    devices,
+    serials: batch.boards.slice(0, 3).map(({ serial }) => serial),
+  })
 }
 
 const tamperedOf = (texts: readonly string[]): ReadonlyMap<string, StageName> =>
@@ -103,13 +114,32 @@ const bundleOf = (path: string): z.infer<typeof Bundle> => {
   }
 }
 
+const linesOf = (path: string): readonly string[] => {
+  try {
+    return readFileSync(path, 'utf8')
+      .split('\n')
+      .filter((line) => line !== '')
+  } catch (error) {
+    throw new UsageError(`--tokens ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
 /** Ends once everything that was said is out: the last words of a thousand boards do not fit into a pipe at once. */
 const leave = (): void => void process.stdout.write('', () => process.exit(0))
 
 const run = async (argv: readonly string[]): Promise<void> => {
   const text = { type: 'string' } as const
   const many = { type: 'string', multiple: true } as const
-  const values = optionsOf(argv, { factory: text, bundle: text, data: text, tamper: many, claim: many, starting: text, control: { type: 'boolean' } })
+  const values = optionsOf(argv, {
+    factory: text,
+    bundle: text,
+    data: text,
+    tokens: text,
+    tamper: many,
+    claim: many,
+    starting: text,
+    control: { type: 'boolean' },
+  })
   const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
   const said = new Map<string, string>()
   const fleet = openFleet(
@@ -121,6 +151,7 @@ const run = async (argv: readonly string[]): Promise<void> => {
       random,
       now,
       log: say,
+      tokens: values.tokens === undefined ? [] : linesOf(values.tokens),
       tampered: tamperedOf(values.tamper ?? []),
       claims: claimsOf(values.claim ?? []),
       starting: parsed(z.coerce.number().int().min(1).max(1_000), values.starting ?? '16', '--starting'),
@@ -148,6 +179,7 @@ const board = async (argv: readonly string[]): Promise<void> => {
   const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
   const serial = required(values.serial, '--serial SERIAL')
   if (!open.serials.includes(serial)) throw new UsageError(`no board ${serial} in this batch`)
+  if (open.methodOf(serial) !== 'tpm2') throw new UsageError(`board ${serial} has no TPM`)
   const folder = resolve(required(values.data, '--data DIR'))
   mkdirSync(folder, { recursive: true, mode: 0o700 })
   const state = stateFile(join(folder, 'tpm.state'))

@@ -29,10 +29,15 @@ const orders = z.strictObject({ already: z.boolean(), keys: z.array(KeyId), camp
 const batchOrders = orders.extend({ devices: z.int() })
 /** An order against a whole batch or station. */
 const standing = z.strictObject({ at: time, by: z.string(), reason: z.string(), code: z.string() })
-export const Assurance = z.enum(['token', 'idevid', 'simulated', 'attested'])
+export const Assurance = z.enum(['token', 'simulated', 'idevid', 'attested'])
+/** How a device proves what it is. */
+export const EnrolmentMethod = z.enum(['tpm2', 'idevid', 'token'])
+const endorsementPurpose = z.enum(['ek', 'idevid'])
 const releaseId = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}\/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/)
 export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'retired', 'failed', 'timed-out', 'already-current', 'left', 'quarantined'])
 const counts = z.partialRecord(Stage, z.int().min(0))
+
+const tokenId = z.string().regex(/^[0-9a-f]{32}$/)
 
 export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable() })
 /** What a station signed: to be decided about one by one. */
@@ -68,6 +73,8 @@ export const EndorsementView = z.strictObject({
   id: z.string(),
   subject: z.string(),
   test: z.boolean(),
+  /** What it vouches for: EKs of TPMs, or IDevIDs of secure elements. */
+  for: endorsementPurpose,
   kind: z.enum(['root', 'intermediate']),
   notAfter: time,
   /** When its CRL must be replaced; null: none was imported. */
@@ -78,7 +85,7 @@ const tpmManufacturer = z.string().regex(/^(\*|id:[0-9A-F]{8})$/)
 const tpmFirmware = z.string().regex(/^\d{1,5}\.\d{1,5}(\.\d{1,5}\.\d{1,5})?$/)
 const sha256hex = z.string().regex(/^[0-9a-f]{64}$/)
 /**
- * What is refused though a CA vouches for it: an EK (SHA-256 of its TPMT_PUBLIC), a certificate (issuer's endorsement id, serial in hex), a TPM firmware version
+ * What is refused though a CA vouches for it: an EK (SHA-256 of its TPMT_PUBLIC), an IDevID (SHA-256 of its SPKI), a certificate (issuer's endorsement id, serial in hex), a TPM firmware version
  * (`7.85` or `7.85.4555.0`); lowest firmware per manufacturer; firmware updates that were ordered; the only manufacturers allowed (null: the TCG registry).
  */
 export const EndorsementPolicyView = z.strictObject({
@@ -86,6 +93,7 @@ export const EndorsementPolicyView = z.strictObject({
     .array(
       z.union([
         z.strictObject({ ek: sha256hex }),
+        z.strictObject({ idevid: sha256hex }),
         z.strictObject({ issuer: sha256hex, serial: z.string().regex(/^[0-9a-f]{1,40}$/) }),
         z.strictObject({ manufacturer: tpmManufacturer, firmware: tpmFirmware }),
       ]),
@@ -175,11 +183,28 @@ export const DeviceView = DeviceSummary.extend({
   revokedAt: time.nullable(),
   revocationReason: z.string().nullable(),
   revocationCode: z.string().nullable(),
+  /** How it enrols, by the manifest. */
+  method: EnrolmentMethod,
   ekHash: z.string().nullable(),
+  idevidHash: z.string().nullable(),
+  /** Whether a TPM measures its firmware, for ever anew; null before it has an identity. */
+  measured: z.boolean().nullable(),
   certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time, pem: z.string() })),
   groups: z.array(GroupId),
   holdings: z.array(HoldingView),
   lastRefusal: z.strictObject({ at: time, code: z.string(), reason: z.string() }).nullable(),
+})
+export const TokenView = z.strictObject({
+  id: tokenId,
+  batch: name,
+  device: DeviceId.nullable(),
+  state: z.enum(['waiting', 'spent', 'revoked', 'expired']),
+  createdAt: time,
+  createdBy: z.string(),
+  expiresAt: time,
+  revokedAt: time.nullable(),
+  spentAt: time.nullable(),
+  spentBy: DeviceId.nullable(),
 })
 const span = z.strictObject({ from: time, until: time.nullable() })
 /** What one identity could read, from when to when; null: not over. */
@@ -402,11 +427,18 @@ export const operations = {
   'endorsement.import': {
     method: 'POST',
     path: '/api/1/endorsements',
-    summary: 'Trust the CAs of a PEM bundle (certificates, CRLs) that vouch for EKs; `test` admits a simulator, is audited and shown in every report',
-    body: z.strictObject({ certificate: z.string().max(2 << 20), test: z.boolean() }),
+    summary:
+      'Trust the CAs of a PEM bundle (certificates, CRLs) that vouch for EKs, or for IDevIDs; `test` admits a simulator, is audited and shown in every report',
+    body: z.strictObject({ certificate: z.string().max(2 << 20), test: z.boolean(), for: endorsementPurpose.optional() }),
     response: z.strictObject({ id: z.string(), roots: z.int(), intermediates: z.int(), crls: z.int() }),
   },
-  'endorsement.list': { method: 'GET', path: '/api/1/endorsements', summary: 'Trusted EK CAs', query: z.object(page), response: listOf(EndorsementView) },
+  'endorsement.list': {
+    method: 'GET',
+    path: '/api/1/endorsements',
+    summary: 'Trusted CAs of EKs and IDevIDs',
+    query: z.object(page),
+    response: listOf(EndorsementView),
+  },
   'endorsement.remove': {
     method: 'DELETE',
     path: '/api/1/endorsements/{id}',
@@ -427,6 +459,28 @@ export const operations = {
     body: EndorsementPolicyView.partial(),
     response: EndorsementPolicyView,
   },
+
+  'token.create': {
+    method: 'POST',
+    path: '/api/1/tokens',
+    summary: 'Make single-use enrolment tokens for boards of a batch; each is shown this once',
+    /** `validFor`: milliseconds. */
+    body: z.strictObject({
+      batch: name,
+      device: DeviceId.optional(),
+      count: z.int().min(1).max(10_000).default(1),
+      validFor: z.int().min(1000).max(31_622_400_000),
+    }),
+    response: z.strictObject({ tokens: z.array(z.strictObject({ id: tokenId, token: z.string(), expiresAt: time })) }),
+  },
+  'token.list': {
+    method: 'GET',
+    path: '/api/1/tokens',
+    summary: 'Enrolment tokens, never the tokens themselves',
+    query: z.object({ ...page, batch: name.optional() }),
+    response: listOf(TokenView),
+  },
+  'token.revoke': { method: 'DELETE', path: '/api/1/tokens/{id}', summary: 'Revoke a token that nobody has used', response: ok },
 
   'group.create': { method: 'POST', path: '/api/1/groups', summary: 'Create a group of devices', body: z.strictObject({ id: GroupId }), response: ok },
   'group.list': { method: 'GET', path: '/api/1/groups', summary: 'Groups', query: z.object(page), response: listOf(GroupView) },

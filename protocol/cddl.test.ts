@@ -100,7 +100,7 @@ interface JsonSchema {
 /** How short and how long a byte string may be, by trying. */
 const bounds = (schema: z.ZodType): [number, number] => {
   const takes = (length: number): boolean => schema.safeParse(new Uint8Array(length)).success
-  const edges = [0, ...Array.from({ length: 21 }, (_, power) => 2 ** power), 600, 4096].flatMap((edge) => [edge - 1, edge, edge + 1])
+  const edges = [0, ...Array.from({ length: 21 }, (_, power) => 2 ** power), 91, 600, 4096].flatMap((edge) => [edge - 1, edge, edge + 1])
   const some = edges.filter((length) => length >= 0).toSorted((a, b) => a - b)
   const least = some.find(takes)
   if (least === undefined) throw new Error('no length is accepted')

@@ -13,6 +13,8 @@ const time = z.int().min(0)
 const tpmPublic = bytes(1024, 8)
 const attested = z.strictObject({ attest: bytes(1024, 8), signature: bytes(600, 8) })
 const certificate = bytes(4096, 64)
+/** DER SubjectPublicKeyInfo of a P-256 key in its canonical form: the point uncompressed. */
+const p256 = fixed(91)
 
 export const Protection = z.enum(['sealed', 'tpm'])
 export type Protection = z.infer<typeof Protection>
@@ -26,7 +28,7 @@ export const PcrSelection = z
   .max(2)
 export type PcrSelection = z.infer<typeof PcrSelection>
 
-/** What a device presents before it is challenged, per attestation method. All keys are TPMT_PUBLIC here. */
+/** What a device presents before it is challenged, per attestation method. The keys of a TPM are TPMT_PUBLIC. */
 const PresentedTpm2 = z.strictObject({
   method: z.literal('tpm2'),
   ekCertificate: bytes(4096).nullable(),
@@ -35,8 +37,14 @@ const PresentedTpm2 = z.strictObject({
   srk: tpmPublic,
   ldevid: tpmPublic,
 })
-export const PresentedEvidence = z.discriminatedUnion('method', [PresentedTpm2])
+/** `chain`: the IDevID certificate (IEEE 802.1AR), then what leads to its root, which the server knows itself. */
+const PresentedIdevid = z.strictObject({ method: z.literal('idevid'), chain: z.array(certificate).min(1).max(4), ldevid: p256, recipient: p256 })
+/** `token`: the public half of a single-use token; null: none is left, the LDevID key is known. */
+const PresentedToken = z.strictObject({ method: z.literal('token'), token: fixed(16).nullable(), ldevid: p256, recipient: p256 })
+export const PresentedEvidence = z.discriminatedUnion('method', [PresentedTpm2, PresentedIdevid, PresentedToken])
 export type PresentedEvidence = z.infer<typeof PresentedEvidence>
+/** How a device proves what it is. */
+export type MethodName = PresentedEvidence['method']
 
 /** Device → server, first round trip of enrolment. Signed by the LDevID key it carries (proof that the sender can use it). */
 export const Hello = z.strictObject({
@@ -48,6 +56,8 @@ export const Hello = z.strictObject({
   agent: z.string().max(64),
 })
 export type Hello = z.infer<typeof Hello>
+/** A hello by one method. */
+export type HelloOf<M extends MethodName> = Hello & { presented: Extract<PresentedEvidence, { method: M }> }
 
 /** Under which policy keys are made that work under approved firmware only: PolicyAuthorize(Name(signer), ref). `signer`: the server's release-signing key, as LoadExternal takes it. */
 export const FirmwarePolicy = z.strictObject({ signer: tpmPublic, ref: fixed(32) })
@@ -69,18 +79,29 @@ const approvalSet = { signer: tpmPublic, ref: fixed(32), approvals: z.array(Appr
 export const ApprovalSet = z.strictObject(approvalSet)
 export type ApprovalSet = z.infer<typeof ApprovalSet>
 
-/** Server → device. `hello` = SHA-256 of the signed hello as sent. `firmware`: what the recipient key of the answer has to be made under. */
+/** What the answer has to show besides, per attestation method. `firmware`: what the recipient key of the answer has to be made under. */
+const DemandedTpm2 = z.strictObject({
+  method: z.literal('tpm2'),
+  credential: z.strictObject({ blob: bytes(512), secret: bytes(600) }),
+  selection: PcrSelection,
+  firmware: FirmwarePolicy,
+})
+const DemandedIdevid = z.strictObject({ method: z.literal('idevid') })
+const DemandedToken = z.strictObject({ method: z.literal('token') })
+export const Demanded = z.discriminatedUnion('method', [DemandedTpm2, DemandedIdevid, DemandedToken])
+export type Demanded = z.infer<typeof Demanded>
+
+/** Server → device. `hello` = SHA-256 of the signed hello as sent. */
 export const Challenge = z.strictObject({
   type: z.literal('challenge'),
   challenge: fixed(16),
   hello: fixed(32),
   random: fixed(32),
-  credential: z.strictObject({ blob: bytes(512), secret: bytes(600) }),
-  selection: PcrSelection,
-  firmware: FirmwarePolicy.nullable(),
+  demanded: Demanded,
   expires: time,
 })
 export type Challenge = z.infer<typeof Challenge>
+export type ChallengeOf<M extends MethodName> = Challenge & { demanded: Extract<Demanded, { method: M }> }
 
 /** What proves the presented keys and the device's state, per attestation method. */
 const ProvenTpm2 = z.strictObject({
@@ -91,10 +112,14 @@ const ProvenTpm2 = z.strictObject({
   recipient: tpmPublic,
   certify: z.strictObject({ srk: attested, ldevid: attested, recipient: attested }),
 })
-export const ProvenEvidence = z.discriminatedUnion('method', [ProvenTpm2])
+/** `signature`: by the IDevID key, raw r‖s (P-256 with SHA-256, P-384 with SHA-384). */
+const ProvenIdevid = z.strictObject({ method: z.literal('idevid'), signature: bytes(96, 64) })
+/** `proof`: HMAC keyed from the token, which itself is never sent; null without a token. `signature`: by the LDevID key, raw r‖s. */
+const ProvenToken = z.strictObject({ method: z.literal('token'), proof: fixed(32).nullable(), signature: fixed(64) })
+export const ProvenEvidence = z.discriminatedUnion('method', [ProvenTpm2, ProvenIdevid, ProvenToken])
 export type ProvenEvidence = z.infer<typeof ProvenEvidence>
 
-/** Device → server, second round trip. See transcript.ts for what `proof`, `qualifyingData` and `binding` commit to. */
+/** Device → server, second round trip. See transcript.ts for what `proof`, `signature`, `qualifyingData` and `binding` commit to. */
 export const Answer = z.strictObject({
   type: z.literal('answer'),
   challenge: fixed(16),
@@ -103,6 +128,7 @@ export const Answer = z.strictObject({
   binding: bytes(128, 8),
 })
 export type Answer = z.infer<typeof Answer>
+export type AnswerOf<M extends MethodName> = Answer & { proven: Extract<z.infer<typeof ProvenEvidence>, { method: M }> }
 
 /** Server → device: certificates (DER), trust (root certificates, DER), the certificates of the server's message-signing keys; what firmware its keys work under. */
 export const Identity = z.strictObject({

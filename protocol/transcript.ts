@@ -13,15 +13,18 @@ export const sha256 = (...data: readonly Uint8Array[]): Uint8Array => {
 /** Label and (explicitly empty) context of `tlsSocket.exportKeyingMaterial(32, …)` (RFC 8446 §7.5). */
 export const exporterLabel = 'EXPERIMENTAL-fleetkey-1'
 
-/** The nonce that the device computes itself and quotes: bound to its own TLS connection, so that a relay gets nothing. `ekName`: TPM name of the EK. */
+/**
+ * The nonce that the device computes itself and quotes or signs: bound to its own TLS connection, so that a relay gets nothing. `subject`: what the proof is
+ * about: the TPM name of the EK, or SHA-256 of the SPKI of the IDevID key (method idevid) or of the LDevID key (method token).
+ */
 export const enrolmentNonce = (of: {
   tenant: string
-  ekName: Uint8Array
+  subject: Uint8Array
   purpose: string
   exporter: Uint8Array
   helloRandom: Uint8Array
   challengeRandom: Uint8Array
-}): Uint8Array => hash('fleetkey/1/enrol', of.tenant, of.ekName, of.purpose, of.exporter, of.helloRandom, of.challengeRandom)
+}): Uint8Array => hash('fleetkey/1/enrol', of.tenant, of.subject, of.purpose, of.exporter, of.helloRandom, of.challengeRandom)
 
 /** hello and challenge as the signed bytes on the wire; `recipient`: the TPMT_PUBLIC that the answer carries, null where the hello had it. */
 export const enrolmentTranscript = (of: {
@@ -76,6 +79,19 @@ export const qualifyingData = (role: 'quote' | 'srk' | 'ldevid' | 'recipient', n
 export const activationProof = (secret: Secret, nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
   createHmac('sha256', secret.bytes())
     .update(encode(['fleetkey/1/activated', nonce, transcript]))
+    .digest()
+
+/** What a key signs that proves a device without quoting: the IDevID key, or the LDevID key of a device that enrols by token. */
+export const possessionOf = (role: 'idevid' | 'ldevid', nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
+  encode(['fleetkey/1/possession', role, nonce, transcript])
+
+/** What a server keeps of a token to check proofs with: nothing leads back to the token. `secret`: the token's secret half. */
+export const tokenVerifier = (secret: Secret): Uint8Array => createHmac('sha256', secret.bytes()).update('fleetkey/1 token').digest()
+
+/** Proof of a token: the token itself is never sent, and a server that does not know it learns nothing. `verifier`: `tokenVerifier` of it. */
+export const tokenProof = (verifier: Secret, nonce: Uint8Array, transcript: Uint8Array): Uint8Array =>
+  createHmac('sha256', verifier.bytes())
+    .update(encode(['fleetkey/1/token', nonce, transcript]))
     .digest()
 
 /** What the LDevID key signs to bind a software TLS key: `context` is the challenge id (enrolment) or the session nonce (renewal). */

@@ -9,7 +9,7 @@ import { enrol, Refused } from '@fleetkey/device-agent/enrol.ts'
 import { openTrust } from '@fleetkey/device-agent/trust.ts'
 import type { Board } from '@fleetkey/firmware-sim/board/board.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
-import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { AnswerOf, BodyOf } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { alg, attribute, handle } from '@fleetkey/tpm2/constants.ts'
 import { openDeviceKeys, provision, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
@@ -20,7 +20,7 @@ import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { dial } from './mqtt-wire.ts'
 import { openWorld, random, until, type Machine, type World } from './world.ts'
 
-type Proven = BodyOf<'answer'>['proven']
+type Proven = AnswerOf<'tpm2'>['proven']
 type Simulated = Machine & { readonly board: Board }
 
 /** The whole server, over MQTT and TLS, attacked by somebody who has an agent's code and a genuine board or two. */

@@ -10,7 +10,7 @@ import { makeEkCa, type EkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
 import { personalise } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { buildRelease, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
-import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { AnswerOf, BodyOf, HelloOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Claims } from '@fleetkey/server/attestation/claims.ts'
@@ -448,8 +448,8 @@ describe('enrolment evidence', () => {
 
   interface Change {
     readonly keys?: DeviceKeys
-    readonly presented?: (of: BodyOf<'hello'>['presented']) => BodyOf<'hello'>['presented']
-    readonly proven?: (of: BodyOf<'answer'>['proven']) => BodyOf<'answer'>['proven']
+    readonly presented?: (of: HelloOf<'tpm2'>['presented']) => HelloOf<'tpm2'>['presented']
+    readonly proven?: (of: AnswerOf<'tpm2'>['proven']) => AnswerOf<'tpm2'>['proven']
     readonly answer?: (of: BodyOf<'answer'>) => BodyOf<'answer'>
     readonly tenant?: string
     readonly exporter?: Uint8Array
@@ -472,16 +472,19 @@ describe('enrolment evidence', () => {
     const method = methodOf(hello.presented)
     const policy: AttestationPolicy = { requireEkCertificate: true, ...change.policy }
     const endorsements = [{ certificate: ca.certificate, subject: 'simulator', test: true }]
-    const presented = method.present(hello, endorsements, policy, now)
+    method.present(hello, endorsements, policy, now)
     const secret = random(32)
     const challenge: BodyOf<'challenge'> = {
       type: 'challenge',
       challenge: random(16),
       hello: random(32),
       random: random(32),
-      credential: method.credential(hello, presented, new Secret(secret), random),
-      selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
-      firmware: { signer: approving, ref: random(32) },
+      demanded: method.demand(hello, {
+        share: () => new Secret(secret),
+        random,
+        selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 7, 11] }],
+        firmware: { signer: approving, ref: random(32) },
+      }),
       expires: now,
     }
     const tls = newTlsKey()

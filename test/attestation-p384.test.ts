@@ -62,9 +62,12 @@ describe.skipIf(!hasProgram('swtpm_setup'))('an EK of P-384, made and certified 
       challenge: random(16),
       hello: random(32),
       random: random(32),
-      credential: method.credential(hello, presented, new Secret(secret), random),
-      selection: [{ hash: 'sha256', pcrs }],
-      firmware: { signer: approving(), ref: random(32) },
+      demanded: method.demand(hello, {
+        share: () => new Secret(secret),
+        random,
+        selection: [{ hash: 'sha256', pcrs }],
+        firmware: { signer: approving(), ref: random(32) },
+      }),
       expires: now,
     }
     const tls = newTlsKey()

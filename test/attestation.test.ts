@@ -17,7 +17,7 @@ import { sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import type { Campaign } from '@fleetkey/server/campaigns/campaign.ts'
-import { hasIdentity, type IdentifiedDevice } from '@fleetkey/server/fleet/device.ts'
+import { hasIdentity, isMeasured, type MeasuredDevice } from '@fleetkey/server/fleet/device.ts'
 import { approveReleases, firmwareOf } from '@fleetkey/server/flows/approvals.ts'
 import { orderAttestation } from '@fleetkey/server/flows/attest.ts'
 import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
@@ -159,9 +159,9 @@ const evidence = async (attest: BodyOf<'attest'>, of: Partial<Asked> = {}): Prom
 
 const types = (bodies: readonly Body[]): readonly string[] => bodies.map(({ type }) => type)
 
-const device = async (): Promise<IdentifiedDevice> => {
+const device = async (): Promise<MeasuredDevice> => {
   const row = await ctx.store.get('device', id)
-  if (!hasIdentity(row)) throw new Error(`the device is ${row?.state ?? 'unknown'}`)
+  if (!hasIdentity(row) || !isMeasured(row)) throw new Error(`the device is ${row?.state ?? 'unknown'}`)
   return row
 }
 const stateAndReason = async (): Promise<readonly [string, string]> => {

@@ -11,7 +11,7 @@ import { manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { buildRelease, referenceValues, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
-import type { Body, BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { AnswerOf, Body, BodyOf, ChallengeOf, HelloOf } from '@fleetkey/protocol/messages.ts'
 import { keyId, readMessage, signMessage, type SignedMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { connectProof } from '@fleetkey/protocol/transcript.ts'
@@ -141,8 +141,18 @@ test('enrolled again: the same device id, new certificates', async () => {
 })
 
 const proving =
-  (change: (of: BodyOf<'answer'>['proven']) => Partial<BodyOf<'answer'>['proven']>) =>
-  (body: BodyOf<'answer'>): BodyOf<'answer'> => ({ ...body, proven: { ...body.proven, ...change(body.proven) } })
+  (change: (of: AnswerOf<'tpm2'>['proven']) => Partial<AnswerOf<'tpm2'>['proven']>) =>
+  (body: BodyOf<'answer'>): BodyOf<'answer'> => {
+    const { proven } = body as AnswerOf<'tpm2'>
+    return { ...body, proven: { ...proven, ...change(proven) } }
+  }
+
+const demanding =
+  (pcrs: readonly number[]) =>
+  (body: BodyOf<'challenge'>): BodyOf<'challenge'> => ({
+    ...body,
+    demanded: { ...(body as ChallengeOf<'tpm2'>).demanded, selection: [{ hash: 'sha256', pcrs: [...pcrs] }] },
+  })
 
 /** What must not get in: the public code is the same for all of them, the reason is on the device's record. */
 const refused: readonly [string, () => Attempt | Promise<Attempt>, string][] = [
@@ -165,12 +175,8 @@ const refused: readonly [string, () => Attempt | Promise<Attempt>, string][] = [
     },
     'credential.proof',
   ],
-  ['PCRs of its own choice', () => ({ challenge: (body) => ({ ...body, selection: [{ hash: 'sha256', pcrs: [0] }] }) }), 'quote.selection.missing'],
-  [
-    'more PCRs than asked',
-    () => ({ challenge: (body) => ({ ...body, selection: [{ hash: 'sha256', pcrs: [0, 1, 2, 3, 4, 5, 6, 7, 11] }] }) }),
-    'quote.selection.extra',
-  ],
+  ['PCRs of its own choice', () => ({ challenge: demanding([0]) }), 'quote.selection.missing'],
+  ['more PCRs than asked', () => ({ challenge: demanding([0, 1, 2, 3, 4, 5, 6, 7, 11]) }), 'quote.selection.extra'],
 ]
 
 describe('refused as attestation-failed', () => {
@@ -210,8 +216,8 @@ describe('refused as attestation-failed', () => {
 
   test('keys of another TPM below a genuine EK', async () => {
     const stolen = await other.attester.hello({ serial: 'GW-2', purpose: 'enrol', random: random(32), agent: 'test' })
-    const { srk } = stolen.presented
-    const { body } = await attempt({ hello: (hello) => ({ ...hello, presented: { ...hello.presented, srk } }) })
+    const { srk } = (stolen as HelloOf<'tpm2'>).presented
+    const { body } = await attempt({ hello: (hello) => ({ ...hello, presented: { ...(hello as HelloOf<'tpm2'>).presented, srk } }) })
     expect(body).toMatchObject({ type: 'refusal' })
     expect((await ctx.store.get('device', DeviceId.parse('gw-1')))?.state).toBe('registered')
   })

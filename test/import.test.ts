@@ -56,6 +56,22 @@ describe('batch manifests', () => {
     await expect(wrong).rejects.toMatchObject({ code: 'malformed' })
   })
 
+  test('boards of three kinds: JSON and CSV give the same, each by its own key into the manifest', async () => {
+    const rows = [{ serial: 'A', ek: ek(1) }, { serial: 'B', idevid: ek(2) }, { serial: 'C' }]
+    await importBatch(ctx, operator(), { ...line.signed(json(rows)), format: 'json' })
+    const csv = `serial,ek,model,device,idevid\nD,${ek(3)},m1,,\nE,,m1,,${ek(4)}\nF,,m1,,\n`
+    await importBatch(ctx, operator(), { ...line.signed(csv), format: 'csv', batch: 'b2' })
+    const entries = await ctx.store.find('manifest', { limit: 10 })
+    expect(entries.map(({ id, serial }) => [id, serial]).toSorted(([, one = ''], [, other = '']) => (one < other ? -1 : 1))).toEqual([
+      [ek(1), 'A'],
+      [`idevid/${ek(2)}`, 'B'],
+      ['serial/C', 'C'],
+      [ek(3), 'D'],
+      [`idevid/${ek(4)}`, 'E'],
+      ['serial/F', 'F'],
+    ])
+  })
+
   test("the simulator's factory: the same devices from its CSV as from its JSON", async () => {
     const boards = [1, 2].map((n) => ({ serial: `GW-${n}`, ek: new Uint8Array(32).fill(n) }))
     const ids = async (): Promise<string[]> => (await ctx.store.find('device', { limit: 10 })).map(({ id, serial, model }) => `${id} ${serial} ${model}`)
@@ -76,6 +92,23 @@ describe('batch manifests', () => {
     ['doubled EK', () => csvOf(`A,${ek(1)},m,`, `B,${ek(1)},m,`), 'malformed', /^row 2: ek .* already stands in row 1/],
     ['device id collision', () => csvOf(`A,${ek(1)},m,`, `B,${ek(2)},m,a`), 'malformed', /^row 2: device a already stands in row 1/],
     ['serials that differ in case only', () => csvOf(`A,${ek(1)},m,`, `a,${ek(2)},m,`), 'malformed', /^row 2: device a /],
+    [
+      'doubled IDevID',
+      () =>
+        jsonOf([
+          { serial: 'A', idevid: ek(1) },
+          { serial: 'B', idevid: ek(1) },
+        ]),
+      'malformed',
+      /^row 2: idevid .* already stands in row 1/,
+    ],
+    ['EK and IDevID', () => jsonOf([{ serial: 'A', ek: ek(1), idevid: ek(2) }]), 'malformed', /^row 1: ek and idevid: a board is known by one of them/],
+    [
+      'a field too few for its header',
+      () => ({ ...line.signed(`serial,ek,model,device,idevid\nA,${ek(1)},m,\n`), format: 'csv' as const, batch: 'b1' }),
+      'malformed',
+      /^row 1: 5 fields expected, 4 found/,
+    ],
     ['malformed EK', () => csvOf(`A,${ek(1)},m,`, `B,${ek(2).toUpperCase().replace('0', 'G')},m,`), 'malformed', /^row 2: ek/],
     ['a field too many', () => csvOf(`A,${ek(1)},m,,`), 'malformed', /^row 1: 4 fields/],
     ['an empty line', () => csvOf(`A,${ek(1)},m,`, '', `B,${ek(2)},m,`), 'malformed', /^row 2:/],

@@ -90,6 +90,7 @@ const broken: readonly (readonly [string, () => Promise<Partial<Evidence>>])[] =
   ['I6: a certificate without intent', async () => ({ store: seen('intent', () => undefined) })],
   ['I6: an intent that stays open', async () => ({ store: seen('intent', (row) => ({ ...row, state: 'open' })) })],
   ['I7: a challenge that was spent twice', async () => ({ log: sound.log.replace(/.*challenge [0-9a-f]{32} spent.*\n/, (line) => line + line) })],
+  ['I7: a token that was spent twice', async () => ({ log: `${sound.log}token ${'a'.repeat(32)} spent\ntoken ${'a'.repeat(32)} spent\n` })],
   ['I7: an enrolment without challenge', async () => ({ log: sound.log.replaceAll(/challenge [0-9a-f]{32} spent/g, '') })],
   ['I9: an entry that was edited', async () => ({ log: sound.log.replace('"device.acknowledge"', '"device.acknowledgf"') })],
   ['I9: an entry that is missing', async () => ({ log: sound.log.replace(/.*"device\.acknowledge".*\n/, '') })],

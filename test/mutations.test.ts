@@ -2,6 +2,7 @@ import { createPublicKey, generateKeyPairSync, randomBytes, randomInt, sign } fr
 import { readFileSync } from 'node:fs'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { ekCertificate, makeEkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
+import { idevidCertificate, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
 import { decode } from '@fleetkey/protocol/cbor.ts'
 import { chunkFrameMax, reassembler, split } from '@fleetkey/protocol/chunks.ts'
 import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
@@ -13,6 +14,8 @@ import { judgeRequest, plainRequest } from '@fleetkey/protocol/x509/request/requ
 import { requestOfFile } from '@fleetkey/protocol/x509/request/structure.ts'
 import { defaultProfiles, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { checkIdevidCertificate } from '@fleetkey/server/attestation/idevid-certificate.ts'
+import { checkSoftwareKey } from '@fleetkey/server/attestation/software-keys.ts'
 import { marshalAttest, marshalSignature, parseAttest, parseSignature, type Attest } from '@fleetkey/tpm2/attest.ts'
 import { concat } from '@fleetkey/tpm2/bytes.ts'
 import { alg } from '@fleetkey/tpm2/constants.ts'
@@ -115,6 +118,12 @@ const hello: Hello = {
   agent: 'test',
 }
 
+const idevid = idevidCertificate(makeIdevidCa(Date.UTC(2026, 0, 1)), spki, 'SE-1', Date.UTC(2026, 0, 1))
+const others: readonly Hello['presented'][] = [
+  { method: 'idevid', chain: [idevid, ekCa.certificate], ldevid: spki, recipient: spki },
+  { method: 'token', token: randomBytes(16), ldevid: spki, recipient: spki },
+]
+
 const parts = split(randomBytes(300), randomBytes(16))
 const frames = (bytes: Uint8Array): void => {
   const transfer = reassembler({ max: 1 << 20 })
@@ -126,7 +135,8 @@ const frames = (bytes: Uint8Array): void => {
 let messages: readonly Uint8Array[] = []
 let requests: readonly Uint8Array[] = []
 beforeAll(async () => {
-  messages = [await signMessage(envelope(hello), signer), await signMessage(envelope(parts.manifest), signer)]
+  const hellos = [hello, ...others.map((presented) => ({ ...hello, presented }))]
+  messages = await Promise.all([...hellos, parts.manifest].map(async (body) => await signMessage(envelope(body), signer)))
   requests = [await makeCsr({ subject: 'gw-1', spki, sign: signRaw })]
 })
 
@@ -177,6 +187,8 @@ const parsers: readonly Row[] = [
     },
     () => wishes,
   ],
+  ['IDevID certificate', checkIdevidCertificate, () => [idevid]],
+  ['key in software', (bytes) => checkSoftwareKey('ldevid', bytes), () => [spki]],
   [
     'DER signature',
     (bytes) => rawSignature(bytes),

@@ -107,7 +107,7 @@ describe.each(['swtpm', 'simulator'] as const)('refused by the TPM itself: %s', 
       document: document('keyring'),
       storage: new Secret(random(32)),
       tpm: {
-        publics: { recipient: recipient.public },
+        point: pointOf(recipient.public),
         zgen: async (point) => await keys.zgen(recipient, point),
         importHmacKey: async (of) => await keys.importHmacKey(of),
         hmac: async (key, data) => await keys.hmac(key, data),

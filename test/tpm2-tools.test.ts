@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
-import { methodOf } from '@fleetkey/server/attestation/methods.ts'
+import { makeCredential } from '@fleetkey/tpm2/credential.ts'
 import { openDeviceKeys, provision, type DeviceKeys } from '@fleetkey/tpm2/device-keys.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
@@ -74,14 +74,8 @@ describe.skipIf(!here)('tpm2-tools as the judge', () => {
     await on('tpm2_flushcontext', '-t')
     const ek = Uint8Array.from(readFileSync(at('ek.pub'))).subarray(2)
     const secret = random(32)
-    // What `startEnrolment` puts into a challenge.
-    const method = methodOf({ method: 'tpm2' })
-    const { blob, secret: seed } = method.credential(
-      { presented: { ek } } as never,
-      { akName: Uint8Array.from(readFileSync(at('ak.name'))) } as never,
-      new Secret(secret),
-      random,
-    )
+    // What the challenge of an enrolment carries.
+    const { blob, secret: seed } = makeCredential({ ek, name: Uint8Array.from(readFileSync(at('ak.name'))), secret: new Secret(secret), random })
     const size = (bytes: Uint8Array): Buffer => Buffer.from([bytes.length >> 8, bytes.length & 0xff])
     writeFileSync(at('cred'), Buffer.concat([Buffer.from('badcc0de00000001', 'hex'), size(blob), blob, size(seed), seed]))
     await on('tpm2_startauthsession', '--policy-session', '-S', 'session.ctx')

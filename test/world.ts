@@ -1,5 +1,5 @@
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, type Client } from '@fleetkey/cli/client.ts'
@@ -8,12 +8,15 @@ import { openBoundKeys } from '@fleetkey/device-agent/bound-keys.ts'
 import { trustOfBundle, type PasswordFiles, type Settings } from '@fleetkey/device-agent/config.ts'
 import { openDocument } from '@fleetkey/device-agent/files.ts'
 import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
+import { softwareSecureElement, type SecureElement } from '@fleetkey/device-agent/secure-element.ts'
 import { identityStore, type Identity } from '@fleetkey/device-agent/identity.ts'
 import { createBoard, install, type Board } from '@fleetkey/firmware-sim/board/board.ts'
 import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
 import { startKernel } from '@fleetkey/firmware-sim/board/ima.ts'
 import { ekCertificate, makeEkCa, type EkCa } from '@fleetkey/firmware-sim/factory/ek-ca.ts'
+import type { MakerCa } from '@fleetkey/firmware-sim/factory/certificate.ts'
 import { personalise } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
 import { detachedSignature, manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import {
   buildRelease,
@@ -28,6 +31,7 @@ import {
 } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import type { Bundle } from '@fleetkey/protocol/admin.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { EmbeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
@@ -64,6 +68,16 @@ export interface Machine {
   imaList?(): Uint8Array
   stop(): Promise<void>
 }
+
+/** A machine without a TPM: with a secure element, or with no key of its own. */
+export interface PlainMachine {
+  readonly serial: string
+  /** SPKI of the IDevID key. */
+  readonly idevid?: Uint8Array
+  readonly element?: SecureElement
+}
+
+const isPlain = (machine: Machine | PlainMachine): machine is PlainMachine => !('openTpm' in machine)
 
 const release = (model: string, name = '1.0.0', number = 1): Release =>
   buildRelease({ model, name, number }, simulatedImages(`${model}/${name}`, new TextEncoder().encode('agent')))
@@ -133,12 +147,22 @@ export interface World {
   readonly lines: string[]
   simulated(serial: string): Promise<Machine & { readonly board: Board }>
   onSwtpm(serial: string): Promise<Machine & { readonly spec: string; readonly tcti: string }>
-  /** Imports a signed batch of these machines, and puts them into a group. */
-  enlist(machines: readonly Machine[], group: string): Promise<void>
+  /** A board with a secure element whose maker's CA is imported when it is first needed. */
+  withSecureElement(serial: string): Promise<PlainMachine>
+  /** The CA of the secure elements. */
+  readonly idevidCa: MakerCa
+  /** Imports a signed batch of these machines, and puts them into a group. The name of the batch. */
+  enlist(machines: readonly (Machine | PlainMachine)[], group: string): Promise<string>
+  /** A token for a board of this batch. */
+  token(batch: string, of?: { readonly device?: string; readonly validFor?: number }): Promise<string>
+  /** Where an agent looks for its token. */
+  tokenFile(machine: PlainMachine): string
   /** Runs an agent on a machine; ended with the world. */
   agent(
-    machine: Machine,
+    machine: Machine | PlainMachine,
     of?: {
+      /** The token that is laid beside a machine without a key of its own. */
+      readonly token?: string
       readonly serial?: string
       readonly outputs?: Settings['outputs']
       readonly socket?: string
@@ -181,6 +205,8 @@ export const openWorld = async (
   const connection = JSON.parse(readFileSync(server.cliFile, 'utf8')) as { server: string; token: string; ca: string }
   let client = createClient(connection)
   const ca = makeEkCa(now())
+  const idevidCa = makeIdevidCa(now())
+  let idevidTrusted: Promise<unknown> | undefined
   const station = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
   const model = 'gateway'
   const firmware = release(model)
@@ -193,6 +219,7 @@ export const openWorld = async (
   await client.call('endorsement.import', { body: { certificate: toPem('CERTIFICATE', ca.certificate), test: true } })
   await client.call('release.import', { body: signed(referenceValues(firmware.manifest)) })
   const bundle = await client.call('bundle')
+  const tokenFile = ({ serial }: PlainMachine): string => join(folder, 'agents', `${serial}.token`)
   const machines: Machine[] = []
   const agents: Agent[] = []
   let batches = 0
@@ -216,12 +243,25 @@ export const openWorld = async (
       machines.push(machine)
       return machine
     },
+    idevidCa,
+    async withSecureElement(serial) {
+      idevidTrusted ??= client.call('endorsement.import', { body: { certificate: toPem('CERTIFICATE', idevidCa.certificate), test: true, for: 'idevid' } })
+      await idevidTrusted
+      const { key, spki, certificate } = makeElement(idevidCa, serial, now())
+      return { serial, idevid: spki, element: softwareSecureElement(key, [certificate]) }
+    },
+    async token(batch, { device, validFor = 3_600_000 } = {}) {
+      const { tokens } = await client.call('token.create', { body: { batch, validFor, ...(device === undefined ? {} : { device: DeviceId.parse(device) }) } })
+      return tokens[0]?.token ?? ''
+    },
+    tokenFile,
     async enlist(enlisted, group) {
       const batch = `batch-${++batches}`
       const body = { ...signed(manifestJson({ batch, model, station: 'line-1' }, enlisted)), format: 'json' as const }
       await client.call('batch.import', { body })
       if (batches === 1 || (await client.call('group.list')).items.every(({ id }) => id !== group)) await client.call('group.create', { body: { id: group } })
       await client.call('group.add', { params: { id: group }, body: { batch } })
+      return batch
     },
     agent(machine, with_ = {}) {
       const data = join(folder, 'agents', machine.serial)
@@ -229,29 +269,38 @@ export const openWorld = async (
       const settings: Settings = {
         ...trustOfBundle({ ...bundle, server: `mqtts://127.0.0.1:${with_.offline === true ? 1 : server.mqttPort}` }),
         data,
-        tpm: 'in-process',
+        tpm: isPlain(machine) ? null : 'in-process',
+        ...(isPlain(machine) && machine.element === undefined ? { token: tokenFile(machine) } : {}),
         ...(with_.tpmAuth === undefined ? {} : { tpmAuth: with_.tpmAuth }),
         serial: with_.serial ?? machine.serial,
         eventLog: null,
         socket: with_.socket === undefined ? null : { path: with_.socket, owner: { mode: 0o660 } },
         outputs: with_.outputs ?? [],
       }
+      if (isPlain(machine) && with_.token !== undefined) writeFileSync(tokenFile(machine), `${with_.token}\n`, { mode: 0o600 })
+      const hardware = isPlain(machine)
+        ? machine.element === undefined
+          ? {}
+          : { secureElement: machine.element }
+        : {
+            openTpm: machine.openTpm,
+            readEventLog: async () => machine.eventLog(),
+            ...(machine.imaList === undefined
+              ? {}
+              : {
+                  readImaList: async function* () {
+                    yield machine.imaList?.() ?? new Uint8Array(0)
+                  },
+                }),
+          }
       const agent = startAgent({
         settings,
-        openTpm: machine.openTpm,
+        ...hardware,
         files: nodeFileSystem,
         now,
         random,
         log: (line) => void lines.push(`${machine.serial}: ${line}`),
         step: with_.step ?? (() => undefined),
-        readEventLog: async () => machine.eventLog(),
-        ...(machine.imaList === undefined
-          ? {}
-          : {
-              readImaList: async function* () {
-                yield machine.imaList?.() ?? new Uint8Array(0)
-              },
-            }),
       })
       agents.push(agent)
       return agent

@@ -43,7 +43,7 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
       'test endorsements',
       status.testEndorsements.length === 0 ? 'ok' : 'warning',
       status.testEndorsements.length === 0 ? 'none' : status.testEndorsements.join('; '),
-      "simulated TPMs are admitted: remove the simulator's CA before real devices count on this server",
+      "simulated hardware is admitted: remove the simulator's CA before real devices count on this server",
     ),
     finding(
       'audit log',

@@ -51,24 +51,27 @@ const idOf = async (call: Invocation, given: string): Promise<string> => {
 export const endorsementCommands: readonly Command[] = [
   {
     name: 'endorsement import',
-    usage: '[BUNDLE.pem] [--test] [--deny FILE.json] [--firmware FILE.json]',
-    summary: "trust CAs that vouch for EKs, with their CRLs; --test admits a simulator's CA (audited, shown in every report)",
+    usage: '[BUNDLE.pem] [--for ek|idevid] [--test] [--deny FILE.json] [--firmware FILE.json]',
+    summary:
+      "trust CAs that vouch for EKs, or for the IDevIDs of secure elements, with their CRLs; --test admits a simulator's CA (audited, shown in every report)",
     args: [0, 1],
-    options: { test: { type: 'boolean', default: false }, deny: { type: 'string' }, firmware: { type: 'string' } },
+    options: { for: { type: 'string' }, test: { type: 'boolean', default: false }, deny: { type: 'string' }, firmware: { type: 'string' } },
     async run(call) {
       const [path] = call.args
       const change = { ...policyPart(call, 'deny', ['deny', 'manufacturers']), ...policyPart(call, 'firmware', ['floors', 'updates']) }
       if (path === undefined && Object.keys(change).length === 0) throw new UsageError('a bundle, --deny FILE or --firmware FILE is missing')
       const test = call.options['test'] === true
+      const purpose = text(call, 'for') ?? 'ek'
+      if (purpose !== 'ek' && purpose !== 'idevid') throw new UsageError(`--for takes ek or idevid, not ${purpose}`)
       const certificate = path === undefined ? undefined : bundle(path)
-      const imported = certificate === undefined ? undefined : await call.client().call('endorsement.import', { body: { certificate, test } })
+      const imported = certificate === undefined ? undefined : await call.client().call('endorsement.import', { body: { certificate, test, for: purpose } })
       const policy = Object.keys(change).length === 0 ? undefined : await call.client().call('endorsement.policy.set', { body: change })
       call.out.result({ ...imported, ...(policy === undefined ? {} : { policy }) }, () =>
         [
           ...(imported === undefined
             ? []
             : [
-                `endorsement ${imported.id}: ${imported.roots} roots, ${imported.intermediates} intermediates, ${imported.crls} CRLs imported${test ? ' FOR TESTS: simulated TPMs are admitted' : ''}`,
+                `endorsement ${imported.id}: ${imported.roots} roots, ${imported.intermediates} intermediates, ${imported.crls} CRLs imported for ${purpose}${test ? ' FOR TESTS: simulated hardware is admitted' : ''}`,
               ]),
           ...(policy === undefined ? [] : [summary(policy)]),
         ].join('\n'),
@@ -79,15 +82,16 @@ export const endorsementCommands: readonly Command[] = [
   {
     name: 'endorsement list',
     usage: '',
-    summary: 'CAs that vouch for EKs, and their CRLs',
+    summary: 'CAs that vouch for EKs and IDevIDs, and their CRLs',
     args: [0, 0],
     async run(call) {
       const items = await listed(call)
       call.out.result(items, () =>
         table([
-          ['ENDORSEMENT', 'KIND', 'SUBJECT', 'CRL UNTIL', 'IMPORTED'],
+          ['ENDORSEMENT', 'FOR', 'KIND', 'SUBJECT', 'CRL UNTIL', 'IMPORTED'],
           ...items.map((row) => [
             row.id.slice(0, 16),
+            row.for,
             row.test ? 'TEST' : row.kind === 'root' ? 'maker' : 'intermediate',
             row.subject,
             row.crlUntil === null ? 'none' : when(row.crlUntil),

@@ -13,6 +13,7 @@ import { keyCommands } from './key.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
 import { serverCommands } from './server.ts'
+import { tokenCommands } from './token.ts'
 
 /** One more command is one more row in one of these files. */
 export const commands: readonly Command[] = [
@@ -20,6 +21,7 @@ export const commands: readonly Command[] = [
   ...factoryCommands,
   ...releaseCommands,
   ...endorsementCommands,
+  ...tokenCommands,
   ...groupCommands,
   ...policyCommands,
   ...deviceCommands,

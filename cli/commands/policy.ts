@@ -47,7 +47,7 @@ const changeOf = (call: Invocation): Change => {
     onDebug: word(call, 'on-debug', severities),
     ima: word(call, 'ima', ['ignored', 'required', 'listed']),
     onUnlisted: word(call, 'on-unlisted', severities),
-    assurance: word(call, 'assurance', ['token', 'idevid', 'simulated', 'attested']),
+    assurance: word(call, 'assurance', ['token', 'simulated', 'idevid', 'attested']),
     attestAge: age === undefined ? undefined : Math.round(age / 1000),
   }
   const change = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as Change
@@ -89,7 +89,7 @@ export const policyCommands: readonly Command[] = [
     name: 'group policy set',
     usage: [
       'GROUP [--connection-proof on|off] [--rotate-on-leave on|off] [--rotate-on-quarantine on|off] [--releases any|MODEL/NAME,…]',
-      '[--minimum-release N] [--on-unknown|--on-withdrawn|--on-debug quarantine|warn] [--assurance token|idevid|simulated|attested]',
+      '[--minimum-release N] [--on-unknown|--on-withdrawn|--on-debug quarantine|warn] [--assurance token|simulated|idevid|attested]',
       '[--ima ignored|required|listed] [--on-unlisted quarantine|warn] [--attest-age DURATION] [--dry-run]',
     ].join(' '),
     summary: 'change the policy; of several groups the strictest wins; --dry-run says whom it would quarantine and changes nothing',

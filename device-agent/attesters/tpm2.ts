@@ -11,10 +11,9 @@ import {
 } from '@fleetkey/protocol/transcript.ts'
 import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
 import type { BodyOf, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
-import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
-import type { Asked, Attester } from './attester.ts'
+import { demandedBy, type Asked, type AttesterBy } from './attester.ts'
 
 /** Gives the recipient key under a firmware policy. */
 export type RecipientFor = (policy: FirmwarePolicy) => Promise<KeyBlob>
@@ -40,7 +39,7 @@ const measured = async <Q>(attest: BodyOf<'attest'>, measurements: Asked['measur
 }
 
 /** Attests with a TPM 2.0: quote and certifications by its AK, the LDevID key inside it. A new recipient key for every challenge unless `recipientFor` keeps them. */
-export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = async (policy) => (await keys.make(policy)).recipient): Attester => {
+export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = async (policy) => (await keys.make(policy)).recipient): AttesterBy<'tpm2'> => {
   const spki = spkiOf(keys.publics.ldevid)
   const sign = async (data: Uint8Array): Promise<Uint8Array> => await keys.sign(data)
   return {
@@ -55,14 +54,14 @@ export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = asyn
 
     async answer(of) {
       const { tenant, hello, challenge } = of
-      if (challenge.firmware === null) throw new Problem('unsupported', 'the server names no firmware policy for keys in a TPM', { reason: 'firmware.policy' })
+      const demanded = demandedBy('tpm2', challenge)
       // Durable before the activated secret is used: a challenge is answered with a key that is still there after a power cut.
-      const recipient = await recipientFor(challenge.firmware)
-      const secret = new Secret(await keys.activate(challenge.credential))
+      const recipient = await recipientFor(demanded.firmware)
+      const secret = new Secret(await keys.activate(demanded.credential))
       // Computed here and never taken from the challenge: a relay cannot make this device quote a nonce of its choice.
       const nonce = enrolmentNonce({
         tenant,
-        ekName: keys.ekName,
+        subject: keys.ekName,
         purpose: hello.purpose,
         exporter: of.exporter,
         helloRandom: hello.random,
@@ -87,7 +86,7 @@ export const tpm2Attester = (keys: DeviceKeys, recipientFor: RecipientFor = asyn
         proven: {
           method: 'tpm2',
           proof,
-          quote: await keys.quote(challenge.selection, qualifyingData('quote', nonce, transcript)),
+          quote: await keys.quote(demanded.selection, qualifyingData('quote', nonce, transcript)),
           eventLog: of.eventLog,
           recipient: recipient.public,
           certify: { srk: await certify('srk'), ldevid: await certify('ldevid'), recipient: await certify('recipient') },

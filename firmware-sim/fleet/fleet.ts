@@ -1,6 +1,6 @@
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { startAgent, type Agent, type AgentStatus } from '@fleetkey/device-agent/agent.ts'
+import { startAgent, type Agent, type AgentOptions, type AgentStatus } from '@fleetkey/device-agent/agent.ts'
 import type { Settings } from '@fleetkey/device-agent/config.ts'
 import type { FileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import type { Board } from '../board/board.ts'
@@ -18,6 +18,8 @@ export interface FleetOptions {
   readonly random: (length: number) => Uint8Array
   readonly now: () => number
   readonly log: (line: string) => void
+  /** Tokens for the boards that have no key of their own, in the order of their serials. */
+  readonly tokens?: readonly string[]
   /** Boards whose flash is changed behind the manifest's back, and where. */
   readonly tampered: ReadonlyMap<string, StageName>
   /** Boards whose agent claims the serial of another. */
@@ -69,14 +71,44 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     return board
   }
 
-  const startOne = async (serial: string): Promise<void> => {
+  const tokenOf = new Map(factory.serials.filter((serial) => factory.methodOf(serial) === 'token').map((serial, at) => [serial, options.tokens?.[at]]))
+
+  /** A token is laid beside a board that was never switched on. */
+  const tokenFile = (serial: string): string => {
+    const folder = join(options.data, serial)
+    const path = join(folder, 'enrolment.token')
+    const token = tokenOf.get(serial)
+    mkdirSync(folder, { recursive: true, mode: 0o700 })
+    if (token !== undefined && !existsSync(join(folder, 'agent'))) writeFileSync(path, `${token}\n`, { mode: 0o600 })
+    return path
+  }
+
+  /** What a board proves itself with, switched on. */
+  const powered = async (
+    serial: string,
+  ): Promise<Pick<AgentOptions, 'openTpm' | 'secureElement' | 'readEventLog' | 'readImaList'> & { settings: Pick<Settings, 'tpm' | 'token'> }> => {
+    const method = factory.methodOf(serial)
+    if (method !== 'tpm2' && options.tampered.has(serial)) throw new Error('no TPM: nothing would notice that its flash was changed')
+    if (method === 'idevid') return { settings: { tpm: null }, secureElement: await factory.element(serial) }
+    if (method === 'token') return { settings: { tpm: null, token: tokenFile(serial) } }
     const board = await boardOf(serial)
     board.boot()
-    const folder = join(options.data, serial)
+    return {
+      settings: { tpm: 'in-process' },
+      openTpm: async () => board.transport(),
+      readEventLog: async () => board.eventLog(),
+      readImaList: async function* () {
+        yield board.imaList()
+      },
+    }
+  }
+
+  const startOne = async (serial: string): Promise<void> => {
+    const { settings: proof, ...hardware } = await powered(serial)
     const settings: Settings = {
       ...options.trust,
-      data: join(folder, 'agent'),
-      tpm: 'in-process',
+      ...proof,
+      data: join(options.data, serial, 'agent'),
       serial: options.claims.get(serial) ?? serial,
       eventLog: null,
       socket: null,
@@ -84,16 +116,12 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     }
     const agent = startAgent({
       settings,
-      openTpm: async () => board.transport(),
+      ...hardware,
       files: options.files,
       now,
       random,
       log: (line) => options.log(`${serial}: ${line}`),
       step: options.step ?? (() => undefined),
-      readEventLog: async () => board.eventLog(),
-      readImaList: async function* () {
-        yield board.imaList()
-      },
     })
     agents.set(serial, agent)
     const settled = Promise.withResolvers<void>()

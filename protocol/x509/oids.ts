@@ -1,6 +1,7 @@
 /** Object identifiers by their standard names. */
 export const oids = {
   commonName: '2.5.4.3',
+  serialNumber: '2.5.4.5',
   emailAddress: '1.2.840.113549.1.9.1',
   rsaEncryption: '1.2.840.113549.1.1.1',
   ecPublicKey: '1.2.840.10045.2.1',
@@ -35,6 +36,8 @@ export const oids = {
   ocspSigning: '1.3.6.1.5.5.7.3.9',
   serverAuth: '1.3.6.1.5.5.7.3.1',
   clientAuth: '1.3.6.1.5.5.7.3.2',
+  /** RFC 4108 §5: id-on-hardwareModuleName. */
+  hardwareModuleName: '1.3.6.1.5.5.7.8.4',
   /** TCG EK credential profile §3.5.16: tcg-kp-EKCertificate. */
   ekCertificate: '2.23.133.8.1',
 } as const

@@ -59,6 +59,8 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'device.reinstate',
     'device.revoke',
     'device.suspend',
+    'enrolment-token.create',
+    'enrolment-token.revoke',
     'fleet.read',
     'group.change',
     'group.create',

@@ -39,6 +39,8 @@ export const actions = {
   'enrol.sweep': ['system'],
   'token.create': ['owner'],
   'token.remove': ['owner'],
+  'enrolment-token.create': ['owner', 'operator'],
+  'enrolment-token.revoke': ['owner', 'operator'],
   'fleet.read': ['owner', 'operator', 'factory', 'auditor'],
   'audit.read': ['owner', 'auditor'],
   'audit.summary': ['system'],

@@ -4,8 +4,7 @@ import { messagesFromDevice, type Body, type BodyOf } from '@fleetkey/protocol/m
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { methodOf, type AttestationPolicy } from '../attestation/methods.ts'
-import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
-import { isBound } from '../fleet/firmware.ts'
+import { hasIdentity, isMeasured, type IdentifiedDevice } from '../fleet/device.ts'
 import { acknowledge } from '../flows/acknowledge.ts'
 import { sendApprovals } from '../flows/approvals.ts'
 import { hearReport, takeEvidence } from '../flows/attest.ts'
@@ -107,7 +106,7 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   const greet = async (session: Session): Promise<void> => {
     await welcome(session)
     const device = session.from.device === null ? undefined : await ctx.store.get('device', session.from.device)
-    if (hasIdentity(device) && isBound(device)) await sendApprovals(ctx, device.id, device.model)
+    if (hasIdentity(device) && isMeasured(device)) await sendApprovals(ctx, device.id, device.model)
   }
 
   /** Tells the peer the public code, audits the reason, and closes the connection of a peer that earns too many. */

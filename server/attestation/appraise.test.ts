@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { appraise, isUnmeasured, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
+import { appraise, appraiseUnmeasured, isUnmeasured, type AppraisalPolicy, type ReferenceValues } from './appraise.ts'
 import { makeStateClaims, recordedState, recordOf, type ImaClaims, type StateContent } from './claims.ts'
 import { firmwareText } from './firmware.ts'
 import { discontinuity } from './reattest.ts'
@@ -195,4 +195,18 @@ describe('a TPM that goes on', () => {
     expect(discontinuity({ record, session: null }, updated, updates(8n))).toBeUndefined()
     expect(discontinuity({ record, session: null }, updated, updates(9n))?.reason).toBe('tpm.firmware.changed')
   })
+})
+
+describe('a device whose firmware nothing measures', () => {
+  const policies: readonly (readonly [string, Partial<AppraisalPolicy>, 'warning' | 'contraindicated'])[] = [
+    ['whatever firmware', {}, 'warning'],
+    ['strict about what is measured, and content with any release', strict, 'warning'],
+    ['these releases', { releases: ['m/1'] }, 'contraindicated'],
+    ['no release at all', { releases: [] }, 'contraindicated'],
+    ['from a number on', { minimumRelease: 1 }, 'contraindicated'],
+    ['a list of measured files', { ima: 'required' }, 'contraindicated'],
+  ]
+  test.each(policies)('where policy takes %s', (_name, policy, verdict) =>
+    expect(appraiseUnmeasured({ ...lenient, ...policy })).toMatchObject({ verdict, reason: 'firmware.unmeasured', release: null, number: null }),
+  )
 })

@@ -93,6 +93,16 @@ export const isUnmeasured = (ima: ImaClaims | null | undefined, release: string 
   return ima === null || ima === undefined || (policy.ima === 'listed' && ima.comparedWith !== release)
 }
 
+/**
+ * The verdict on a device whose firmware nothing measures (no TPM). A policy that names releases, a lowest one, or a list of measured files asks for what such a device cannot show; any
+ * other takes it with a warning.
+ */
+export const appraiseUnmeasured = ({ releases, minimumRelease, ima }: Pick<AppraisalPolicy, 'releases' | 'minimumRelease' | 'ima'>): AttestationResult => {
+  const demanded = releases !== 'any' || minimumRelease > 0 || ima !== 'ignored'
+  const detail = demanded ? 'its policy demands measured firmware, and it has no TPM to show any' : 'no TPM: its identity is proven, its firmware is not'
+  return { verdict: demanded ? 'contraindicated' : 'warning', reason: 'firmware.unmeasured', detail, release: null, number: null }
+}
+
 const resultOf = (found: readonly Finding[], match: ReferenceValues | undefined): AttestationResult => {
   const gravest = found.find(({ severity }) => severity === 'quarantine') ?? found[0]
   const of = { release: match?.id ?? null, number: match?.number ?? null }

@@ -1,3 +1,5 @@
+import type { MethodName } from '@fleetkey/protocol/messages.ts'
+
 declare const proof: unique symbol
 
 /** What is proven about the state a device is in: its measured boot and its TPM's clock. */
@@ -42,20 +44,39 @@ export interface StateClaims extends StateContent {
  * What is proven authentic and fresh about a device. Proof is a type: only a method's `verify` makes it (`makeClaims` is
  * called there and nowhere else), so policy can take nothing less.
  */
-export interface Claims extends ClaimsContent {
-  readonly [proof]: true
+export type Claims = ClaimsContent & { readonly [proof]: true }
+export type Tpm2Claims = Tpm2Content & { readonly [proof]: true }
+
+export type ClaimsContent = Tpm2Content | SoftwareContent
+
+/** What is proven of a device by whatever method. */
+interface DeviceContent {
+  readonly method: MethodName
+  /** What the batch manifest knows the hardware by. */
+  readonly hardware: string
+  /** `simulated` when a test endorsement vouches for the hardware. */
+  readonly assurance: 'token' | 'simulated' | 'idevid' | 'attested'
+  /** Subject of the endorsement that vouches for the hardware; null when the signed batch manifest alone does. */
+  readonly endorsement: string | null
+  /** SHA-256 (hex) of every CA certificate that vouches for the hardware, nearest first; empty when the manifest alone does. */
+  readonly endorsedBy: readonly string[]
+  /** DER SubjectPublicKeyInfo. */
+  readonly ldevidSpki: Uint8Array
+  readonly tlsSpki: Uint8Array
 }
 
-export interface ClaimsContent extends StateContent {
+/** A device with keys in software: its firmware is not measured. */
+export interface SoftwareContent extends DeviceContent {
+  readonly method: 'idevid' | 'token'
+  /** DER SubjectPublicKeyInfo of the key that keys are wrapped to. */
+  readonly recipientSpki: Uint8Array
+  /** What is proven besides, as it is kept beside the verdict. */
+  readonly facts: readonly { readonly name: string; readonly value: string }[]
+}
+
+export interface Tpm2Content extends StateContent, DeviceContent {
   readonly method: 'tpm2'
-  /** Hex SHA-256 of the EK's TPMT_PUBLIC: the hardware. */
-  readonly ekHash: string
-  /** `simulated` when a test endorsement vouches for the EK. */
   readonly assurance: 'simulated' | 'attested'
-  /** Subject of the endorsement that vouches for the EK; null when the signed batch manifest alone does. */
-  readonly endorsement: string | null
-  /** SHA-256 (hex) of every CA certificate that vouches for the EK, nearest first; empty when the manifest alone does. */
-  readonly endorsedBy: readonly string[]
   /** `id:49465800`, as the EK certificate names the maker; null without certificate. */
   readonly manufacturer: string | null
   /** TPM names of the proven keys. */
@@ -66,13 +87,10 @@ export interface ClaimsContent extends StateContent {
   /** TPMT_PUBLIC of the keys that something is wrapped to. */
   readonly srkPublic: Uint8Array
   readonly recipientPublic: Uint8Array
-  /** DER SubjectPublicKeyInfo. */
-  readonly ldevidSpki: Uint8Array
-  readonly tlsSpki: Uint8Array
 }
 
 export const makeStateClaims = (content: StateContent): StateClaims => content as StateClaims
-export const makeClaims = (content: ClaimsContent): Claims => content as Claims
+export const makeClaims = <C extends ClaimsContent>(content: C): C & Claims => content as C & Claims
 
 /** Claims in the form they are kept in beside a verdict: names are stable, values are text. */
 export const recordOf = (claims: StateContent): readonly { readonly name: string; readonly value: string }[] => [

@@ -1,5 +1,5 @@
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
-import type { Claims, StateContent } from './claims.ts'
+import type { StateContent, Tpm2Content } from './claims.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import { firmwareText, namesFirmware } from './firmware.ts'
 import { fail } from './reasons.ts'
@@ -42,7 +42,7 @@ export const isClockExplained = (before: LastClock | null, now: { readonly reset
 export const isRecordedUpdate = (before: bigint, now: bigint, updates: EndorsementPolicy['updates']): boolean =>
   updates.some(({ from, to }) => namesFirmware(from, before) && namesFirmware(to, now))
 
-type Now = Pick<Claims, 'srkPublic' | 'resetCount' | 'restartCount' | 'clock' | 'clockSafe' | 'firmwareVersion'> & { readonly release: string | null }
+type Now = Pick<Tpm2Content, 'srkPublic' | 'resetCount' | 'restartCount' | 'clock' | 'clockSafe' | 'firmwareVersion'> & { readonly release: string | null }
 
 /**
  * Continuity of a TPM with its record (null: never accepted before). Counters never fall while the SRK is the same (TPM2_Clear resets them, and makes another

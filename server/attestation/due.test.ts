@@ -3,7 +3,7 @@ import { isAttestationDue, type Attested, type Due } from './due.ts'
 
 const at = 1_800_000_000_000
 const hour = 3_600_000
-const device: Attested = { state: 'enrolled', assurance: 'attested', resetCount: 4, reportedResetCount: 4, verdict: { at }, attestOrderedAt: null }
+const device: Attested = { state: 'enrolled', quotes: true, resetCount: 4, reportedResetCount: 4, verdict: { at }, attestOrderedAt: null }
 const policy = { attestAge: 86_400 }
 type Heard = { readonly resetCount: number; readonly first: boolean }
 const heard = (resetCount: number, first = false): Heard => ({ resetCount, first })
@@ -29,9 +29,8 @@ const cases: readonly (readonly [string, Partial<Attested>, Heard | null, number
   ['quarantined, connects again', { state: 'quarantined' }, heard(4, true), at, due('quarantined', true)],
   ['enrolled, connects again', {}, heard(4, true), at, not],
   ['quarantined and booted', { state: 'quarantined' }, heard(5), at, due('boot', true)],
-  ['a simulated TPM', { assurance: 'simulated' }, heard(5), at, due('boot', true)],
-  ['no TPM: a factory certificate', { assurance: 'idevid' }, heard(5), at + 48 * hour, not],
-  ['no TPM: a token', { assurance: 'token', attestOrderedAt: at }, null, at, not],
+  ['no TPM: a factory certificate', { quotes: false }, heard(5), at + 48 * hour, not],
+  ['no TPM: a token', { quotes: false, attestOrderedAt: at }, null, at, not],
 ]
 
 test.each(cases)('%s', (_name, of, report, now, want) => expect(isAttestationDue({ ...device, ...of }, policy, report, now)).toEqual(want))
@@ -41,7 +40,7 @@ const outdated: typeof cases = [
   ['booted', {}, heard(5), at, due('boot', true)],
   ['ordered', { attestOrderedAt: at }, null, at, due('firmware', true)],
   ['quarantined', { state: 'quarantined' }, heard(4, true), at, due('firmware', true)],
-  ['no TPM', { assurance: 'token' }, heard(4), at, not],
+  ['no TPM', { quotes: false }, heard(4), at, not],
 ]
 test.each(outdated)('a recipient key of an older generation: %s', (_name, of, report, now, want) =>
   expect(isAttestationDue({ ...device, ...of }, { ...policy, outdated: true }, report, now)).toEqual(want),
@@ -52,7 +51,7 @@ const unmeasured: typeof cases = [
   ['not heard yet', {}, null, at, due('ima', true)],
   ['booted', {}, heard(5), at, due('boot', true)],
   ['ordered', { attestOrderedAt: at }, null, at, due('ima', true)],
-  ['no TPM', { assurance: 'token' }, heard(4), at, not],
+  ['no TPM', { quotes: false }, heard(4), at, not],
 ]
 test.each(unmeasured)('policy wants a measurement list that the verdict does not rest on: %s', (_name, of, report, now, want) =>
   expect(isAttestationDue({ ...device, ...of }, { ...policy, unmeasured: true }, report, now)).toEqual(want),

@@ -1,7 +1,8 @@
 /** What the decision needs to know of a device. Times are milliseconds since 1970. */
 export interface Attested {
   readonly state: 'enrolled' | 'quarantined'
-  readonly assurance: 'token' | 'idevid' | 'simulated' | 'attested'
+  /** It has a TPM that can quote. */
+  readonly quotes: boolean
   readonly resetCount: number
   readonly reportedResetCount: number
   readonly verdict: { readonly at: number }
@@ -21,9 +22,6 @@ const quarantinedEvery = 60_000
 /** What a clock may be corrected by (milliseconds). */
 const clockSlack = 60_000
 
-/** Devices without a TPM have nothing to quote with: what they proved at enrolment is all there is. */
-const canAttest = ({ assurance }: Attested): boolean => assurance === 'attested' || assurance === 'simulated'
-
 /**
  * Whether a device has to attest, and whether its keys wait for that. Pure: the same device, policy, report and time give the same answer.
  * `policy.attestAge`: seconds; `outdated`: its recipient key is not under the firmware policy of now; `unmeasured`: policy wants a
@@ -36,7 +34,8 @@ export const isAttestationDue = (
   report: { readonly resetCount: number; readonly first: boolean } | null,
   now: number,
 ): Due => {
-  if (!canAttest(device)) return { due: false }
+  // Devices without a TPM have nothing to quote with: what they proved at enrolment is all there is.
+  if (!device.quotes) return { due: false }
   const age = now - device.verdict.at
   const resetCount = report?.resetCount ?? device.reportedResetCount
   if (resetCount !== device.resetCount) return { due: true, because: 'boot', withholds: true }

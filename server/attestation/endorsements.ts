@@ -9,8 +9,12 @@ import { isFor, namesFirmware } from './firmware.ts'
 import { registeredManufacturers } from './manufacturers.ts'
 import { fail, type ReasonCode } from './reasons.ts'
 
-/** A CA that vouches for endorsement keys. `test`: a simulator's; whatever it vouches for is `simulated`. */
+/** What a CA vouches for: the EKs of TPMs, or the factory identities of secure elements. Never both: each counts in its own chains only. */
+export type EndorsementPurpose = 'ek' | 'idevid'
+
+/** A CA that vouches for hardware: EKs unless told. `test`: a simulator's; whatever it vouches for is `simulated`. */
 export interface EndorsementCa {
+  readonly purpose?: EndorsementPurpose
   readonly certificate: Uint8Array
   readonly subject: string
   readonly test: boolean
@@ -20,7 +24,7 @@ export interface EndorsementCa {
   readonly crl?: Uint8Array | null
 }
 
-/** Who vouches for an EK. */
+/** Who vouches for a device's hardware. */
 export interface Vouched {
   readonly root: EndorsementCa
   /** SHA-256 (hex) of every CA certificate of the chain, nearest first. */
@@ -45,24 +49,28 @@ const certificateOf = remembering(parseCertificate, 1024)
 const crlOf = remembering(parseCrl, 64)
 
 /** How the path validator's findings are called here, where it is not by their own name. */
-const pathReason = (why: PathFailure): ReasonCode => {
+const pathReason = (purpose: EndorsementPurpose, why: PathFailure): ReasonCode => {
   switch (why) {
     case 'wrong-usage':
-      return 'ek.cert.usage'
+      return `${purpose}.cert.usage`
     case 'crl-expired':
-      return 'ek.cert.crl-outdated'
+      return `${purpose}.cert.crl-outdated`
     case 'crl-signature':
     case 'crl-issuer':
-      return 'ek.cert.crl-untrusted'
+      return `${purpose}.cert.crl-untrusted`
     default:
-      return `ek.cert.${why}`
+      return `${purpose}.cert.${why}`
   }
 }
 
-const checkDenied = ({ certificate, tpm }: EkCertificate, chain: readonly Certificate[], policy: EndorsementPolicy, test: boolean): void => {
-  for (const denied of policy.deny) {
+const checkDeniedSerials = (purpose: EndorsementPurpose, chain: readonly Certificate[], policy: EndorsementPolicy): void => {
+  for (const denied of policy.deny)
     if ('serial' in denied && chain.slice(0, -1).some((one, at) => chain[at + 1]?.fingerprint === denied.issuer && one.serial === denied.serial))
-      fail('ek.cert.denied', `serial ${denied.serial} of ${denied.issuer}`)
+      fail(`${purpose}.cert.denied`, `serial ${denied.serial} of ${denied.issuer}`)
+}
+
+const checkDeniedTpm = ({ certificate, tpm }: EkCertificate, policy: EndorsementPolicy, test: boolean): void => {
+  for (const denied of policy.deny) {
     if ('firmware' in denied && isFor(denied.manufacturer, tpm.manufacturer) && namesFirmware(denied.firmware, BigInt(tpm.version) << 32n))
       fail('ek.cert.firmware-denied', `firmware ${denied.firmware} of ${tpm.manufacturer}`)
   }
@@ -70,19 +78,60 @@ const checkDenied = ({ certificate, tpm }: EkCertificate, chain: readonly Certif
   if (allowed !== null && !allowed.has(tpm.manufacturer)) fail('ek.cert.manufacturer', `${tpm.manufacturer} in certificate ${certificate.serial}`)
 }
 
-/** The chain from an EK certificate to an imported root, none of it revoked, outdated or denied. */
-export const vouchedFor = (ek: EkCertificate, endorsements: readonly EndorsementCa[], policy: EndorsementPolicy, now: number): Vouched => {
-  const cas = endorsements.map((ca) => ({ ca, certificate: certificateOf(ca.certificate) }))
+interface Question {
+  readonly purpose: EndorsementPurpose
+  readonly leaf: Certificate
+  /** Sent along: worth nothing without an imported root above. */
+  readonly brought: readonly Certificate[]
+  readonly eku: string
+  /** A leaf that names no usage at all will do. */
+  readonly ekuMayBeAbsent: boolean
+}
+
+/** The chain from a certificate to an imported root of its own purpose, none of it revoked, outdated or denied. */
+const chainFor = (
+  { purpose, leaf, brought, eku, ekuMayBeAbsent }: Question,
+  endorsements: readonly EndorsementCa[],
+  policy: EndorsementPolicy,
+  now: number,
+): Vouched & { readonly chain: readonly Certificate[] } => {
+  const mine = endorsements.filter((ca) => (ca.purpose ?? 'ek') === purpose)
+  const cas = mine.map((ca) => ({ ca, certificate: certificateOf(ca.certificate) }))
   const of = (intermediate: boolean): readonly Certificate[] =>
     cas.filter(({ ca }) => (ca.intermediate === true) === intermediate).map(({ certificate }) => certificate)
-  const crls = endorsements.flatMap(({ crl }) => (crl === undefined || crl === null ? [] : [crlOf(crl)]))
-  const result = validateChain({ leaf: ek.certificate, intermediates: of(true), roots: of(false), at: now, eku: oids.ekCertificate, crls })
-  if (!result.ok) return fail(pathReason(result.why), `EK certificate: ${result.why} at ${result.at}`)
-  const root = cas.find(({ certificate }) => certificate === result.chain.at(-1))?.ca ?? fail('ek.cert.unknown-issuer')
+  const crls = mine.flatMap(({ crl }) => (crl === undefined || crl === null ? [] : [crlOf(crl)]))
+  const intermediates = [...of(true), ...brought]
+  const result = validateChain({ leaf, intermediates, roots: of(false), at: now, crls, eku, ekuMayBeAbsent })
+  if (!result.ok) return fail(pathReason(purpose, result.why), `${purpose} certificate: ${result.why} at ${result.at}`)
+  const root = cas.find(({ certificate }) => certificate === result.chain.at(-1))?.ca ?? fail(`${purpose}.cert.unknown-issuer`)
   const issuers = result.chain.slice(1)
   const test = issuers.some((issuer) => cas.find(({ certificate }) => certificate === issuer)?.ca.test === true)
-  checkDenied(ek, result.chain, policy, test)
-  return { root, by: issuers.map(({ fingerprint }) => fingerprint), test }
+  checkDeniedSerials(purpose, result.chain, policy)
+  return { root, by: issuers.map(({ fingerprint }) => fingerprint), test, chain: result.chain }
+}
+
+/** The chain from an EK certificate to an imported root, none of it revoked, outdated or denied. */
+export const vouchedFor = (ek: EkCertificate, endorsements: readonly EndorsementCa[], policy: EndorsementPolicy, now: number): Vouched => {
+  const vouched = chainFor({ purpose: 'ek', leaf: ek.certificate, brought: [], eku: oids.ekCertificate, ekuMayBeAbsent: false }, endorsements, policy, now)
+  checkDeniedTpm(ek, policy, vouched.test)
+  return vouched
+}
+
+/**
+ * The same for an IDevID certificate; `brought`: intermediates that the device sent along. Whatever names usages, a certificate for servers or for EKs, names that
+ * of a client too or is none (802.1AR leaves the extension out).
+ */
+export const vouchedForIdevid = (
+  leaf: Certificate,
+  brought: readonly Certificate[],
+  endorsements: readonly EndorsementCa[],
+  policy: EndorsementPolicy,
+  now: number,
+): Vouched => chainFor({ purpose: 'idevid', leaf, brought, eku: oids.clientAuth, ekuMayBeAbsent: true }, endorsements, policy, now)
+
+/** An IDevID key that the deny list names by the hash of its SPKI. */
+export const checkIdevidDenied = (idevid: string, policy: EndorsementPolicy): void => {
+  if (policy.deny.some((denied) => 'idevid' in denied && denied.idevid === idevid)) fail('idevid.cert.denied', `IDevID ${idevid}`)
 }
 
 /** An EK that the deny list names by the hash of its public area, certificate or not. */

@@ -1,10 +1,13 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Answer, Challenge, Hello, PresentedEvidence } from '@fleetkey/protocol/messages.ts'
+import type { Answer, Challenge, Demanded, FirmwarePolicy, Hello, MethodName, PcrSelection, PresentedEvidence } from '@fleetkey/protocol/messages.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import type { KeyKind } from '@fleetkey/protocol/x509/request/key.ts'
 import type { Claims } from './claims.ts'
 import type { EndorsementPolicy } from './endorsement-policy.ts'
 import type { EndorsementCa } from './endorsements.ts'
+import { idevid } from './idevid.ts'
+import type { ReasonCode } from './reasons.ts'
+import { token } from './token.ts'
 import { tpm2 } from './tpm2.ts'
 
 export interface AttestationPolicy {
@@ -16,20 +19,18 @@ export interface AttestationPolicy {
   readonly tlsKeys?: readonly KeyKind[]
 }
 
-/** A hello whose every public area was found to be ours: what the challenge is made from. */
+/** A hello whose every key was found acceptable. Nothing is proven yet. */
 export interface Presented {
-  /** Hex SHA-256 of the EK's TPMT_PUBLIC: the key into the batch manifest. */
-  readonly ekHash: string
-  readonly ekName: Uint8Array
-  /** Computed here from the public area, never taken from the device. */
-  readonly akName: Uint8Array
-  readonly srkName: Uint8Array
+  /**
+   * The key into the batch manifest: hex SHA-256 of the EK's TPMT_PUBLIC; `idevid/` and hex SHA-256 of the IDevID's SPKI; `serial/` and the serial of a board
+   * that has no key of its own.
+   */
+  readonly hardware: string
   readonly ldevidSpki: Uint8Array
-  readonly assurance: 'simulated' | 'attested'
+  readonly assurance: Claims['assurance']
   readonly endorsement: string | null
-  /** SHA-256 (hex) of the CA certificates that vouch for the EK, nearest first. */
+  /** SHA-256 (hex) of the CA certificates that vouch for the hardware, nearest first. */
   readonly endorsedBy: readonly string[]
-  readonly manufacturer: string | null
 }
 
 export type { EndorsementCa }
@@ -47,25 +48,38 @@ export interface Evidence {
 export interface Expected {
   readonly tenant: string
   readonly exporter: Uint8Array
-  readonly secret: Secret
+  /** What only the right device can know: the activated secret, the verifier of a token; null where nothing of the kind is shared. */
+  readonly secret: Secret | null
   readonly policy: AttestationPolicy
+}
+
+/** What a challenge is made of. */
+export interface Demand {
+  /** A fresh secret for the right device alone to find out; it is kept until the answer. */
+  readonly share: () => Secret
+  readonly selection: PcrSelection
+  readonly firmware: FirmwarePolicy
+  readonly random: (length: number) => Uint8Array
 }
 
 /** One attestation method. All pure: time, randomness and endorsements come in. Refusals are Problem('attestation-failed') with a stable reason. */
 export interface Method {
   present(hello: Hello, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Presented
+  /** What the manifest knows the hardware by that this hello shows, proven or not; null when it does not read. */
+  shown(hello: Hello): string | null
   /** DER SubjectPublicKeyInfo of the presented LDevID key, which signs hello and answer. */
   ldevidSpki(hello: Hello): Uint8Array
-  credential(hello: Hello, presented: Presented, secret: Secret, random: (length: number) => Uint8Array): Challenge['credential']
+  demand(hello: Hello, of: Demand): Demanded
   verify(evidence: Evidence, expected: Expected, endorsements: readonly EndorsementCa[], now: number): Claims
+  /** Reasons of its own for hardware that no manifest lists, and for hardware that is not the one on record. */
+  readonly reasons: { readonly unlisted: ReasonCode; readonly otherHardware: ReasonCode }
 }
 
 /** One more method is one file and one line. */
-export const methods: Readonly<Record<string, Method>> = { tpm2 }
+export const methods: Readonly<Record<MethodName, Method>> = { tpm2, idevid, token }
 
 /** The method that this evidence is for; throws Problem('unsupported'). */
 export const methodOf = ({ method: name }: Pick<PresentedEvidence, 'method'>): Method => {
-  const method = Object.hasOwn(methods, name) ? methods[name] : undefined
-  if (method === undefined) throw new Problem('unsupported', `attestation method ${name}`, { reason: 'method.unknown' })
-  return method
+  if (!Object.hasOwn(methods, name)) throw new Problem('unsupported', `attestation method ${String(name)}`, { reason: 'method.unknown' })
+  return methods[name]
 }

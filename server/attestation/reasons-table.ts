@@ -1,12 +1,16 @@
 import { endorsementReasons } from './reasons/endorsement.ts'
+import { idevidReasons } from './reasons/idevid.ts'
 import { keyReasons } from './reasons/keys.ts'
 import { logReasons } from './reasons/log.ts'
 import { protocolReasons } from './reasons/protocol.ts'
 import { quoteReasons } from './reasons/quote.ts'
+import { tokenReasons } from './reasons/token.ts'
 import type { ReasonTable } from './reasons/reason.ts'
 
 const sections: readonly (readonly [string, ReasonTable])[] = [
   ['EK certificate and its chain', endorsementReasons],
+  ['IDevID certificate and its chain', idevidReasons],
+  ['Tokens, and keys in software', tokenReasons],
   ['Public areas of keys', keyReasons],
   ['Quote, certifications, counters', quoteReasons],
   ['Event log and measurement list', logReasons],

@@ -1,14 +1,16 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { TpmFormatError } from '@fleetkey/tpm2/bytes.ts'
 import { endorsementReasons } from './reasons/endorsement.ts'
+import { idevidReasons } from './reasons/idevid.ts'
 import { keyReasons } from './reasons/keys.ts'
 import { logReasons } from './reasons/log.ts'
 import { protocolReasons } from './reasons/protocol.ts'
 import { quoteReasons } from './reasons/quote.ts'
+import { tokenReasons } from './reasons/token.ts'
 import type { Reason } from './reasons/reason.ts'
 
 /** The one table of reasons for which evidence is refused. docs/attestation.md is written from it. */
-export const reasons = { ...endorsementReasons, ...keyReasons, ...quoteReasons, ...logReasons, ...protocolReasons }
+export const reasons = { ...endorsementReasons, ...idevidReasons, ...tokenReasons, ...keyReasons, ...quoteReasons, ...logReasons, ...protocolReasons }
 
 /** A stable reason code. `reference.pcr-4` is a `reference.pcr-N`. */
 export type ReasonCode = Exclude<keyof typeof reasons, 'reference.pcr-N'> | `reference.pcr-${number}`

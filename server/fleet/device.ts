@@ -1,9 +1,12 @@
 import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 
-/** One row of a factory's batch manifest: this hardware (EK) is this device. Immutable but by a second approver. */
+/** One row of a factory's batch manifest: this hardware is this device. Immutable but by a second approver. */
 export interface ManifestEntry {
-  /** Hex SHA-256 of the EK's TPMT_PUBLIC: the lookup key of enrolment. */
+  /**
+   * The lookup key of enrolment: hex SHA-256 of the EK's TPMT_PUBLIC; `idevid/` and hex SHA-256 of the IDevID's SPKI; `serial/` and the serial of a board that has
+   * neither, which only a token lets in.
+   */
   readonly id: string
   readonly version: number
   readonly device: DeviceId
@@ -57,11 +60,11 @@ interface DeviceCommon {
   readonly lastRefusal: { readonly at: number; readonly code: string; readonly reason: string } | null
 }
 
-/**
- * The proven keys of one device: hash of the EK it is bound to, and the TPMT_PUBLIC of AK, SRK, LDevID and recipient key
- * (TPM names and points follow from them: tpm2 structures), which messages and wraps are made for.
- */
-export interface DeviceKeys {
+/** The proven keys of one device, which messages and wraps are made for. */
+export type DeviceKeys = TpmKeys | SoftwareKeys
+
+/** Keys in a TPM: hash of the EK it is bound to, and the TPMT_PUBLIC of the others (TPM names and points follow from them: tpm2 structures). */
+export interface TpmKeys {
   readonly ekHash: string
   readonly ak: Uint8Array
   readonly srk: Uint8Array
@@ -71,12 +74,26 @@ export interface DeviceKeys {
   readonly ldevidSpki: Uint8Array
 }
 
+/** Keys outside a TPM. `hardware`: the manifest's name of the IDevID key, or of the board; the others are DER SubjectPublicKeyInfo. */
+export interface SoftwareKeys {
+  readonly hardware: string
+  readonly recipientSpki: Uint8Array
+  readonly ldevidSpki: Uint8Array
+}
+
+export const inTpm = (keys: DeviceKeys): keys is TpmKeys => 'ak' in keys
+/** What the manifest knows the hardware by that these keys are bound to. */
+export const hardwareOf = (keys: DeviceKeys): string => (inTpm(keys) ? keys.ekHash : keys.hardware)
+
 export interface RegisteredDevice extends DeviceCommon {
   readonly state: 'registered'
 }
 
-/** How far the hardware's own proof goes, from low to high: a single-use token, a factory certificate, a simulated TPM, a TPM that its maker vouches for. */
-export const assuranceLevels = ['token', 'idevid', 'simulated', 'attested'] as const
+/**
+ * How far the hardware's own proof goes, from low to high: a single-use token, hardware that only a test CA vouches for, a factory certificate, a TPM that its
+ * maker or the signed manifest vouches for.
+ */
+export const assuranceLevels = ['token', 'simulated', 'idevid', 'attested'] as const
 export type Assurance = (typeof assuranceLevels)[number]
 
 /** One proven fact that a verdict rests on, such as `pcr-4` = hex SHA-256 value, `reset-count` = `7`. */
@@ -114,7 +131,7 @@ interface WithIdentity extends DeviceCommon {
   readonly verdict: VerdictRecord
   /** An operator wants it to attest; null once it has. */
   readonly attestOrderedAt: number | null
-  /** Ids of the endorsements that vouch for the EK, nearest first. */
+  /** Ids of the endorsements that vouch for its hardware, nearest first. */
   readonly endorsedBy?: readonly string[]
   readonly lastSeenAt: number
   readonly agent: string
@@ -156,6 +173,9 @@ export type Device = RegisteredDevice | EnrolledDevice | QuarantinedDevice | Sus
 
 /** A device that may connect, report and give evidence. */
 export type IdentifiedDevice = EnrolledDevice | QuarantinedDevice
+/** A device whose TPM measures its firmware, and holds its keys to it. */
+export type MeasuredDevice = IdentifiedDevice & { readonly keys: TpmKeys }
+export const isMeasured = <D extends IdentifiedDevice>(device: D): device is D & { readonly keys: TpmKeys } => inTpm(device.keys)
 export const hasIdentity = (device: Device | undefined): device is IdentifiedDevice => device?.state === 'enrolled' || device?.state === 'quarantined'
 
 /** A device that may enrol. */
@@ -220,12 +240,14 @@ export interface Release {
   readonly withdrawn: { readonly at: number; readonly reason: string } | null
 }
 
-/** A CA that vouches for EKs. `test` marks a simulator's CA: admitted only by an audited act and shown in every report. */
+/** A CA that vouches for hardware. `test` marks a simulator's CA: admitted only by an audited act and shown in every report. */
 export interface Endorsement {
   readonly id: string
   readonly version: number
   readonly certificate: Uint8Array
   readonly subject: string
+  /** What it vouches for; EKs unless told. */
+  readonly purpose?: 'idevid'
   readonly test: boolean
   /** A CA below another endorsement: it vouches only through that one. */
   readonly intermediate?: boolean

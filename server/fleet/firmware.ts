@@ -2,8 +2,8 @@ import { maxApprovals } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { firmwareDigest, signerPublic } from '@fleetkey/tpm2/firmware.ts'
-import { parsePublic } from '@fleetkey/tpm2/structures.ts'
-import type { DeviceKeys, IdentifiedDevice, Release } from './device.ts'
+import { parsePublic, pointOf } from '@fleetkey/tpm2/structures.ts'
+import { inTpm, isMeasured, type DeviceKeys, type IdentifiedDevice, type Release, type TpmKeys } from './device.ts'
 
 /** A release that keys under firmware may work with, and PolicyPCR of it over the PCRs that quotes cover. */
 export interface Approvable {
@@ -26,6 +26,9 @@ export const approvable = (releases: readonly Release[], pcrs: readonly number[]
     })
     .slice(0, maxApprovals)
 
+/** The point (65 bytes, uncompressed) that keys are wrapped to for this device. */
+export const recipientPoint = (keys: DeviceKeys): Uint8Array => (inTpm(keys) ? pointOf(keys.recipient) : keys.recipientSpki.subarray(-65))
+
 /** DER SubjectPublicKeyInfo of a P-256 key with an uncompressed point: what stands before the point. */
 const spkiPrefix = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')
 
@@ -37,11 +40,8 @@ export const approver = (spki: Uint8Array): Uint8Array => {
 }
 
 /** The policy that a device's recipient key is under, and what is delivered to it with it. */
-export const recipientPolicy = (keys: DeviceKeys): Uint8Array => parsePublic(keys.recipient).authPolicy
-
-/** Whether a device has a TPM that holds its keys to a firmware policy. */
-export const isBound = ({ assurance }: Pick<IdentifiedDevice, 'assurance'>): boolean => assurance === 'attested' || assurance === 'simulated'
+export const recipientPolicy = (keys: TpmKeys): Uint8Array => parsePublic(keys.recipient).authPolicy
 
 /** Whether a device with a TPM has a recipient key that is not under the policy of now: after a withdrawal nothing more is wrapped to it. */
-export const isOutdated = (device: Pick<IdentifiedDevice, 'assurance' | 'keys'>, authPolicy: Uint8Array): boolean =>
-  isBound(device) && !sameBytes(recipientPolicy(device.keys), authPolicy)
+export const isOutdated = (device: IdentifiedDevice, authPolicy: Uint8Array): boolean =>
+  isMeasured(device) && !sameBytes(recipientPolicy(device.keys), authPolicy)

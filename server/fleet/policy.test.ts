@@ -91,5 +91,5 @@ describe('of several groups the strictest wins', () => {
 
 test('assurance from low to high', () => {
   const admitted = assuranceLevels.map((least) => assuranceLevels.filter((level) => isAssured(level, least)))
-  expect(admitted).toEqual([['token', 'idevid', 'simulated', 'attested'], ['idevid', 'simulated', 'attested'], ['simulated', 'attested'], ['attested']])
+  expect(admitted).toEqual([['token', 'simulated', 'idevid', 'attested'], ['simulated', 'idevid', 'attested'], ['idevid', 'attested'], ['attested']])
 })

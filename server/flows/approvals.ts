@@ -6,8 +6,8 @@ import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { concat, sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { authPolicyOf } from '@fleetkey/tpm2/firmware.ts'
 import type { Caller } from '../access/caller.ts'
-import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
-import { approvable, approver, isBound, recipientPolicy, type Approvable } from '../fleet/firmware.ts'
+import { hasIdentity, isMeasured, type IdentifiedDevice } from '../fleet/device.ts'
+import { approvable, approver, recipientPolicy, type Approvable } from '../fleet/firmware.ts'
 import type { Authority } from './authority.ts'
 import type { Context } from './context.ts'
 import { messageTo } from './message.ts'
@@ -60,7 +60,7 @@ const maxGenerations = 1_000
 
 /** The generation that a device's keys work under, and that of now; `keys` null when it is none of this model and server, the whole null for keys without firmware policy. */
 export const keyGenerationOf = async (ctx: Context, device: IdentifiedDevice): Promise<{ keys: number | null; current: number } | null> => {
-  if (!isBound(device)) return null
+  if (!isMeasured(device)) return null
   const { generation: current, policy } = await firmwareOf(ctx, device.model)
   const own = recipientPolicy(device.keys)
   for (let keys = current; keys > Math.max(0, current - maxGenerations); keys--)
@@ -140,7 +140,7 @@ export const devicesOf = async (ctx: Context, model: string): Promise<readonly I
 export const announceApprovals = async (ctx: Context, model: string, then: (device: DeviceId) => Promise<void> = async () => undefined): Promise<void> => {
   await approvalsOf(ctx, model)
   await inChunks(
-    (await devicesOf(ctx, model)).filter((device) => isBound(device) && ctx.bus.online(device.id)),
+    (await devicesOf(ctx, model)).filter((device) => isMeasured(device) && ctx.bus.online(device.id)),
     atOnce,
     async ({ id }) => {
       await sendApprovals(ctx, id, model)

@@ -7,14 +7,15 @@ import type { StateClaims } from '../attestation/claims.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import type { ImaProgress } from '../attestation/ima.ts'
 import { discontinuity, reattest, renewedRecipient, type AskedList } from '../attestation/reattest.ts'
-import { hasIdentity, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
+import { hasIdentity, isMeasured, type Device, type MeasuredDevice, type VerdictRecord } from '../fleet/device.ts'
 import { ask } from './ask.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { converge, convergeDevice } from './converge.ts'
+import { dropDeliveries } from './delivery.ts'
 import { appraised, duePolicy } from './measured.ts'
 import { policyOf } from './membership.ts'
-import { markAudited, perform, type Transaction } from './perform.ts'
+import { markAudited, perform } from './perform.ts'
 import { carryOut, quarantine, released, type Consequence } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
 import { fileListOf } from './release-files.ts'
@@ -40,7 +41,12 @@ export const hearReport = async (ctx: Context, id: DeviceId, report: BodyOf<'rep
   if (session !== undefined) session.resetCount ??= report.resetCount
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
-  const due = isAttestationDue(device, await duePolicy(ctx, device, await policyOf(ctx, id)), { resetCount: report.resetCount, first }, ctx.now())
+  const due = isAttestationDue(
+    { ...device, quotes: isMeasured(device) },
+    await duePolicy(ctx, device, await policyOf(ctx, id)),
+    { resetCount: report.resetCount, first },
+    ctx.now(),
+  )
   if (report.resetCount !== device.reportedResetCount) await noteBoot(ctx, id, report.resetCount)
   if (due.due && due.withholds && session !== undefined) session.withheld = report
   if (due.due) await ask(ctx, id)
@@ -110,14 +116,19 @@ interface Unfinished {
   readonly more: ImaProgress
 }
 
-const decide = async (ctx: Context, session: LiveSession, id: DeviceId, asked: Question, evidence: Evidence): Promise<Decided | Unfinished> => {
-  const device = await ctx.store.get('device', id)
+/** The device as one that can give evidence. */
+const quoting = (device: Device | undefined, id: DeviceId): MeasuredDevice => {
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+  if (!isMeasured(device)) throw new Problem('unsupported', `device ${id} has no TPM`, { reason: 'attest.no-tpm' })
+  return device
+}
+
+const decide = async (ctx: Context, session: LiveSession, id: DeviceId, asked: Question, evidence: Evidence): Promise<Decided | Unfinished> => {
+  const device = quoting(await ctx.store.get('device', id), id)
   const found = await proven(ctx, session, device, asked, evidence)
   if ('more' in found) return found
   return await perform(ctx, { caller: deviceCaller(id, session.from.from), action: 'device.evidence', subject: id }, async (tx): Promise<Decided> => {
-    const row = await ctx.store.get('device', id)
-    if (!hasIdentity(row)) throw new Problem('forbidden', `device ${id} is not enrolled`, { reason: 'device.not-enrolled' })
+    const row = quoting(await ctx.store.get('device', id), id)
     if ('verdict' in found) return { verdict: found, consequence: await quarantine(ctx, tx, row, found), pending: 0 }
     const { state, recipient } = found
     const judged = await judge(ctx, row, state)
@@ -128,18 +139,12 @@ const decide = async (ctx: Context, session: LiveSession, id: DeviceId, asked: Q
     if (verdict.verdict === 'contraindicated') return { verdict, consequence: await quarantine(ctx, tx, known, verdict), pending: 0 }
     const keys = recipient === null ? row.keys : { ...row.keys, recipient }
     tx.update('device', { ...released(known), ...acceptedWith(row.floor, judgement), keys })
-    if (recipient !== null) await dropWrapped(ctx, tx, id)
+    if (recipient !== null) await dropDeliveries(ctx, tx, id)
     tx.note(`${verdict.verdict} ${verdict.reason} ${verdict.release ?? 'unknown firmware'}, resetCount ${state.resetCount}`)
     if (state.ima !== null) tx.note(`${state.ima.entries} measured files${state.ima.pending > 0 ? `, ${state.ima.pending} more not proven yet` : ''}`)
     if (row.state === 'quarantined') tx.note('no longer quarantined')
     return { verdict, consequence: { campaigns: [], owed: null }, pending: state.ima?.pending ?? 0 }
   })
-}
-
-/** What waits for the device is wrapped to the recipient key it had: it is wrapped anew. */
-const dropWrapped = async (ctx: Context, tx: Transaction, device: DeviceId): Promise<void> => {
-  for (const message of await findAll(ctx.store, 'outbox', { where: { device } })) if (message.subject.startsWith('delivery/')) tx.remove('outbox', message)
-  tx.note('new recipient key')
 }
 
 /** What a device has proven: its state, and a new recipient key when one was asked for. */
@@ -149,7 +154,7 @@ interface Proven {
 }
 
 /** The measurement list that was asked for is compared, as it is read, with the files that may run under the releases that the state may be one of. */
-const askedList = async (ctx: Context, { model }: IdentifiedDevice, { attest, ima }: Question): Promise<AskedList | null> => {
+const askedList = async (ctx: Context, { model }: MeasuredDevice, { attest, ima }: Question): Promise<AskedList | null> => {
   if (attest.ima === null) return null
   const releases = await findAll(ctx.store, 'release', { where: { model } })
   const lists = new Map(await Promise.all(releases.map(async (release) => [release.id, await fileListOf(ctx, release)] as const)))
@@ -160,7 +165,7 @@ const askedList = async (ctx: Context, { model }: IdentifiedDevice, { attest, im
 const proven = async (
   ctx: Context,
   session: LiveSession,
-  device: IdentifiedDevice,
+  device: MeasuredDevice,
   question: Question,
   evidence: Evidence,
 ): Promise<Proven | Unfinished | VerdictRecord> => {
@@ -188,8 +193,8 @@ export const orderAttestation = async (ctx: Context, caller: Caller, id: DeviceI
     const device = await ctx.store.get('device', id)
     if (device === undefined) throw new Problem('not-found', `no device ${id}`)
     if (!hasIdentity(device)) throw new Problem('conflict', `device ${id} is ${device.state}: only a device with an identity can attest`)
-    if (device.assurance === 'token' || device.assurance === 'idevid')
-      throw new Problem('unsupported', `device ${id} has no TPM: its ${device.assurance} is all it can prove`, { reason: 'attest.no-tpm' })
+    if (!isMeasured(device))
+      throw new Problem('unsupported', `device ${id} has no TPM: what it proved when it enrolled is all it can prove`, { reason: 'attest.no-tpm' })
     tx.update('device', { ...device, attestOrderedAt: ctx.now() })
   })
   // A crash here: the order stands on the record, the next report finds it.

@@ -5,6 +5,7 @@ import type { RefusalCounter } from '../access/refusals.ts'
 import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
 import type { Campaign, Target } from '../campaigns/campaign.ts'
 import type { Certificate, Intent } from '../ca/certificate.ts'
+import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
 import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
 import type { Authority } from './authority.ts'
 import type { Sessions } from './sessions.ts'
@@ -19,7 +20,8 @@ export interface PendingChallenge {
   readonly purpose: 'enrol' | 'return'
   readonly hello: Uint8Array
   readonly challenge: Uint8Array
-  readonly secret: Uint8Array
+  /** What the answer has to show, encrypted under the KEK; null for methods that share none. */
+  readonly secret: Uint8Array | null
   readonly expires: number
   readonly spentAt: number | null
 }
@@ -72,6 +74,7 @@ export interface Tables {
   outbox: OutboxMessage
   request: RequestRecord
   token: OperatorToken
+  enrolmentToken: EnrolmentToken
   setting: Setting
 }
 export type Table = keyof Tables
@@ -99,6 +102,7 @@ export const indexes = {
   outbox: { device: 'plain' },
   request: {},
   token: { hash: 'unique' },
+  enrolmentToken: { batch: 'plain' },
   setting: {},
 } as const satisfies { readonly [T in Table]: Readonly<Partial<Record<keyof Tables[T] & string, 'plain' | 'unique'>>> }
 

@@ -4,7 +4,7 @@ import { readMessage } from '@fleetkey/protocol/signed.ts'
 import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
-import { hasIdentity, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
+import { hasIdentity, isMeasured, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
 import { ask } from './ask.ts'
@@ -95,7 +95,7 @@ const settle = async (
 
 /** Whether keys wait until the device has attested. */
 const withheld = async (ctx: Context, device: IdentifiedDevice, policy: GroupPolicy): Promise<boolean> => {
-  const due = isAttestationDue(device, await duePolicy(ctx, device, policy), null, ctx.now())
+  const due = isAttestationDue({ ...device, quotes: isMeasured(device) }, await duePolicy(ctx, device, policy), null, ctx.now())
   return due.due && due.withholds
 }
 

@@ -2,11 +2,14 @@ import type { BodyOf, Wrapped } from '@fleetkey/protocol/messages.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { sealTo, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import { wrapForImport } from '@fleetkey/tpm2/import.ts'
-import { pointOf } from '@fleetkey/tpm2/structures.ts'
-import type { EnrolledDevice } from '../fleet/device.ts'
-import { recipientPolicy } from '../fleet/firmware.ts'
+import { inTpm, type EnrolledDevice } from '../fleet/device.ts'
+import { recipientPoint, recipientPolicy } from '../fleet/firmware.ts'
 import type { Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Context } from './context.ts'
+import type { Transaction } from './perform.ts'
+import { findAll } from './rows.ts'
 
 /**
  * Key material for one device only. `sealed`: HPKE to the recipient key. `tpm`: an import blob for the SRK that the AK certified (it never leaves the TPM
@@ -15,10 +18,13 @@ import type { Context } from './context.ts'
 const wrappedFor = (ctx: Context, device: EnrolledDevice, key: ManagedKey, epoch: KeyEpoch): Wrapped => {
   const material = ctx.vault.open(epoch)
   const context: WrapContext = { tenant: ctx.tenant, device: device.id, key: key.id, epoch: epoch.epoch, protection: key.protection, purpose: 'key' }
-  const recipient = pointOf(device.keys.recipient)
+  const { keys } = device
+  const recipient = recipientPoint(keys)
   try {
     if (key.protection === 'sealed') return { protection: 'sealed', sealed: sealTo(recipient, material, context) }
-    const blob = wrapForImport({ parent: device.keys.srk, key: material.bytes(), authPolicy: recipientPolicy(device.keys), random: ctx.random })
+    // Entitlement has seen to it already: a key that is to be in a TPM never goes anywhere else.
+    if (!inTpm(keys)) throw new Problem('internal', `${key.id} is a tpm key, ${device.id} has no TPM`, { reason: 'key.needs-tpm' })
+    const blob = wrapForImport({ parent: keys.srk, key: material.bytes(), authPolicy: recipientPolicy(keys), random: ctx.random })
     const inner = new Secret(blob.innerKey)
     const sealed = sealTo(recipient, inner, { ...context, purpose: 'inner' })
     inner.destroy()
@@ -44,6 +50,12 @@ export const deliveryOf = (
   readOnly: of.as === 'readable',
   wrapped: wrappedFor(ctx, device, of.key, of.epoch),
 })
+
+/** Adds to a commit: what waits for the device is wrapped to a recipient key that it no longer has; it is wrapped anew. */
+export const dropDeliveries = async (ctx: Context, tx: Transaction, device: DeviceId): Promise<void> => {
+  for (const message of await findAll(ctx.store, 'outbox', { where: { device } })) if (message.subject.startsWith('delivery/')) tx.remove('outbox', message)
+  tx.note('new recipient key')
+}
 
 export const activateOf = (holding: Holding, campaign: string | null): BodyOf<'activate'> => ({
   type: 'activate',

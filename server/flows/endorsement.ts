@@ -6,6 +6,7 @@ import { fromPem, pemLabels } from '@fleetkey/protocol/x509/pem.ts'
 import { keyUsages } from '@fleetkey/protocol/x509/oids.ts'
 import { noEndorsementPolicy, type EndorsementPolicy } from '../attestation/endorsement-policy.ts'
 import { isFirmwareVersion } from '../attestation/firmware.ts'
+import type { EndorsementPurpose } from '../attestation/endorsements.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type Device, type Endorsement } from '../fleet/device.ts'
 import type { Context } from './context.ts'
@@ -33,9 +34,20 @@ const issued = (issuer: Certificate, certificate: Certificate): boolean =>
   Buffer.compare(issuer.subject, certificate.issuer) === 0 && certificate.native.verify(issuer.native.publicKey)
 const isRoot = (certificate: Certificate): boolean => issued(certificate, certificate)
 
-/** CAs of a bundle: self-signed ones are trusted themselves, the others only through an issuer that is in the bundle or trusted already. */
-const newRows = (certificates: readonly Certificate[], known: readonly Endorsement[], of: { test: boolean; now: number }): readonly Endorsement[] => {
-  const issuers = [...certificates, ...known.map(({ certificate }) => parseCertificate(certificate))]
+const purposeOf = ({ purpose }: Pick<Endorsement, 'purpose'>): EndorsementPurpose => purpose ?? 'ek'
+
+/** CAs of a bundle: self-signed ones are trusted themselves, the others only through an issuer that is in the bundle or trusted already for the same purpose. */
+const newRows = (
+  certificates: readonly Certificate[],
+  known: readonly Endorsement[],
+  of: { purpose: EndorsementPurpose; test: boolean; now: number },
+): readonly Endorsement[] => {
+  const mine = known.filter((row) => purposeOf(row) === of.purpose)
+  const issuers = [...certificates, ...mine.map(({ certificate }) => parseCertificate(certificate))]
+  const other = known.find((row) => purposeOf(row) !== of.purpose && certificates.some(({ fingerprint }) => fingerprint === row.id))
+  // One CA, one purpose: what vouches for TPMs never comes to vouch for anything else.
+  if (other !== undefined)
+    throw new Problem('conflict', `${other.subject} is trusted for ${purposeOf(other)} already: remove it there first`, { reason: 'endorsement.purpose' })
   return certificates
     .filter(({ fingerprint }) => known.every(({ id }) => id !== fingerprint))
     .map((certificate) => {
@@ -43,7 +55,16 @@ const newRows = (certificates: readonly Certificate[], known: readonly Endorseme
       if (!root && !issuers.some((issuer) => issued(issuer, certificate)))
         throw new Problem('malformed', `${text(certificate)}: import its issuer along with it`, { reason: 'endorsement.no-issuer' })
       const { fingerprint: id, der } = certificate
-      return { id, version: 0, certificate: der, subject: text(certificate), test: of.test, ...(root ? {} : { intermediate: true }), importedAt: of.now }
+      return {
+        id,
+        version: 0,
+        certificate: der,
+        subject: text(certificate),
+        test: of.test,
+        ...(of.purpose === 'idevid' ? { purpose: 'idevid' as const } : {}),
+        ...(root ? {} : { intermediate: true }),
+        importedAt: of.now,
+      }
     })
 }
 
@@ -64,15 +85,19 @@ const withCrl = (rows: Map<string, Endorsement>, der: Uint8Array): void => {
 }
 
 /**
- * Trusts the CAs of a bundle (PEM: roots, intermediates, CRLs) that vouch for EKs. `test` admits a simulator's: what it vouches for is `simulated`, which every
- * report says. Throws Problem: `malformed` for what is no CA or no CRL of one, `conflict` when there is nothing new in it.
+ * Trusts the CAs of a bundle (PEM: roots, intermediates, CRLs) that vouch for EKs, or for IDevIDs. `test` admits a simulator's: what it vouches for is `simulated`,
+ * which every report says. Throws Problem: `malformed` for what is no CA or no CRL of one, `conflict` when there is nothing new in it.
  */
-export const importEndorsement = async (ctx: Context, caller: Caller, input: { certificate: string; test: boolean }): Promise<ImportedEndorsements> => {
+export const importEndorsement = async (
+  ctx: Context,
+  caller: Caller,
+  input: { certificate: string; test: boolean; for?: EndorsementPurpose | undefined },
+): Promise<ImportedEndorsements> => {
   const imported = await perform(ctx, { caller, action: 'endorsement.import', subject: 'endorsement' }, async (tx) => {
     const certificates = blocks('CERTIFICATE', input.certificate).map(readCa)
     const crls = blocks('X509 CRL', input.certificate)
     const known = await findAll(ctx.store, 'endorsement')
-    const fresh = newRows(certificates, known, { test: input.test, now: ctx.now() })
+    const fresh = newRows(certificates, known, { purpose: input.for ?? 'ek', test: input.test, now: ctx.now() })
     const id = certificates[0]?.fingerprint ?? known[0]?.id
     if (id === undefined) throw new Problem('malformed', 'a CRL without the CA that signed it', { reason: 'endorsement.crl-issuer' })
     if (fresh.length === 0 && crls.length === 0) throw new Problem('conflict', `endorsement ${id} is trusted already`)
@@ -81,7 +106,7 @@ export const importEndorsement = async (ctx: Context, caller: Caller, input: { c
     write(tx, rows, known)
     tx.note(
       [
-        ...fresh.map(({ subject }) => `${subject}${input.test ? ': TEST, admits simulated devices' : ''}`),
+        ...fresh.map((row) => `${row.subject} for ${purposeOf(row)}${input.test ? ': TEST, admits simulated devices' : ''}`),
         ...(crls.length > 0 ? [`${crls.length} CRLs`] : []),
       ].join('; '),
     )

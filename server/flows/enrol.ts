@@ -10,20 +10,23 @@ import type { Claims } from '../attestation/claims.ts'
 import { continuity } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
-import { hasIdentity, isBarred, type AdmissibleDevice, type Device, type EnrolledDevice, type IdentifiedDevice, type ManifestEntry } from '../fleet/device.ts'
+import { hardwareOf, hasIdentity, isBarred, isMeasured, type AdmissibleDevice, type Device, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
 import { withinWindow } from './claim-window.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
+import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
+import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
+import { identified, sameRecipient } from './identified.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
-import { hex, messageTo, sha256hex } from './message.ts'
+import { hex, messageTo } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
 import { refuseKnown } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
-import { acceptedWith, judge, tpmRecordOf, type Judgement } from './verdict.ts'
+import { acceptedWith, judgeClaims, tpmRecordOf, type Judgement } from './verdict.ts'
 
 export interface EnrolServices {
   readonly policy: AttestationPolicy
@@ -49,30 +52,41 @@ const attestationPolicy = async (ctx: Context, { policy }: EnrolServices): Promi
   tlsKeys: ctx.authority.profiles['device-tls'].keys,
 })
 
-/** Whose EK a hello shows, proven or not: on whose record it stands that it was refused. */
-const claimedDevice = async (ctx: Context, { presented }: Hello): Promise<DeviceId | null> =>
-  'ek' in presented ? ((await ctx.store.get('manifest', sha256hex(presented.ek)))?.device ?? null) : null
-
-/** Which device this hardware is. Throws Problem('attestation-failed') for an EK that no signed manifest lists. */
-const manifestEntry = async (ctx: Context, presented: Presented): Promise<ManifestEntry> => {
-  const entry = await ctx.store.get('manifest', presented.ekHash)
-  return entry ?? fail('manifest.unknown-ek', `no manifest lists EK ${presented.ekHash}`)
+/** Whose hardware a hello shows, proven or not: on whose record it stands that it was refused. */
+const claimedDevice = async (ctx: Context, hello: Hello): Promise<DeviceId | null> => {
+  const hardware = methodOf(hello.presented).shown(hello)
+  return hardware === null ? null : ((await ctx.store.get('manifest', hardware))?.device ?? null)
 }
 
-/** The device of a manifest entry, if this hardware may be it. The binding of device and EK is immutable. */
+/** Which device this hardware is. Throws Problem('attestation-failed') for hardware that no signed manifest lists. */
+const manifestEntry = async (ctx: Context, hello: Hello, { hardware }: Presented): Promise<ManifestEntry> => {
+  const entry = await ctx.store.get('manifest', hardware)
+  return entry ?? fail(methodOf(hello.presented).reasons.unlisted, `no manifest lists ${hardware}`)
+}
+
+/** The binding of device and hardware is immutable; a board without hardware key is, from its enrolment on, its LDevID key. */
+const checkBinding = (device: Device, hello: Hello, of: Pick<Presented, 'hardware' | 'ldevidSpki'>): void => {
+  if (!hasIdentity(device)) return
+  const bound = hardwareOf(device.keys)
+  if (bound !== of.hardware) fail(methodOf(hello.presented).reasons.otherHardware, `device ${device.id} is bound to ${bound}`)
+  if (hello.presented.method === 'token' && Buffer.compare(device.keys.ldevidSpki, of.ldevidSpki) !== 0)
+    fail('token.identity-exists', `device ${device.id} has an identity with another LDevID key`)
+}
+
+/** The device of a manifest entry, if this hardware may be it. */
 const admissible = async (ctx: Context, from: DeviceRef, hello: Hello, presented: Presented, entry: ManifestEntry): Promise<AdmissibleDevice> => {
-  if (entry.serial !== hello.serial) fail('manifest.serial-mismatch', `EK ${presented.ekHash} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
+  if (entry.serial !== hello.serial) fail('manifest.serial-mismatch', `${presented.hardware} belongs to serial ${entry.serial}, claimed was ${hello.serial}`)
   if (from.device !== null && from.device !== entry.device)
-    throw new Problem('forbidden', `the connection of ${from.device} presented the EK of ${entry.device}`, { reason: 'enrol.other-device' })
+    throw new Problem('forbidden', `the connection of ${from.device} presented the hardware of ${entry.device}`, { reason: 'enrol.other-device' })
   const device = await ctx.store.get('device', entry.device)
   if (device === undefined) throw new Problem('internal', `manifest entry ${entry.id} without device ${entry.device}`)
   if (isBarred(device)) throw new Problem('forbidden', `device ${device.id} is ${device.state}`, { reason: `device.${device.state}` })
-  if (hasIdentity(device) && device.keys.ekHash !== presented.ekHash) fail('identity.other-ek', `device ${device.id} is bound to EK ${device.keys.ekHash}`)
+  checkBinding(device, hello, presented)
   await withinWindow(ctx, device)
   return device
 }
 
-/** Runs one half of an enrolment; its refusal is audited, and kept on the record of the device when the EK is known. */
+/** Runs one half of an enrolment; its refusal is audited, and kept on the record of the device when the hardware is known. */
 const audited = async <R>(ctx: Context, intent: Intent, known: { device: DeviceId | null }, work: () => Promise<R>): Promise<R> => {
   try {
     return await work()
@@ -85,8 +99,8 @@ const audited = async <R>(ctx: Context, intent: Intent, known: { device: DeviceI
 }
 
 /**
- * First round trip. Checks what can be checked (signature by the presented LDevID key, public areas, EK certificate, manifest, device)
- * before it makes a credential for the AK name that it computed itself. The signed challenge, whose row is durable by then.
+ * First round trip. Checks what can be checked (signature by the presented LDevID key, keys, certificates, manifest, device, token) before it makes the
+ * challenge. The signed challenge, whose row is durable by then.
  */
 export const startEnrolment = async (ctx: Context, services: EnrolServices, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
   const hello = bodyOf(message, 'hello')
@@ -99,27 +113,26 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
     const method = methodOf(hello.presented)
     const presented = method.present(hello, await endorsementsOf(ctx), await attestationPolicy(ctx, services), ctx.now())
     verifyMessage(message, presented.ldevidSpki)
-    const entry = await manifestEntry(ctx, presented)
+    const entry = await manifestEntry(ctx, hello, presented)
     known.device = entry.device
-    await admissible(ctx, from, hello, presented, entry)
-    const secret = new Secret(ctx.random(32))
+    await tokenFor(ctx, hello, await admissible(ctx, from, hello, presented, entry))
     const id = ctx.random(16)
+    const firmware = (await firmwareOf(ctx, entry.model)).policy
+    let shared: Secret | undefined
+    const share = (): Secret => (shared = new Secret(ctx.random(32)))
     const expires = ctx.now() + challengeLife
     const body: Challenge = {
       type: 'challenge',
       challenge: id,
       hello: sha256(message.bytes),
       random: ctx.random(32),
-      credential: method.credential(hello, presented, secret, ctx.random),
-      selection,
-      firmware: (await firmwareOf(ctx, entry.model)).policy,
+      demanded: method.demand(hello, { share, selection, firmware, random: ctx.random }),
       expires,
     }
     const challenge = await messageTo(ctx, ctx.authority.roles.challenge, from.client, body)
-    const [wrapped] = await ctx.kms.wrap([{ key: ctx.authority.kek, plaintext: secret, context: secretContext(ctx.tenant, hex(id)) }])
-    secret.destroy()
-    if (wrapped === undefined) throw new Problem('internal', 'the KMS wrapped nothing')
-    await perform(ctx, { ...intent, subject: entry.device, detail: `purpose ${hello.purpose}, EK ${presented.ekHash}` }, async (tx) => {
+    const secret = shared === undefined ? null : await keep(ctx, shared, hex(id))
+    const detail = `purpose ${hello.purpose}, method ${hello.presented.method}, hardware ${presented.hardware}`
+    await perform(ctx, { ...intent, subject: entry.device, detail }, async (tx) => {
       if ((await ctx.store.count('challenge')) >= maxWaiting)
         throw new Problem('rate-limited', 'too many enrolments are waiting', { reason: 'challenge.too-many', retryAfterSeconds: 5 })
       // One waiting challenge per connection: a second hello replaces the first.
@@ -130,7 +143,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
         purpose: hello.purpose,
         hello: message.bytes,
         challenge,
-        secret: wrapped,
+        secret,
         expires,
         spentAt: null,
       })
@@ -141,8 +154,23 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
   })
 }
 
+/** What a challenge shares with the right device, for the database: it decrypts nothing alone. */
+const keep = async (ctx: Context, secret: Secret, id: string): Promise<Uint8Array> => {
+  const [wrapped] = await ctx.kms.wrap([{ key: ctx.authority.kek, plaintext: secret, context: secretContext(ctx.tenant, id) }])
+  secret.destroy()
+  if (wrapped === undefined) throw new Problem('internal', 'the KMS wrapped nothing')
+  return wrapped
+}
+
+const kept = async (ctx: Context, { id, secret: wrapped }: PendingChallenge): Promise<Secret | null> => {
+  if (wrapped === null) return null
+  const [secret] = await ctx.kms.unwrap([{ key: ctx.authority.kek, wrapped, context: secretContext(ctx.tenant, id) }])
+  if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
+  return secret
+}
+
 /**
- * Second round trip, three commits: spend the challenge; intent rows; certificates, device and the recorded answer. The signed identity.
+ * Second round trip, commit by commit: spend the challenge; spend the token, where one lets the device in; intent rows; certificates, device and the recorded answer. The signed identity.
  * A repeated answer (same request id) gets the same identity.
  */
 export const finishEnrolment = async (ctx: Context, services: EnrolServices, from: DeviceRef, message: SignedMessage): Promise<Uint8Array> => {
@@ -161,20 +189,21 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     const [endorsements, policy] = await Promise.all([endorsementsOf(ctx), attestationPolicy(ctx, services)])
     const method = methodOf(hello.presented)
     const presented = method.present(hello, endorsements, policy, ctx.now())
-    const entry = await manifestEntry(ctx, presented)
+    const entry = await manifestEntry(ctx, hello, presented)
     known.device = entry.device
     const device = await admissible(ctx, from, hello, presented, entry)
-    const [secret] = await ctx.kms.unwrap([{ key: ctx.authority.kek, wrapped: pending.secret, context: secretContext(ctx.tenant, id) }])
-    if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
+    const token = await tokenFor(ctx, hello, device)
+    const secret = token === null ? await kept(ctx, pending) : await verifierOf(ctx, token)
     const claims = method.verify(
       { hello, helloBytes: pending.hello, challenge, challengeBytes: pending.challenge, answer },
       { tenant: ctx.tenant, exporter: from.exporter, secret, policy },
       endorsements,
       ctx.now(),
     )
-    secret.destroy()
+    secret?.destroy()
     const approvals = await approvalsFor(ctx, device.model, challenge)
     const verdict = await judged(ctx, device, hello, claims)
+    if (token !== null) await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello, device)
     return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, approvals, pending })
   })
 }
@@ -214,21 +243,24 @@ const spend = async (ctx: Context, caller: Caller, from: DeviceRef, id: string, 
  * has an identity keeps it and is quarantined.
  */
 const judged = async (ctx: Context, device: Device, hello: Hello, claims: Claims): Promise<{ judgement: Judgement; note: string }> => {
-  const judgement = await judge(ctx, device, claims)
+  const judgement = await judgeClaims(ctx, device, claims)
   const { verdict, reason, detail, release } = judgement.verdict
   if (verdict === 'contraindicated' && !hasIdentity(device)) throw new Problem('attestation-failed', detail, { reason })
-  const notes = [`${verdict} ${reason} ${release ?? 'unknown firmware'}`, `assurance ${claims.assurance}`, `resetCount ${claims.resetCount}`]
-  const record = hasIdentity(device) ? tpmRecordOf(device) : null
+  const notes = [`${verdict} ${reason} ${release ?? 'unknown firmware'}`, `assurance ${claims.assurance}`]
+  if (claims.method !== 'tpm2') return { judgement, note: notes.join(', ') }
+  notes.push(`resetCount ${claims.resetCount}`)
+  const record = hasIdentity(device) && isMeasured(device) ? tpmRecordOf(device) : null
   if (record !== null && hello.purpose === 'return' && Buffer.compare(record.srk, claims.srkPublic) !== 0)
     fail('return.other-srk', `device ${device.id} returned with another SRK: it must enrol`)
   notes.push(continuity(record, { ...claims, release }, await endorsementPolicy(ctx)))
   return { judgement, note: notes.join(', ') }
 }
 
-/** What firmware the keys work under that were made for this challenge. */
-const approvalsFor = async (ctx: Context, model: string, { firmware }: Challenge): Promise<ApprovalSet> => {
+/** What firmware the keys work under that were made for this challenge; null for keys in software. */
+const approvalsFor = async (ctx: Context, model: string, { demanded }: Challenge): Promise<ApprovalSet | null> => {
+  if (demanded.method !== 'tpm2') return null
   const approvals = await approvalsOf(ctx, model)
-  if (firmware === null || Buffer.compare(firmware.ref, approvals.ref) !== 0)
+  if (Buffer.compare(demanded.firmware.ref, approvals.ref) !== 0)
     throw new Problem('conflict', `a release of ${model} was withdrawn during the enrolment`, { reason: 'firmware.generation', retryAfterSeconds: 1 })
   return approvals
 }
@@ -241,7 +273,7 @@ interface Admission {
   readonly hello: Hello
   readonly claims: Claims
   readonly verdict: { readonly judgement: Judgement; readonly note: string }
-  readonly approvals: ApprovalSet
+  readonly approvals: ApprovalSet | null
   readonly pending: PendingChallenge
 }
 
@@ -259,19 +291,22 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
     const row = await ctx.store.get('device', device.id)
     if (row === undefined) throw new Problem('not-found', `no device ${device.id}`)
     if (isBarred(row)) throw new Problem('forbidden', `device ${device.id} is ${row.state}`, { reason: `device.${row.state}` })
-    if (hasIdentity(row) && row.keys.ekHash !== claims.ekHash) fail('identity.other-ek', `device ${device.id} is bound to EK ${row.keys.ekHash}`)
+    checkBinding(row, of.hello, claims)
     for (const one of issued) {
       await claimSpki(ctx, tx, one)
       recordIssued(tx, one)
     }
     const { judgement } = of.verdict
-    const next = identified(ctx.now(), row, of, ldevid, tls)
-    if (judgement.verdict.verdict !== 'contraindicated') tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
+    const next = identified(ctx.now(), row, { ...of, verdict: judgement.verdict, ldevid: ldevid.intent.id, tls: tls.intent.id })
+    const accepted = judgement.verdict.verdict !== 'contraindicated'
+    if (accepted) tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
+    // A quarantine takes everything that waits for the device away by itself.
+    if (accepted && hasIdentity(row) && !sameRecipient(row.keys, next.keys)) await dropDeliveries(ctx, tx, device.id)
     tx.insert('request', { id: requestId(of.from, of.message), answer: identity, createdAt: ctx.now() })
     const waiting = await ctx.store.get('challenge', of.pending.id)
     if (waiting !== undefined) tx.remove('challenge', waiting)
-    tx.note(`EK ${claims.ekHash}, LDevID ${ldevid.intent.id}, TLS ${tls.intent.id}`)
-    return judgement.verdict.verdict === 'contraindicated' ? await quarantine(ctx, tx, next, judgement.verdict) : undefined
+    tx.note(`hardware ${claims.hardware}, LDevID ${ldevid.intent.id}, TLS ${tls.intent.id}`)
+    return accepted ? undefined : await quarantine(ctx, tx, next, judgement.verdict)
   })
   // A crash here: the device is enrolled and does not know it; it says hello again and gets certificates for the same identity.
   ctx.step('enrol.issued')
@@ -279,48 +314,6 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   // Signing took its time: what is acceptable may have changed since the verdict.
   else await reappraise(ctx, { devices: [device.id] }, 'acceptance changed during its enrolment')
   return identity
-}
-
-/** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
-const identified = (now: number, row: Device, of: Admission, ldevid: Issued, tls: Issued): IdentifiedDevice => {
-  const { id, version, serial, model, batch, registeredAt } = row
-  const { claims, hello } = of
-  const before = hasIdentity(row) ? row : undefined
-  const device: EnrolledDevice = {
-    id,
-    version,
-    serial,
-    model,
-    batch,
-    registeredAt,
-    lastRefusal: null,
-    state: 'enrolled',
-    keys: {
-      ekHash: claims.ekHash,
-      ak: hello.presented.ak,
-      srk: claims.srkPublic,
-      ldevid: hello.presented.ldevid,
-      recipient: claims.recipientPublic,
-      ldevidSpki: claims.ldevidSpki,
-    },
-    enrolledAt: now,
-    ldevidSerial: ldevid.intent.id,
-    tlsSerial: tls.intent.id,
-    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
-    // What a device was issued while quarantined it may have lost with its memory: the one before that is kept.
-    previousTlsSerial: (before?.state === 'quarantined' ? before.previousTlsSerial : null) ?? before?.tlsSerial ?? null,
-    resetCount: claims.resetCount,
-    reportedResetCount: claims.resetCount,
-    release: before?.release ?? null,
-    floor: before?.floor ?? 0,
-    assurance: claims.assurance,
-    endorsedBy: claims.endorsedBy,
-    verdict: of.verdict.judgement.verdict,
-    attestOrderedAt: null,
-    lastSeenAt: now,
-    agent: hello.agent,
-  }
-  return before?.state === 'quarantined' ? { ...device, state: 'quarantined', quarantinedAt: before.quarantinedAt } : device
 }
 
 /** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */

@@ -13,10 +13,12 @@ import { stationSigned, type Signed } from './station.ts'
 const maxBytes = 16 << 20
 const maxRows = 100_000
 const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}$/)
-/** Printable ASCII without comma and quotes: the same serial in CSV, JSON and a certificate. */
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/)
+/** `ek`, `idevid`: what the hardware is known by; a row with neither is of a board that only a token lets in. Printable ASCII without comma and quotes: the same serial in CSV, JSON and a certificate. */
 const Row = z.strictObject({
   serial: z.string().regex(/^(?!.*[,"'])[\x21-\x7e]{1,64}$/),
-  ek: z.string().regex(/^[0-9a-f]{64}$/),
+  ek: sha256.optional(),
+  idevid: sha256.optional(),
   device: DeviceId.optional(),
   model: name.optional(),
 })
@@ -39,7 +41,8 @@ export interface BatchInput extends Signed {
 
 interface ManifestRow {
   readonly serial: string
-  readonly ek: string
+  /** Key of the manifest (fleet/device.ts). */
+  readonly hardware: string
   readonly device: DeviceId
   readonly model: string
 }
@@ -60,9 +63,12 @@ const parseRow = (value: unknown, at: number, model: string | undefined): Manife
   if (!row.success) return refuseRow(at, `${row.error.issues[0]?.path.join('.') ?? ''} ${row.error.issues[0]?.message ?? 'malformed'}`.trim())
   const device = DeviceId.safeParse(row.data.device ?? row.data.serial.toLowerCase())
   if (!device.success) return refuseRow(at, `serial ${row.data.serial} makes no device id: give one in the column device`)
-  const of = row.data.model ?? model
+  const { serial, ek, idevid, model: own } = row.data
+  const of = own ?? model
   if (of === undefined) return refuseRow(at, 'no model')
-  return { serial: row.data.serial, ek: row.data.ek, device: device.data, model: of }
+  // Two ways in would make the board as strong as the weaker of them.
+  if (ek !== undefined && idevid !== undefined) return refuseRow(at, 'ek and idevid: a board is known by one of them')
+  return { serial, hardware: ek ?? (idevid === undefined ? `serial/${serial}` : `idevid/${idevid}`), device: device.data, model: of }
 }
 
 const text = (bytes: Uint8Array): string => {
@@ -88,31 +94,38 @@ const parseJson = (content: string, input: BatchInput): Manifest => {
   return { batch, claimUntil: claimUntil === undefined ? null : Date.parse(claimUntil), rows: rows.map((row, at) => parseRow(row, at, model)) }
 }
 
-const columns = 'serial,ek,model,device'
+/** The header decides how many fields there are; the fifth is for boards that are known by an IDevID. */
+const headers: readonly string[] = ['serial,ek,model,device', 'serial,ek,model,device,idevid']
 
-/** CSV with exactly our header, no quoting (no field can hold a comma), LF or CRLF. An empty `device` is none. */
+/** CSV with exactly one of our headers, no quoting (no field can hold a comma), LF or CRLF. An empty `ek`, `device` or `idevid` is none. */
 const parseCsv = (content: string, input: BatchInput): Manifest => {
   const batch = name.safeParse(input.batch)
   if (!batch.success) throw new Problem('malformed', 'a CSV manifest needs the name of its batch')
   const lines = content.split('\n').map((line) => (line.endsWith('\r') ? line.slice(0, -1) : line))
   if (lines.at(-1) === '') lines.pop()
-  if (lines[0] !== columns) throw new Problem('malformed', `the first line must be ${columns}`)
+  const header = lines[0] ?? ''
+  if (!headers.includes(header)) throw new Problem('malformed', `the first line must be ${headers.join(' or ')}`)
+  const columns = header.split(',').length
   if (lines.length < 2 || lines.length > maxRows + 1) throw new Problem('malformed', `between 1 and ${maxRows} rows, not ${lines.length - 1}`)
   const rows = lines.slice(1).map((line, at) => {
     const fields = line.split(',')
-    if (fields.length !== 4) return refuseRow(at, `4 fields expected, ${fields.length} found`)
-    const [serial, ek, model, device] = fields
-    return parseRow({ serial, ek, model, ...(device === '' ? {} : { device }) }, at, undefined)
+    if (fields.length !== columns) return refuseRow(at, `${columns} fields expected, ${fields.length} found`)
+    const [serial, ek, model, device, idevid = ''] = fields
+    const given = Object.fromEntries(Object.entries({ ek, device, idevid }).filter(([, value]) => value !== ''))
+    return parseRow({ serial, model, ...given }, at, undefined)
   })
   return { batch: batch.data, claimUntil: null, rows }
 }
 
+/** `ek ab12…`, `idevid ab12…`: as the manifest's author wrote it. */
+const nameOf = (hardware: string): string => (hardware.includes('/') ? hardware.replace('/', ' ') : `ek ${hardware}`)
+
 const refuseDoubles = (rows: readonly ManifestRow[]): void => {
-  for (const field of ['serial', 'ek', 'device'] as const) {
+  for (const field of ['serial', 'hardware', 'device'] as const) {
     const seen = new Map<string, number>()
     for (const [at, row] of rows.entries()) {
       const earlier = seen.get(row[field])
-      if (earlier !== undefined) refuseRow(at, `${field} ${row[field]} already stands in row ${earlier + 1}`)
+      if (earlier !== undefined) refuseRow(at, `${field === 'hardware' ? nameOf(row.hardware) : `${field} ${row[field]}`} already stands in row ${earlier + 1}`)
       seen.set(row[field], at)
     }
   }
@@ -123,12 +136,12 @@ const refuseKnown = async (ctx: Context, rows: readonly ManifestRow[]): Promise<
     throw new Problem('conflict', `row ${at + 1}: ${why}`, { reason: 'batch.row-known' })
   }
   await inChunks(rows, 200, async (row, at) => {
-    const [ek, device, serial] = await Promise.all([
-      ctx.store.get('manifest', row.ek),
+    const [hardware, device, serial] = await Promise.all([
+      ctx.store.get('manifest', row.hardware),
       ctx.store.get('device', row.device),
       ctx.store.find('device', { where: { serial: row.serial }, limit: 1 }),
     ])
-    if (ek !== undefined) conflict(at, `ek ${row.ek} belongs to device ${ek.device} of batch ${ek.batch}`)
+    if (hardware !== undefined) conflict(at, `${nameOf(row.hardware)} belongs to device ${hardware.device} of batch ${hardware.batch}`)
     if (serial[0] !== undefined) conflict(at, `serial ${row.serial} belongs to device ${serial[0].id} of batch ${serial[0].batch}`)
     if (device !== undefined) conflict(at, `device ${row.device} exists in batch ${device.batch}`)
   })
@@ -152,8 +165,8 @@ export const importBatch = async (ctx: Context, caller: Caller, input: BatchInpu
     const importedBy = `${caller.kind}:${caller.id}`
     const claimUntil = earlier(signedUntil, input.claimUntil ?? null)
     tx.insert('batch', { id: batch, station: input.station, rows: rows.length, manifestHash, importedAt: at, importedBy, claimUntil })
-    for (const { serial, ek, device, model } of rows) {
-      tx.insert('manifest', { id: ek, device, serial, model, batch, importedAt: at })
+    for (const { serial, hardware, device, model } of rows) {
+      tx.insert('manifest', { id: hardware, device, serial, model, batch, importedAt: at })
       tx.insert('device', { id: device, state: 'registered', serial, model, batch, registeredAt: at, lastRefusal: null })
     }
     tx.note(`batch ${batch}, ${rows.length} rows, sha256 ${manifestHash}, signed by station ${input.station}, ${windowText(claimUntil)}`)

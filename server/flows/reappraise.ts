@@ -1,16 +1,17 @@
 import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
 import type { Caller } from '../access/caller.ts'
 import { recordedState } from '../attestation/claims.ts'
-import { hasIdentity, type GroupPolicy, type IdentifiedDevice, type Release } from '../fleet/device.ts'
+import { hasIdentity, isMeasured, type GroupPolicy, type IdentifiedDevice, type Release } from '../fleet/device.ts'
 import { strictestPolicy } from '../fleet/policy.ts'
 import { ask } from './ask.ts'
 import type { Context, Setting } from './context.ts'
+import { convergeDevice } from './converge.ts'
 import { lacksList } from './measured.ts'
 import { perform, type Transaction } from './perform.ts'
-import { carryOut, quarantine } from './quarantine.ts'
+import { carryOut, quarantine, released } from './quarantine.ts'
 import { findAll, inChunks } from './rows.ts'
 import { inTurn } from './turn.ts'
-import { judgementOf, type Judgement } from './verdict.ts'
+import { acceptedWith, judgementOf, unmeasuredJudgement, type Judgement } from './verdict.ts'
 
 /** Whose verdicts a change may turn. */
 export type Scope = { readonly model: string } | { readonly group: GroupId } | { readonly devices: readonly DeviceId[] }
@@ -79,10 +80,14 @@ interface Reappraised {
   readonly unmeasured: boolean
 }
 
-/** Every device of the scope that has measured claims on record, with the verdict that they lead to now. */
+/** Every device of the scope that has claims on record, or never measures any, with the verdict that this leads to now. */
 const appraisals = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<readonly Reappraised[]> => {
   const { releasesOf, policyOf } = surroundings(ctx, whatIf)
   const found = await inChunks(await devicesOf(ctx, scope), atOnce, async (device): Promise<Reappraised[]> => {
+    if (!isMeasured(device)) {
+      const { at, claims } = device.verdict
+      return [{ device, judgement: unmeasuredJudgement({ policy: await policyOf(device.id), at, claims }), unmeasured: false }]
+    }
     const state = recordedState(device.verdict.claims)
     if (state === undefined) return []
     const [releases, policy] = await Promise.all([releasesOf(device.model), policyOf(device.id)])
@@ -107,7 +112,8 @@ export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promi
 
 /**
  * Judges the devices of a scope anew by what they proved last: those that are no longer acceptable are quarantined at once; those that may be again are asked
- * for a fresh quote when they are connected (nothing else brings them back), as are those that now need a measurement list. Harmless to repeat.
+ * for a fresh quote when they are connected (nothing else brings them back), as are those that now need a measurement list. A device that has nothing to quote
+ * with was quarantined by policy alone, and comes back by policy. Harmless to repeat.
  */
 export const reappraise = async (ctx: Context, scope: Scope, because: string): Promise<Impact> => {
   const all = await appraisals(ctx, scope, {})
@@ -116,7 +122,9 @@ export const reappraise = async (ctx: Context, scope: Scope, because: string): P
   const hopeful = acceptable.filter(({ device }) => device.state === 'quarantined')
   // Whole lists are large: the others are asked when they next report, and not all in the same second.
   const measuring = acceptable.filter(({ device, unmeasured }) => unmeasured && ctx.bus.online(device.id)).slice(0, listsAtOnce)
-  await inChunks([...hopeful, ...measuring], atOnce, async ({ device }) => await ask(ctx, device.id))
+  await inChunks([...hopeful, ...measuring], atOnce, async ({ device, judgement }) =>
+    isMeasured(device) ? await ask(ctx, device.id) : await readmit(ctx, device.id, judgement, because),
+  )
   return impactOf(all)
 }
 
@@ -135,6 +143,24 @@ const turn = async (ctx: Context, id: DeviceId, judgement: Judgement, because: s
   // A crash here: it is quarantined; the marker of the change has the others judged after the restart.
   ctx.step('attest.quarantined')
   if (consequence !== undefined) await carryOut(ctx, consequence)
+}
+
+/** A device without a TPM that its policy takes again. */
+const readmit = async (ctx: Context, id: DeviceId, judgement: Judgement, because: string): Promise<void> => {
+  await inTurn(
+    ctx.store,
+    `device/${id}`,
+    async () =>
+      await perform(ctx, { caller: system, action: 'device.quarantine', subject: id, detail: because }, async (tx) => {
+        const row = await ctx.store.get('device', id)
+        if (row?.state !== 'quarantined' || row.verdict.at !== judgement.verdict.at) return
+        tx.update('device', { ...released(row), ...acceptedWith(row.floor, judgement) })
+        tx.note('no longer quarantined')
+      }),
+  )
+  // A crash here: it is back; what it lacks it gets with its next report.
+  ctx.step('attest.accepted')
+  await convergeDevice(ctx, id)
 }
 
 const prefix = 'owed-appraisal/'

@@ -1,8 +1,8 @@
-import { appraise, isUnmeasured, type AppraisalPolicy } from '../attestation/appraise.ts'
-import { recordedState, recordOf, type StateClaims } from '../attestation/claims.ts'
+import { appraise, appraiseUnmeasured, isUnmeasured, type AppraisalPolicy } from '../attestation/appraise.ts'
+import { recordedState, recordOf, type Claims, type StateClaims } from '../attestation/claims.ts'
 import type { TpmRecord } from '../attestation/continuity.ts'
 import type { Discontinuity } from '../attestation/reattest.ts'
-import { hasIdentity, type Device, type GroupPolicy, type IdentifiedDevice, type Release, type VerdictRecord } from '../fleet/device.ts'
+import { hasIdentity, type Device, type GroupPolicy, type IdentifiedDevice, type MeasuredDevice, type Release, type VerdictRecord } from '../fleet/device.ts'
 import type { Context } from './context.ts'
 import { policyOf } from './membership.ts'
 import { findAll } from './rows.ts'
@@ -24,6 +24,12 @@ export const judgementOf = (
 ): Judgement => {
   const { verdict, reason, detail, release, number } = appraise(state, device.model, of.releases, appraisalOf(device, of.policy))
   return { verdict: { verdict, reason, detail, release, at: of.at, claims: recordOf(state) }, number }
+}
+
+/** The same for a device that nothing measures. `claims`: what it has proven of itself. */
+export const unmeasuredJudgement = (of: { readonly policy: GroupPolicy; readonly at: number; readonly claims: VerdictRecord['claims'] }): Judgement => {
+  const { verdict, reason, detail, release, number } = appraiseUnmeasured(of.policy)
+  return { verdict: { verdict, reason, detail, release, at: of.at, claims: of.claims }, number }
 }
 
 /** Firmware may be as it should be on a TPM that is not what it was. What the firmware is already refused for comes first. */
@@ -50,6 +56,12 @@ const withList = (device: Device, state: StateClaims, policy: GroupPolicy, judge
       }
     : judgement
 
+/** The judgement on what a device has proven in its enrolment. */
+export const judgeClaims = async (ctx: Context, device: Device, claims: Claims): Promise<Judgement> =>
+  claims.method === 'tpm2'
+    ? await judge(ctx, device, claims)
+    : unmeasuredJudgement({ policy: await policyOf(ctx, device.id), at: ctx.now(), claims: claims.facts })
+
 /** What an accepted verdict leaves on the record: the release, and a floor that only rises. */
 export const acceptedWith = (floor: number, { verdict, number }: Judgement): Pick<IdentifiedDevice, 'release' | 'floor' | 'verdict' | 'attestOrderedAt'> => ({
   release: verdict.release,
@@ -59,7 +71,7 @@ export const acceptedWith = (floor: number, { verdict, number }: Judgement): Pic
 })
 
 /** What the record of a device says of its TPM. What its last quote said counts only for the boot that is recorded: a later one may not have verified. */
-export const tpmRecordOf = ({ keys, resetCount, verdict }: IdentifiedDevice): TpmRecord => {
+export const tpmRecordOf = ({ keys, resetCount, verdict }: MeasuredDevice): TpmRecord => {
   const last = recordedState(verdict.claims)
   const quoted = last?.resetCount === resetCount ? last : null
   return { srk: keys.srk, resetCount, release: quoted === null ? null : verdict.release, quoted }

@@ -4,6 +4,7 @@ import { emptyLog, extend } from '@fleetkey/server/audit/chain.ts'
 import type { AuditEntry } from '@fleetkey/server/audit/entry.ts'
 import { rootOf } from '@fleetkey/server/audit/tree.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
+import type { EnrolmentToken } from '@fleetkey/server/fleet/enrolment-token.ts'
 import type { RegisteredDevice } from '@fleetkey/server/fleet/device.ts'
 import type { Changes, Store, Write } from '@fleetkey/server/flows/context.ts'
 
@@ -128,6 +129,35 @@ export const storeConformance = (name: string, open: () => Promise<Store>): void
       )
       expect(verdicts.filter(({ committed }) => committed)).toHaveLength(1)
       expect((await store.checkpoint()).size).toBe(2)
+    })
+
+    test('of sixty-four that spend one token exactly one wins; tokens are found by batch', async () => {
+      const token: EnrolmentToken = {
+        id: 'a1',
+        version: 0,
+        batch: 'b1',
+        device: null,
+        verifier: Uint8Array.of(1, 2),
+        createdAt: 1,
+        createdBy: 'operator:alice',
+        expiresAt: 2,
+        revokedAt: null,
+        spent: null,
+      }
+      await store.commit(
+        change({ table: 'enrolmentToken', do: 'insert', row: token }, { table: 'enrolmentToken', do: 'insert', row: { ...token, id: 'a2', batch: 'b2' } }),
+      )
+      const spend = (at: number): Write => ({
+        table: 'enrolmentToken',
+        do: 'update',
+        row: { ...token, version: 1, spent: { at, device: DeviceId.parse(`d${at}`), key: 'k' } },
+      })
+      const verdicts = await Promise.all(Array.from({ length: 64 }, async (_, at) => await store.commit(change(spend(at)))))
+      const winner = verdicts.findIndex(({ committed }) => committed)
+      expect(verdicts.filter(({ committed }) => committed)).toHaveLength(1)
+      expect(await store.find('enrolmentToken', { where: { batch: 'b1' }, limit: 9 })).toEqual([
+        { ...token, version: 2, spent: { at: winner, device: `d${winner}`, key: 'k' } },
+      ])
     })
 
     test('a unique value is free again in the same commit that gives it up', async () => {

@@ -88,11 +88,13 @@ export const certificatesWereIntended = async ({ store }: Evidence): Promise<voi
   for (const { id, state, profile } of await rows(store, 'intent')) assert.notEqual(state, 'open', `I6: intent ${id} (${profile}) is still open`)
 }
 
-/** I7: a challenge is spent once. */
+/** I7: a challenge is spent once, and so is an enrolment token. */
 export const challengesAreSpentOnce = ({ log, devices }: Evidence): void => {
   const spent = [...log.matchAll(/challenge ([0-9a-f]{32}) spent/g)].map(([, id]) => id)
   assert.equal(new Set(spent).size, spent.length, 'I7: a challenge was spent twice')
   assert.ok(spent.length >= devices.length, 'I7: a device was enrolled without a challenge')
+  const tokens = [...log.matchAll(/token ([0-9a-f]{32}) spent/g)].map(([, id]) => id)
+  assert.equal(new Set(tokens).size, tokens.length, 'I7: an enrolment token was spent twice')
 }
 
 /** I9: the audit log verifies, and says each effect once. */

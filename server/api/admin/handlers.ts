@@ -14,6 +14,7 @@ import { blastRadius } from '../../flows/blast-radius.ts'
 import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
+import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
@@ -43,6 +44,7 @@ import {
   signedView,
   stationView,
   targetView,
+  tokenView,
 } from './views.ts'
 
 export interface ServerFacts {
@@ -181,6 +183,27 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'endorsement.policy.set'({ caller, body }) {
       const change = Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined))
       return await setEndorsementPolicy(ctx, caller, change)
+    },
+
+    async 'token.create'({ caller, body }) {
+      const { validFor, ...order } = body
+      const tokens = await createTokens(ctx, caller, { ...order, life: validFor })
+      return {
+        tokens: tokens.map(({ id, text, expiresAt }) => {
+          const token = Buffer.from(text.bytes()).toString('latin1')
+          text.destroy()
+          return { id, token, expiresAt }
+        }),
+      }
+    },
+    async 'token.list'({ caller, query }) {
+      read(caller)
+      const where = query.batch === undefined ? {} : { where: { batch: query.batch } }
+      return await pageOf(ctx, 'enrolmentToken', { ...page(query), ...where }, (row) => tokenView(row, ctx.now()))
+    },
+    async 'token.revoke'({ caller, params }) {
+      await revokeToken(ctx, caller, params.id)
+      return done
     },
 
     async 'group.create'({ caller, body }) {

@@ -10,7 +10,18 @@ import { keyGenerationOf } from '../../flows/approvals.ts'
 import type { BatchEffect } from '../../flows/batch-order.ts'
 import type { BlastRadius } from '../../flows/blast-radius.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
-import { hasIdentity, type Batch, type Device, type Endorsement, type Group, type GroupPolicy, type Release, type Station } from '../../fleet/device.ts'
+import {
+  hasIdentity,
+  isMeasured,
+  type Batch,
+  type Device,
+  type Endorsement,
+  type Group,
+  type GroupPolicy,
+  type Release,
+  type Station,
+} from '../../fleet/device.ts'
+import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
@@ -19,7 +30,7 @@ import type { SignedByStation } from '../../flows/station.ts'
 import type { ManagedKey } from '../../keys/key.ts'
 
 /** Rows as operators see them: no key material, no ciphertext. */
-type Item<N extends 'station.list' | 'release.list' | 'endorsement.list' | 'device.list' | 'batch.list' | 'campaign.targets' | 'audit.list'> =
+type Item<N extends 'token.list' | 'station.list' | 'release.list' | 'endorsement.list' | 'device.list' | 'batch.list' | 'campaign.targets' | 'audit.list'> =
   ResponseOf<N>['items'][number]
 
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64')
@@ -97,10 +108,11 @@ export const policyView = (kept: GroupPolicy): ResponseOf<'group.policy.get'> =>
   return { ...policy, releases: releases === 'any' ? releases : [...releases] }
 }
 
-export const endorsementView = ({ id, subject, test, intermediate, certificate, crl, importedAt }: Endorsement): Item<'endorsement.list'> => ({
+export const endorsementView = ({ id, subject, purpose, test, intermediate, certificate, crl, importedAt }: Endorsement): Item<'endorsement.list'> => ({
   id,
   subject,
   test,
+  for: purpose ?? 'ek',
   kind: intermediate === true ? 'intermediate' : 'root',
   notAfter: parseCertificate(certificate).notAfter,
   crlUntil: crl === undefined ? null : parseCrl(crl).nextUpdate,
@@ -137,6 +149,25 @@ const imaView = (device: Device): ResponseOf<'device.show'>['ima'] => {
   return { entries, at: device.verdict.at, pending, violations, unlisted }
 }
 
+/** What the manifest says of a device's hardware. */
+const hardwareView = (hardware: string): Pick<ResponseOf<'device.show'>, 'method' | 'ekHash' | 'idevidHash'> => {
+  if (hardware.startsWith('serial/')) return { method: 'token', ekHash: null, idevidHash: null }
+  if (hardware.startsWith('idevid/')) return { method: 'idevid', ekHash: null, idevidHash: hardware.slice('idevid/'.length) }
+  return { method: 'tpm2', ekHash: hardware === '' ? null : hardware, idevidHash: null }
+}
+
+const tokenState = ({ spent, revokedAt, expiresAt }: EnrolmentToken, now: number): Item<'token.list'>['state'] => {
+  if (spent !== null) return 'spent'
+  if (revokedAt !== null) return 'revoked'
+  return expiresAt <= now ? 'expired' : 'waiting'
+}
+
+export const tokenView = (token: EnrolmentToken, now: number): Item<'token.list'> => {
+  const { id, batch, device, createdAt, createdBy, expiresAt, revokedAt, spent } = token
+  const state = tokenState(token, now)
+  return { id, batch, device, state, createdAt, createdBy, expiresAt, revokedAt, spentAt: spent?.at ?? null, spentBy: spent?.device ?? null }
+}
+
 export const deviceView = async (ctx: Context, device: Device): Promise<ResponseOf<'device.show'>> => {
   const [certificates, members, holdings, manifest] = await Promise.all([
     allOf(ctx, 'certificate', { device: device.id }),
@@ -160,7 +191,8 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     revokedAt: device.state === 'revoked' ? device.revokedAt : null,
     revocationReason: device.state === 'revoked' ? device.reason : null,
     revocationCode: device.state === 'revoked' ? (device.code ?? null) : null,
-    ekHash: manifest[0]?.id ?? null,
+    ...hardwareView(manifest[0]?.id ?? ''),
+    measured: hasIdentity(device) ? isMeasured(device) : null,
     certificates: certificates.map(({ id, profile, status, notBefore, notAfter, der }) => ({
       serial: id,
       profile,

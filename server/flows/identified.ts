@@ -1,0 +1,60 @@
+import type { Hello } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Claims } from '../attestation/claims.ts'
+import { hasIdentity, type Device, type DeviceKeys, type EnrolledDevice, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
+import { recipientPoint } from '../fleet/firmware.ts'
+
+/** Whether what is wrapped for the one opens with the other. */
+export const sameRecipient = (one: DeviceKeys, other: DeviceKeys): boolean => Buffer.compare(recipientPoint(one), recipientPoint(other)) === 0
+
+const keysOf = (claims: Claims, { presented }: Hello): DeviceKeys => {
+  const { hardware, ldevidSpki } = claims
+  if (claims.method !== 'tpm2') return { hardware, recipientSpki: claims.recipientSpki, ldevidSpki }
+  if (presented.method !== 'tpm2') throw new Problem('internal', 'claims of another method than the hello')
+  const { ak, ldevid } = presented
+  return { ekHash: hardware, ak, srk: claims.srkPublic, ldevid, recipient: claims.recipientPublic, ldevidSpki }
+}
+
+/** What a device is admitted with. `ldevid`, `tls`: serials (hex) of its certificates. */
+export interface Admitted {
+  readonly hello: Hello
+  readonly claims: Claims
+  readonly verdict: VerdictRecord
+  readonly ldevid: string
+  readonly tls: string
+}
+
+/** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
+export const identified = (now: number, row: Device, { hello, claims, verdict, ldevid, tls }: Admitted): IdentifiedDevice => {
+  const { id, version, serial, model, batch, registeredAt } = row
+  const before = hasIdentity(row) ? row : undefined
+  const resetCount = claims.method === 'tpm2' ? claims.resetCount : 0
+  const device: EnrolledDevice = {
+    id,
+    version,
+    serial,
+    model,
+    batch,
+    registeredAt,
+    lastRefusal: null,
+    state: 'enrolled',
+    keys: keysOf(claims, hello),
+    enrolledAt: now,
+    ldevidSerial: ldevid,
+    tlsSerial: tls,
+    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
+    // What a device was issued while quarantined it may have lost with its memory: the one before that is kept.
+    previousTlsSerial: (before?.state === 'quarantined' ? before.previousTlsSerial : null) ?? before?.tlsSerial ?? null,
+    resetCount,
+    reportedResetCount: resetCount,
+    release: before?.release ?? null,
+    floor: before?.floor ?? 0,
+    assurance: claims.assurance,
+    endorsedBy: claims.endorsedBy,
+    verdict,
+    attestOrderedAt: null,
+    lastSeenAt: now,
+    agent: hello.agent,
+  }
+  return before?.state === 'quarantined' ? { ...device, state: 'quarantined', quarantinedAt: before.quarantinedAt } : device
+}
