@@ -42,6 +42,8 @@ describe('with real boards', () => {
     for (const group of ['plant', 'yard']) await call().call('key.grant', { params: { id: 'telemetry' }, body: { group } })
     for (const machine of machines) agents.push(world.agent(machine))
     await until('all use the key', () => using(agents, 'telemetry', 1), 60_000)
+    const proven = async (name: string): Promise<boolean> => (await show(name)).holdings.some(({ stage }) => stage === 'active')
+    await until('all have proven it', async () => (await proven(first)) && (await proven(second)) && (await proven(third)), 60_000)
   }, 120_000)
   afterAll(async () => await world.stop())
 

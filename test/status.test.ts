@@ -1,7 +1,6 @@
 import { execFile } from 'node:child_process'
 import { createHash, randomBytes, randomInt, verify } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -20,6 +19,7 @@ import { prepareCertificates, recordIssued } from '@fleetkey/server/flows/issue.
 import { perform } from '@fleetkey/server/flows/perform.ts'
 import { testContext, type TestContext } from './harness.ts'
 import { survey } from './mutations.ts'
+import { freePort } from './ports.ts'
 import { hasProgram } from './programs.ts'
 import { spkiPair } from './spki.ts'
 import { openWorld, until, type World } from './world.ts'
@@ -38,14 +38,6 @@ const keyBits = (spki: Uint8Array): Uint8Array => {
 const output = async (program: string, ...args: readonly string[]): Promise<string> => {
   const done = await run(program, args).catch((error: { stdout: string; stderr: string }) => error)
   return `${done.stdout}\n${done.stderr}`
-}
-
-const freePort = async (): Promise<number> => {
-  const server = createServer()
-  await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', () => resolve()))
-  const { port } = server.address() as AddressInfo
-  await new Promise((resolve) => server.close(resolve))
-  return port
 }
 
 describe.skipIf(!hasProgram('openssl'))('judged by openssl and certtool', () => {

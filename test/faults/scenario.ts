@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync, existsSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, Refused, Unreachable, type Call, type Client } from '@fleetkey/cli/client.ts'
@@ -9,6 +8,7 @@ import type { OperationName, ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import type { DeviceEvidence } from '../invariants/evidence.ts'
 import { invariants, sameValues } from '../invariants/invariants.ts'
+import { freePort } from '../ports.ts'
 import { supervise, type Supervised } from './supervised.ts'
 
 /** How long it took from the restart to the end. */
@@ -18,14 +18,6 @@ export interface ScenarioResult {
 }
 
 const sleep = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
-
-const freePorts = async (count: number): Promise<readonly number[]> => {
-  const servers = Array.from({ length: count }, () => createServer())
-  await Promise.all(servers.map(async (server) => await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))))
-  const ports = servers.map((server) => (server.address() as AddressInfo).port)
-  await Promise.all(servers.map(async (server) => await new Promise<void>((resolve) => void server.close(() => resolve()))))
-  return ports
-}
 
 /** For each step of the path. A restart beside other work takes seconds, and the devices' pauses grow meanwhile. */
 const patience = 90_000
@@ -95,7 +87,7 @@ export const runScenario = async (of: {
 }): Promise<ScenarioResult> => {
   const folder = mkdtempSync(join(tmpdir(), 'fk-fault-'))
   const data = join(folder, 'server')
-  const [mqtt, https] = await freePorts(2)
+  const [mqtt, https] = [await freePort(), await freePort()]
   const server = await supervise({
     script: './server-process.ts',
     args: ['--data', data, '--mqtt-port', String(mqtt), '--https-port', String(https), '--json'],
