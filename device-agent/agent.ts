@@ -1,8 +1,9 @@
 import { dirname } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
-import type { ApprovalSet, Body, BodyOf, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
+import type { ApprovalSet, Body, BodyOf, FirmwarePolicy, TrustBundle } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { trustDigest } from '@fleetkey/protocol/transcript.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import { keyId } from '@fleetkey/protocol/signed.ts'
 import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
@@ -31,7 +32,8 @@ import { prepareRenewal, renewedIdentity } from './renew.ts'
 import { safeClock } from './safe-clock.ts'
 import type { SecureElement } from './secure-element.ts'
 import { isTpmTrouble } from './tpm-trouble.ts'
-import { openTrust } from './trust.ts'
+import { openTrust, type Trust } from './trust.ts'
+import { isTainted, judgeBundle, sourceOf, trustStore } from './trust-bundle.ts'
 import { lockedWords } from './vault.ts'
 
 /** Name and version that devices report. */
@@ -140,6 +142,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   /** Time before which the server's own certificates did not exist: a clock that starts in 1970 is known to be wrong. */
   const born = Math.max(...trustOfSettings.roots.map(({ notBefore }) => notBefore))
   let trust = trustOfSettings
+  /** What the server has told it to believe since, in the place of its configuration. */
+  let bundle: TrustBundle | undefined
 
   const now = (): number => Math.max(options.now(), born, keyring?.time ?? 0)
   const random = options.random
@@ -163,6 +167,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     makeFolder: async (...args) => (alive(), await options.files.makeFolder(...args)),
   }
   const document = (name: string): Document => openDocument({ files, folder: settings.data, name, step, onDamage: (why) => log(`not readable: ${why}`) })
+  const trusted = trustStore(document('trust'), log)
 
   // --- status ---
 
@@ -316,7 +321,12 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   // --- connection ---
 
-  const common = { server: settings.server, trust: [...settings.trust.trust, ...settings.trust.chain], tenant: settings.tenant }
+  const common = () => {
+    const source = bundle === undefined ? settings.trust : sourceOf(bundle)
+    const judge = (leaf: Uint8Array, between: readonly Uint8Array[]): void => void trust.check(leaf, between, now())
+    const known = { server: settings.server, trust: [...source.trust, ...source.chain], tenant: settings.tenant }
+    return (source.retired ?? []).length === 0 ? known : { ...known, judge }
+  }
 
   const disconnect = (): void => {
     const old = link
@@ -326,7 +336,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const open = async (of: Pick<ConnectionOptions, 'client' | 'credentials' | 'topics' | 'onMessage' | 'onClose'>): Promise<Connection> =>
-    await openConnection({ ...common, ...of }, abort.signal)
+    await openConnection({ ...common(), ...of }, abort.signal)
 
   const connectDevice = async (): Promise<void> => {
     if (holder === undefined || identity === undefined) return
@@ -382,14 +392,14 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (dead || current === undefined) return
     try {
       const message = current.channel.receive(payload)
-      if (message !== undefined) handle(message.envelope.body)
+      if (message !== undefined) handle(message.envelope.body, message.kid)
     } catch (thrown) {
       // Not a message of our server, whoever sent it: it changes nothing.
       log(`message not accepted: ${thrown instanceof Problem ? `${thrown.code} ${thrown.message}` : messageOf(thrown)}`)
     }
   }
 
-  const handle = (body: Body): void => {
+  const handle = (body: Body, kid: Uint8Array): void => {
     switch (body.type) {
       case 'welcome':
         return welcome(body)
@@ -403,12 +413,35 @@ export const startAgent = (options: AgentOptions): Agent => {
         return background('renew', acceptRenewal(body))
       case 'approvals':
         return background('approvals', learn(body))
+      case 'trust':
+        return background(
+          'trust',
+          inVault(async () => await believe(body, kid)),
+        )
       case 'refusal':
         return refusal(body)
       default:
         log(`an unexpected ${body.type}`)
     }
   }
+
+  const trustNow = (): Trust => (bundle === undefined ? trustOfSettings : openTrust(sourceOf(bundle)))
+
+  /** Durable first, then in force, then said. */
+  const believe = async (body: TrustBundle, kid: Uint8Array): Promise<void> => {
+    const next = judgeBundle(body, { held: bundle, trust, kid, now: now() })
+    if (next !== undefined) {
+      await trusted.save(body)
+      // A crash here: stored, and not said; the next report says it.
+      step('trust.stored')
+      bundle = body
+      trust = identity === undefined ? next : next.with(identity)
+      log(`trusts as bundle ${body.version} says`)
+    }
+    dispatch({ on: 'trusted', renewWithin: renewWithin() })
+  }
+
+  const renewWithin = (): number | null => (bundle !== undefined && identity !== undefined && isTainted(identity, bundle) ? bundle.renewWithin * 1_000 : null)
 
   const welcome = (body: BodyOf<'welcome'>): void => {
     const floor = keyring?.time ?? 0
@@ -443,6 +476,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       holdings,
       resetCount: await resetCountOf(holder),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
+      trust: bundle === undefined ? null : { version: bundle.version, digest: trustDigest(bundle) },
       agent: agentVersion,
     }
     await current.channel.send(body as BodyOf<'report'>)
@@ -642,7 +676,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     await keep(of, next)
     step('identity.stored')
     identity = next
-    trust = trustOfSettings.with(next)
+    trust = trustNow().with(next)
   }
 
   const renewIdentity = async (session: Uint8Array): Promise<void> => {
@@ -717,9 +751,11 @@ export const startAgent = (options: AgentOptions): Agent => {
     try {
       holder = await openHolder()
       const { vault, known, isReplaced } = holder
+      bundle = await trusted.load()
+      trust = trustNow()
       identity = await vault.identities.load()
       if (identity !== undefined) {
-        trust = trustOfSettings.with(identity)
+        trust = trust.with(identity)
         keyring = await vault.keyring(identity.device)
         await vault.settle(identity, keyring)
         await enrolled(holder)
@@ -735,6 +771,8 @@ export const startAgent = (options: AgentOptions): Agent => {
         held: keyring?.held() ?? [],
         owed: keyring?.owed() ?? [],
       })
+      // What it was told and had not begun when it ended.
+      if (renewWithin() !== null) dispatch({ on: 'trusted', renewWithin: renewWithin() })
     } catch (thrown) {
       if (dead || thrown instanceof Killed) return
       problem = messageOf(thrown)

@@ -18,6 +18,8 @@ export interface ConnectionOptions {
   readonly server: { readonly host: string; readonly port: number }
   /** Root and issuing certificates, DER. */
   readonly trust: readonly Uint8Array[]
+  /** Judges what the server showed (DER: its certificate, and what it sent along) after OpenSSL has, which knows roots and nothing of retired CAs. Throws. */
+  readonly judge?: (leaf: Uint8Array, between: readonly Uint8Array[]) => void
   readonly tenant: string
   /** Client id. */
   readonly client: string
@@ -52,6 +54,14 @@ const connackDeadline = 30_000
 
 /** DECRYPT_ERROR: the issuer has the name the server knows, and another key (a CA that was made anew). */
 const credentialAlert = /ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|UNSUPPORTED_CERTIFICATE|DECRYPT_ERROR)/
+
+/** What the server has sent: its certificate first, then the others in its order, which need not be a chain. */
+const shown = (socket: TLSSocket): readonly Uint8Array[] => {
+  const found = new Map<string, Uint8Array>()
+  for (let one = socket.getPeerX509Certificate(); one !== undefined && !found.has(one.fingerprint256); one = one.issuerCertificate)
+    found.set(one.fingerprint256, Uint8Array.from(one.raw))
+  return [...found.values()]
+}
 
 const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): Promise<TLSSocket> => {
   const { credentials, server } = of
@@ -91,6 +101,12 @@ const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): P
     abort?.addEventListener('abort', aborted)
     if (abort?.aborted === true) return aborted()
     socket.once('secureConnect', () => {
+      try {
+        const [leaf = new Uint8Array(0), ...between] = shown(socket)
+        of.judge?.(leaf, between)
+      } catch (thrown) {
+        return fail(new Error(`the server's certificate: ${thrown instanceof Error ? thrown.message : String(thrown)}`))
+      }
       settled()
       // Nagle's algorithm and delayed acknowledgements together cost 40 ms a message.
       socket.setNoDelay(true)

@@ -169,6 +169,8 @@ export type Event =
   | { readonly on: 'enrol-failed'; readonly code: string | null; readonly retryAfter: number | null }
   | { readonly on: 'renewed'; readonly identity: IdentityFacts }
   | { readonly on: 'renew-failed' }
+  /** Another trust bundle is stored; `renewWithin`: milliseconds over which the renewal that it calls for is spread, null when it calls for none. */
+  | { readonly on: 'trusted'; readonly renewWithin: number | null }
   | { readonly on: 'refused'; readonly code: string; readonly retryAfter: number | null }
   | { readonly on: 'stop' }
 
@@ -282,6 +284,8 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
     }
     case 'renew-failed':
       return [core, [{ do: 'timer', name: 'renew', after: timing.renewRetry * (1 + env.random()) }]]
+    case 'trusted':
+      return trusted(core, event.renewWithin, env)
     case 'refused':
       return refused(core, event, env)
     case 'stop':
@@ -431,6 +435,14 @@ const attested = (core: Core, failed: string | null, env: Environment): Next => 
 const refused = (core: Core, event: Extract<Event, { on: 'refused' }>, env: Environment): Next => {
   if (core.session === null || event.retryAfter === null) return [core, []]
   return [core, [{ do: 'timer', name: 'report', after: Math.round(event.retryAfter * 1_000 * (1 + env.random())) }]]
+}
+
+/** Said at once: the server waits for it. A fleet that leaves a CA does so over time, each device at a moment of its own. */
+const trusted = (core: Core, renewWithin: number | null, env: Environment): Next => {
+  const at = renewWithin === null ? null : env.now + renewWithin * env.random()
+  const renewAt = at === null ? core.renewAt : Math.min(core.renewAt, at)
+  const sooner: Effect[] = at === null || core.session === null ? [] : [{ do: 'timer', name: 'renew', after: Math.max(0, Math.round(renewAt - env.now)) }]
+  return then([{ ...core, renewAt }, sooner], (next) => reporting(next, env))
 }
 
 const queued = (core: Core, work: Work): Next => {

@@ -1,5 +1,7 @@
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { checkTls } from './enrol.ts'
 import type { Identity, PendingRenewal, Store } from './identity.ts'
 import { newTlsKey, tlsCsr } from './tls-key.ts'
@@ -49,5 +51,10 @@ export const renewedIdentity = (of: {
 }): Identity => {
   const { identity, pending, message } = of
   checkTls(of.trust, { ...message, device: identity.device as typeof message.device }, pending.tlsKey, Math.max(of.now, message.time))
-  return { ...identity, tls: message.tls, tlsKey: pending.tlsKey, chain: message.chain, keys: message.keys }
+  const ldevid = message.ldevid ?? identity.ldevid
+  const { spki } = of.trust.check(ldevid, message.chain, Math.max(of.now, message.time))
+  // The LDevID key stays; a new certificate for it comes from a new CA.
+  if (Buffer.compare(spki, parseCertificate(identity.ldevid).spki) !== 0)
+    throw new Problem('forbidden', 'an LDevID certificate for another key', { reason: 'identity.ldevid-key' })
+  return { ...identity, ldevid, tls: message.tls, tlsKey: pending.tlsKey, chain: message.chain, keys: message.keys }
 }

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { Body } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { keyId, readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
@@ -10,6 +11,15 @@ export interface TrustSource {
   readonly trust: readonly Uint8Array[]
   readonly chain: readonly Uint8Array[]
   readonly keys: readonly Uint8Array[]
+  /** SHA-256 of the SubjectPublicKeyInfo of CAs: nothing under a tainted one signs a message, nothing under a retired one counts at all. */
+  readonly tainted?: readonly Uint8Array[]
+  readonly retired?: readonly Uint8Array[]
+}
+
+/** CAs that count less, or no more, by the SHA-256 of their key in hex. */
+interface Denied {
+  readonly tainted: ReadonlySet<string>
+  readonly retired: ReadonlySet<string>
 }
 
 export interface Trust {
@@ -38,9 +48,20 @@ const parseOnce = (der: Uint8Array): Certificate => {
 const distinct = (certificates: readonly Certificate[]): readonly Certificate[] => [...new Map(certificates.map((one) => [one.fingerprint, one])).values()]
 
 /** Builds the trust of one agent. Throws Problem('malformed') for what is no certificate. */
-export const openTrust = (source: TrustSource): Trust => trustOf(source.trust.map(parseOnce), source.chain.map(parseOnce), source.keys.map(parseOnce))
+export const openTrust = ({ tainted = [], retired = [], ...source }: TrustSource): Trust =>
+  trustOf(source.trust.map(parseOnce), source.chain.map(parseOnce), source.keys.map(parseOnce), {
+    tainted: new Set(tainted.map((hash) => Buffer.from(hash).toString('hex'))),
+    retired: new Set(retired.map((hash) => Buffer.from(hash).toString('hex'))),
+  })
 
-const trustOf = (roots: readonly Certificate[], chain: readonly Certificate[], keys: readonly Certificate[]): Trust => {
+/** SHA-256 of its SubjectPublicKeyInfo, hex. */
+const keyHash = ({ spki }: Certificate): string => createHash('sha256').update(spki).digest('hex')
+
+const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate[], keys: readonly Certificate[], denied: Denied): Trust => {
+  const counts = (certificate: Certificate): boolean => !denied.retired.has(keyHash(certificate))
+  const vouches = (certificate: Certificate): boolean => counts(certificate) && !denied.tainted.has(keyHash(certificate))
+  const chain = allOfChain.filter(counts)
+  const vouching = { intermediates: chain.filter(vouches), roots: roots.filter(vouches) }
   /** Validated before: until the first certificate of the chain ends. */
   const valid = new Map<string, { readonly from: number; readonly until: number }>()
 
@@ -48,7 +69,7 @@ const trustOf = (roots: readonly Certificate[], chain: readonly Certificate[], k
     const name = `${role}/${leaf.fingerprint}`
     const known = valid.get(name)
     if (known !== undefined && now >= known.from && now <= known.until) return true
-    const result = validateChain({ leaf, intermediates: chain, roots, at: now, eku: roleEku[role] })
+    const result = validateChain({ leaf, ...vouching, at: now, eku: roleEku[role] })
     if (!result.ok) return false
     valid.set(name, { from: Math.max(...result.chain.map(({ notBefore }) => notBefore)), until: Math.min(...result.chain.map(({ notAfter }) => notAfter)) })
     return true
@@ -57,7 +78,7 @@ const trustOf = (roots: readonly Certificate[], chain: readonly Certificate[], k
   return {
     roots,
     chain,
-    with: (more) => trustOf(roots, distinct([...more.chain.map(parseOnce), ...chain]), distinct([...more.keys.map(parseOnce), ...keys])),
+    with: (more) => trustOf(roots, distinct([...more.chain.map(parseOnce), ...chain]), distinct([...more.keys.map(parseOnce), ...keys]), denied),
     signerOf(kid, roles, now) {
       const candidates = keys.filter(({ spki }) => Buffer.compare(keyId(spki), kid) === 0)
       const found = candidates.find((leaf) => roles.some((role) => believed(leaf, role, now)))
@@ -73,7 +94,8 @@ const trustOf = (roots: readonly Certificate[], chain: readonly Certificate[], k
     },
     check(leaf, intermediates, now) {
       const certificate = parseCertificate(Uint8Array.from(leaf))
-      const result = validateChain({ leaf: certificate, intermediates: [...intermediates.map(parseOnce), ...chain], roots, at: now })
+      const between = [...intermediates.map(parseOnce), ...chain].filter(counts)
+      const result = validateChain({ leaf: certificate, intermediates: between, roots: roots.filter(counts), at: now })
       if (!result.ok)
         throw new Problem('unauthenticated', `a certificate that does not lead to our root: ${result.why} at ${result.at}`, { reason: 'certificate.chain' })
       return certificate
@@ -91,6 +113,7 @@ const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
   retire: ['delivery'],
   attest: ['delivery'],
   approvals: ['delivery'],
+  trust: ['delivery'],
   refusal: ['challenge', 'delivery'],
   manifest: ['challenge', 'delivery'],
 }

@@ -38,6 +38,48 @@ export const Stage = z.enum(['pending', 'delivered', 'installed', 'active', 'ret
 const counts = z.partialRecord(Stage, z.int().min(0))
 
 const tokenId = z.string().regex(/^[0-9a-f]{32}$/)
+export const GenerationState = z.enum(['preparing', 'prepared', 'distributed', 'activating', 'active', 'superseded', 'tainted', 'retiring', 'retired'])
+/** The CA, its generations, and how the fleet stands to the newest trust bundle and the CA that is active or to follow. */
+export const CaView = z.strictObject({
+  /** Of the trust bundle; 1: that of every configuration, which nobody has to acknowledge. */
+  version: z.int(),
+  generations: z.array(
+    z.strictObject({
+      number: z.int(),
+      root: z.int(),
+      state: GenerationState,
+      since: time,
+      issuing: z.string(),
+      notAfter: time.nullable(),
+      /** Devices whose certificates in use come from it; null while it is active. */
+      devices: z.int().nullable(),
+    }),
+  ),
+  roots: z.array(z.strictObject({ number: z.int(), state: z.enum(['unknown', 'trusted', 'tainted', 'retired']) })),
+  readiness: z.strictObject({
+    devices: z.int(),
+    acknowledged: z.int(),
+    waiting: z.int(),
+    away: z.int(),
+    stranded: z.int(),
+    /** When the first of the certificates ends by which devices that are away come back; null when they need none. */
+    until: time.nullable(),
+    first: z.array(z.strictObject({ device: DeviceId, because: z.enum(['waiting', 'stranded']) })),
+  }),
+})
+const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
+const Forced = z.strictObject({ force: z.strictObject({ reason }).nullable().default(null) })
+export const ApprovalView = z.strictObject({
+  id: z.string(),
+  what: z.string(),
+  detail: z.string(),
+  reason: z.string(),
+  state: z.enum(['waiting', 'granted', 'spent', 'expired']),
+  askedBy: z.string(),
+  askedAt: time,
+  expires: time,
+  grantedBy: z.string().nullable(),
+})
 
 export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable() })
 /** What a station signed: to be decided about one by one. */
@@ -401,6 +443,56 @@ export const operations = {
     response: batchOrders,
   },
 
+  'ca.status': { method: 'GET', path: '/api/1/ca', summary: 'The CA, its generations, and the readiness of the fleet', response: CaView },
+  'ca.prepare': {
+    method: 'POST',
+    path: '/api/1/ca/prepare',
+    summary: 'Make the next CA, under the present root or a new one',
+    body: z.strictObject({ root: z.boolean().default(false) }),
+    response: Outcome,
+  },
+  'ca.distribute': { method: 'POST', path: '/api/1/ca/distribute', summary: 'Tell every device of the next CA', response: Outcome },
+  'ca.activate': {
+    method: 'POST',
+    path: '/api/1/ca/activate',
+    summary: 'The next CA signs from now on; refused while a device would be stranded, unless a second person approves',
+    body: Forced,
+    response: Outcome,
+  },
+  'ca.taint': {
+    method: 'POST',
+    path: '/api/1/ca/taint',
+    summary: 'Renew every device away from a CA that was superseded, within so many seconds',
+    body: z.strictObject({ generation: z.int().min(1).optional(), within: z.int().min(0).max(2_592_000).default(86_400) }),
+    response: Outcome,
+  },
+  'ca.retire': {
+    method: 'POST',
+    path: '/api/1/ca/retire',
+    summary: 'Refuse what a tainted CA has issued and destroy its key; refused while devices depend on it, unless a second person approves',
+    body: Forced.extend({ generation: z.int().min(1).optional() }),
+    response: Outcome,
+  },
+  'approval.list': {
+    method: 'GET',
+    path: '/api/1/approvals',
+    summary: 'What waits for a second person',
+    response: z.strictObject({ items: z.array(ApprovalView) }),
+  },
+  'approval.grant': { method: 'POST', path: '/api/1/approvals/{id}/grant', summary: 'Approve what another operator has asked for', response: ApprovalView },
+  'operator.add': {
+    method: 'POST',
+    path: '/api/1/operators',
+    summary: 'Another operator; the token is shown this once',
+    body: z.strictObject({
+      id: name,
+      roles: z
+        .array(z.enum(['owner', 'operator', 'factory', 'auditor']))
+        .min(1)
+        .max(4),
+    }),
+    response: z.strictObject({ id: name, token: z.string() }),
+  },
   'release.import': {
     method: 'POST',
     path: '/api/1/releases',

@@ -137,8 +137,8 @@ export const Identity = z.strictObject({
   device: DeviceId,
   ldevid: certificate.nullable(),
   tls: certificate,
-  chain: z.array(certificate).min(1).max(4),
-  trust: z.array(certificate).min(1).max(4),
+  chain: z.array(certificate).min(1).max(24),
+  trust: z.array(certificate).min(1).max(8),
   keys: z.array(certificate).min(1).max(8),
   approvals: ApprovalSet.nullable(),
   time,
@@ -178,6 +178,8 @@ export const Report = z.strictObject({
   holdings: z.array(z.strictObject({ key: KeyId, epochs: z.array(z.strictObject({ epoch: Epoch, stage: z.enum(['installed', 'active']) })).max(16) })).max(256),
   resetCount: z.int().min(0).max(0xffff_ffff),
   tlsNotAfter: time,
+  /** The trust bundle that it has stored, and trustDigest of it (transcript.ts); null: that of its configuration. This is its acknowledgement. */
+  trust: z.strictObject({ version: z.int().min(1).max(0xffff_ffff), digest: fixed(32) }).nullable(),
   agent: z.string().max(64),
 })
 export type Report = z.infer<typeof Report>
@@ -261,6 +263,24 @@ export type Evidence = z.infer<typeof Evidence>
 export const Approvals = z.strictObject({ type: z.literal('approvals'), ...approvalSet })
 export type Approvals = z.infer<typeof Approvals>
 
+/**
+ * Server → device with identity: whom it believes from now on, in place of its configuration and of every lower version. A device takes a version that is higher
+ * than the one it holds, every root of which it trusts already or finds certified by one that it trusts. `tainted`, `retired`: SHA-256 of the SubjectPublicKeyInfo
+ * of CAs; nothing that a tainted one vouches for signs a message, nothing of a retired one counts at all. `renewWithin`: seconds over which devices spread the
+ * renewal of certificates from such CAs.
+ */
+export const TrustBundle = z.strictObject({
+  type: z.literal('trust'),
+  version: z.int().min(1).max(0xffff_ffff),
+  roots: z.array(certificate).min(1).max(8),
+  chain: z.array(certificate).min(1).max(24),
+  keys: z.array(certificate).min(1).max(32),
+  tainted: z.array(fixed(32)).max(32),
+  retired: z.array(fixed(32)).max(32),
+  renewWithin: z.int().min(0).max(2_592_000),
+})
+export type TrustBundle = z.infer<typeof TrustBundle>
+
 /** Either direction: the next `count` frames (chunks.ts) make up one signed message of `length` bytes with this SHA-256. */
 export const Manifest = z.strictObject({
   type: z.literal('manifest'),
@@ -290,13 +310,26 @@ export const Body = z.discriminatedUnion('type', [
   Attest,
   Evidence,
   Approvals,
+  TrustBundle,
   Manifest,
 ])
 export type Body = z.infer<typeof Body>
 export type BodyOf<T extends Body['type']> = Extract<Body, { type: T }>
 
 export const messagesFromDevice = ['hello', 'answer', 'report', 'acknowledge', 'renew', 'evidence', 'manifest'] as const
-export const messagesFromServer = ['challenge', 'identity', 'refusal', 'welcome', 'delivery', 'activate', 'retire', 'attest', 'approvals', 'manifest'] as const
+export const messagesFromServer = [
+  'challenge',
+  'identity',
+  'refusal',
+  'welcome',
+  'delivery',
+  'activate',
+  'retire',
+  'attest',
+  'approvals',
+  'trust',
+  'manifest',
+] as const
 
 /** What is signed. `device` is the client id (device id, or `e-…` before there is one); `id` names the request for retries and answers. */
 export const Envelope = z.strictObject({

@@ -1,4 +1,5 @@
 import { createHash, createHmac } from 'node:crypto'
+import type { TrustBundle } from './messages.ts'
 import type { Secret } from './secret.ts'
 import { encode } from './cbor.ts'
 
@@ -118,3 +119,6 @@ export const tpmProof = (key: Secret, transcript: Uint8Array): Uint8Array => cre
 
 /** HKDF-Expand with SHA-256, one block (RFC 5869 §2.3). */
 const expand = (key: Secret, info: string): Uint8Array => createHmac('sha256', key.bytes()).update(info).update(Uint8Array.of(1)).digest()
+
+/** What a device says it has stored: over every field of a trust bundle but the type. */
+export const trustDigest = ({ type: _type, ...bundle }: TrustBundle): Uint8Array => hash('fleetkey/1/trust', bundle)

@@ -27,6 +27,7 @@ import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
 import { settleOwedRotations } from './flows/owed-rotation.ts'
 import { perform } from './flows/perform.ts'
+import { settleRollover } from './flows/rollover.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
 import { openFileKms } from './kms/file.ts'
@@ -85,7 +86,9 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
   await sweepIntents(base)
-  const authority = await openAuthority(base, { profiles, status: settings.statusUrl === null ? undefined : statusPlaces(settings.statusUrl) })
+  const { statusUrl } = settings
+  const places = statusUrl === null ? undefined : (key: string) => statusPlaces(statusUrl, key)
+  const authority = await openAuthority(base, { profiles, places })
   const vault = await openVault(base, authority.kek)
   const auditKey = await kms.create('audit-signing', 'audit-signing')
   const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
@@ -108,6 +111,21 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
+  let admin: ReturnType<typeof adminServer> | undefined
+  /** Of the CA that is active now. */
+  const renewTls = async (): Promise<void> => {
+    const fresh = await serverTls(base, authority, names)
+    tls = fresh
+    bus.renew(fresh)
+    admin?.setSecureContext({ key: fresh.key, cert: fresh.cert, minVersion: 'TLSv1.3' })
+  }
+  let signedBy = authority.key
+  authority.onChange(async () => {
+    if (authority.key === signedBy) return
+    await renewTls()
+    signedBy = authority.key
+  })
+  await settleRollover(ctx)
   await settleOwedAppraisals(ctx)
   await settleOwedBatches(ctx)
   await settleOwedRotations(ctx)
@@ -117,18 +135,18 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     version,
     store: 'sqlite',
     kms: settings.passphrase === undefined ? 'file, key file' : 'file, passphrase',
-    bundle: {
+    bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
       tenant: settings.tenant,
       trust: [toPem('CERTIFICATE', authority.root)],
       chain: [toPem('CERTIFICATE', authority.issuing)],
       keys: Object.values(authority.roles).map(({ certificate }) => toPem('CERTIFICATE', certificate)),
-    },
+    }),
     certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
   status?.start()
-  const admin = adminServer(ctx, {
+  admin = adminServer(ctx, {
     tls,
     handlers: adminHandlers(ctx, facts),
     streams: adminStreams(ctx, facts),
@@ -139,11 +157,18 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
 
   const cliFile = join(settings.data, 'cli.json')
   const writeCli = (token: string): void =>
-    replaceFile(cliFile, Buffer.from(`${JSON.stringify({ server: `https://${name}:${httpsPort}`, token, ca: facts.bundle.trust[0] }, null, 2)}\n`))
+    replaceFile(
+      cliFile,
+      Buffer.from(`${JSON.stringify({ server: `https://${name}:${httpsPort}`, token, ca: toPem('CERTIFICATE', authority.root) }, null, 2)}\n`),
+    )
   const known = tokenIn(cliFile)
   await firstToken(base, known, writeCli)
   // The ports may have changed since.
   if (known !== undefined) writeCli(known)
+  authority.onChange(async () => {
+    const token = tokenIn(cliFile)
+    if (token !== undefined) writeCli(token)
+  })
 
   const keepCheckpoint = async (): Promise<void> => {
     try {
@@ -154,15 +179,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   }
   const checkpoints = setInterval(() => void keepCheckpoint(), minute)
   const renewal = setInterval(() => {
-    if (tls.notAfter - now() > 15 * day) return
-    serverTls(base, authority, names).then(
-      (fresh) => {
-        tls = fresh
-        bus.renew(fresh)
-        admin.setSecureContext({ key: fresh.key, cert: fresh.cert, minVersion: 'TLSv1.3' })
-      },
-      (thrown: unknown) => log(`TLS certificate: ${toProblem(thrown).message.slice(0, 500)}`),
-    )
+    if (tls.notAfter - now() <= 15 * day) renewTls().catch((thrown: unknown) => log(`TLS certificate: ${toProblem(thrown).message.slice(0, 500)}`))
   }, 3_600_000)
   let writable = true
   const alarm = setInterval(() => {
@@ -182,8 +199,8 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       await bus.stop()
       await status?.stop()
       await new Promise<void>((resolve) => {
-        admin.close(() => resolve())
-        admin.closeAllConnections()
+        admin?.close(() => resolve())
+        admin?.closeAllConnections()
       })
       await keepCheckpoint()
       await kms.close()

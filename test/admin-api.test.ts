@@ -27,7 +27,7 @@ beforeAll(async () => {
     version: 'test',
     store: 'memory',
     kms: 'file',
-    bundle: { server: 'mqtts://localhost:1', tenant: 'plant', trust: ['t'], chain: ['c'], keys: ['k'] },
+    bundle: () => ({ server: 'mqtts://localhost:1', tenant: 'plant', trust: ['t'], chain: ['c'], keys: ['k'] }),
     certificates: () => [],
     log: { origin: 'fleetkey/plant', key: 'audit-signing', spki: key.spki ?? new Uint8Array() },
   }

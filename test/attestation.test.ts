@@ -139,6 +139,7 @@ const report = async (of: Partial<BodyOf<'report'>> = {}): Promise<Body[]> =>
     holdings: [],
     resetCount: await attester.resetCount(),
     tlsNotAfter: 1,
+    trust: null,
     agent: 'test',
     ...of,
   })

@@ -87,6 +87,7 @@ const report = (of: Partial<BodyOf<'report'>> = {}): Body => ({
   holdings: [],
   resetCount: 1,
   tlsNotAfter: 1,
+  trust: null,
   agent: 'test',
   ...of,
 })

@@ -320,7 +320,7 @@ describe('lists and answers', () => {
     const rows = await end(await issue(40), 'revoked')
     const lists = open()
     await lists.publish()
-    const places = statusPlaces('http://crl.test')
+    const places = statusPlaces('http://crl.test', 'issuing-ca')
     expect(places.crl(rows[0]?.id ?? '')).toBe(`http://crl.test/crl/issuing-${pointOf(rows[0]?.id ?? '')}.crl`)
     expect(serials(lists).toSorted()).toEqual(rows.map(({ id }) => id).toSorted())
     // A list of one point says so in a critical extension: it is never taken for a complete one.

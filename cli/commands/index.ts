@@ -12,6 +12,7 @@ import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
+import { rolloverCommands } from './rollover.ts'
 import { serverCommands } from './server.ts'
 import { tokenCommands } from './token.ts'
 
@@ -22,6 +23,7 @@ export const commands: readonly Command[] = [
   ...releaseCommands,
   ...endorsementCommands,
   ...tokenCommands,
+  ...rolloverCommands,
   ...groupCommands,
   ...policyCommands,
   ...deviceCommands,

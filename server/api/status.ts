@@ -6,13 +6,13 @@ import { pointOf } from '../ca/revocation-list.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import type { Context } from '../flows/context.ts'
 import { ocspResponder } from '../flows/ocsp.ts'
-import { listName, statusLists } from '../flows/status-lists.ts'
+import { authorityName, listName, statusLists } from '../flows/status-lists.ts'
 
-/** Where the lists, the responder and the issuer's certificate are, under the base URL of the listener. */
-export const statusPlaces = (base: string): StatusPlaces => ({
-  crl: (serial) => listPlace(base)(listName({ authority: 'issuing', point: pointOf(serial), delta: false })),
+/** Where the lists, the responder and the issuer's certificate are, under the base URL of the listener; for certificates of the CA with this key. */
+export const statusPlaces = (base: string, key: string): StatusPlaces => ({
+  crl: (serial) => listPlace(base)(listName({ authority: authorityName(key), point: pointOf(serial), delta: false })),
   ocsp: `${base}/ocsp`,
-  issuer: `${base}/ca/issuing.cer`,
+  issuer: `${base}/ca/${authorityName(key)}.cer`,
 })
 
 const listPlace =
@@ -74,10 +74,6 @@ export interface StatusService {
 export const statusService = (ctx: Context, base: string): StatusService => {
   const lists = statusLists(ctx, listPlace(base))
   const responder = ocspResponder(ctx)
-  const certificates = new Map([
-    ['root.cer', ctx.authority.root],
-    ['issuing.cer', ctx.authority.issuing],
-  ])
 
   const ocsp = async (request: Uint8Array | undefined): Promise<Answer> => {
     if (request === undefined) return plain(400, 'no OCSP request')
@@ -101,7 +97,7 @@ export const statusService = (ctx: Context, base: string): StatusService => {
     if (!isRead) return plain(405, 'GET, HEAD, or POST to /ocsp')
     if (path.startsWith('/ocsp/')) return await ocsp(requestIn(path.slice('/ocsp/'.length)))
     if (path.startsWith('/crl/')) return list(path.slice('/crl/'.length))
-    const certificate = path.startsWith('/ca/') ? certificates.get(path.slice('/ca/'.length)) : undefined
+    const certificate = path.startsWith('/ca/') ? ctx.authority.certificates.get(path.slice('/ca/'.length)) : undefined
     if (certificate !== undefined) return { status: 200, type: 'application/pkix-cert', body: certificate, until: ctx.now() + 3_600_000 }
     return plain(404, 'nothing here')
   }

@@ -1,7 +1,16 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 
-export type ProfileName = 'device-identity' | 'device-tls' | 'server-tls' | 'server-signing' | 'ocsp-responder' | 'issuing-ca' | 'root-ca' | 'station'
+export type ProfileName =
+  | 'device-identity'
+  | 'device-tls'
+  | 'server-tls'
+  | 'server-signing'
+  | 'ocsp-responder'
+  | 'issuing-ca'
+  | 'root-ca'
+  | 'cross-ca'
+  | 'station'
 
 /** Written and durable before the signature exists: whatever was signed can be revoked. `id` is the serial, hex. */
 export interface Intent {
@@ -22,6 +31,8 @@ export interface Certificate {
   readonly version: number
   readonly profile: ProfileName
   readonly device: DeviceId | null
+  /** Name of the KMS key of the CA that signed it; absent in rows from before there was more than one: the first. */
+  readonly issuer?: string
   readonly der: Uint8Array
   /** Hex SHA-256 of the DER, and of the SPKI. */
   readonly fingerprint: string

@@ -41,6 +41,8 @@ const authority = { ...own, usages: ['keyCertSign', 'crlSign'], eku: null } as c
 /** What each kind of certificate is. Nothing in a certificate comes from a request but the public key. */
 export const defaultProfiles: Profiles = {
   'root-ca': { ...authority, life: 20 * year, lifeBounds: [5 * year, 30 * year], ca: 1 },
+  // A root's key, certified by another root: over the change from the one to the other.
+  'cross-ca': { ...authority, life: 10 * year, lifeBounds: [year, 20 * year], ca: 1 },
   'issuing-ca': { ...authority, life: 10 * year, lifeBounds: [year, 15 * year], ca: 0 },
   'server-signing': { ...leaf, ...own, life: 2 * year, lifeBounds: [30 * day, 5 * year], eku: 'role' },
   // Renewed 15 days before it ends.

@@ -133,6 +133,8 @@ interface WithIdentity extends DeviceCommon {
   readonly attestOrderedAt: number | null
   /** Ids of the endorsements that vouch for its hardware, nearest first. */
   readonly endorsedBy?: readonly string[]
+  /** The trust bundle that it has acknowledged; absent: none, it trusts what its configuration says. */
+  readonly trust?: { readonly version: number; readonly at: number }
   readonly lastSeenAt: number
   readonly agent: string
 }

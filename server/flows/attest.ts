@@ -21,6 +21,7 @@ import { reappraise } from './reappraise.ts'
 import { fileListOf } from './release-files.ts'
 import { findAll } from './rows.ts'
 import type { LiveSession, Question } from './sessions.ts'
+import { hearTrust } from './trust.ts'
 import { inTurn } from './turn.ts'
 import { acceptedWith, judge, tpmRecordOf, withContinuity } from './verdict.ts'
 
@@ -47,6 +48,7 @@ export const hearReport = async (ctx: Context, id: DeviceId, report: BodyOf<'rep
     { resetCount: report.resetCount, first },
     ctx.now(),
   )
+  await hearTrust(ctx, device, report)
   if (report.resetCount !== device.reportedResetCount) await noteBoot(ctx, id, report.resetCount)
   if (due.due && due.withholds && session !== undefined) session.withheld = report
   if (due.due) await ask(ctx, id)

@@ -10,6 +10,7 @@ import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
 import { findOne } from './rows.ts'
+import { issuerKeyOf } from './trust.ts'
 
 /** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
 export interface Connect {
@@ -44,6 +45,8 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
     throw new Problem('forbidden', `the certificate of ${certificate.device} for ${claimed.data}`, { reason: 'connect.other-device' })
   if (certificate.status !== 'valid')
     throw new Problem('forbidden', `certificate ${certificate.id} is ${certificate.status}`, { reason: `certificate.${certificate.status}` })
+  if (ctx.authority.retired.has(issuerKeyOf(certificate)))
+    throw new Problem('forbidden', `certificate ${certificate.id} comes from a CA that is retired`, { reason: 'certificate.ca-retired' })
   const now = ctx.now()
   if (certificate.notBefore > now || certificate.notAfter < now)
     throw new Problem('expired', `certificate ${certificate.id} is not valid now`, { reason: 'certificate.expired' })

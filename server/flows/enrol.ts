@@ -329,7 +329,7 @@ export const identityMessage = async (
     device: of.device,
     ldevid: of.ldevid?.der ?? null,
     tls: of.tls.der,
-    chain: [ctx.authority.issuing],
+    chain: [...ctx.authority.chainOf(of.tls.der)],
     trust: [ctx.authority.root],
     keys: Object.values(ctx.authority.roles).map(({ certificate }) => certificate),
     approvals: of.approvals,

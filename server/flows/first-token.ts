@@ -1,4 +1,5 @@
-import type { Caller } from '../access/caller.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Caller, Role } from '../access/caller.ts'
 import type { Base } from './context.ts'
 import { sha256hex } from './message.ts'
 import { perform } from './perform.ts'
@@ -31,3 +32,15 @@ export const firstToken = async (ctx: Base, known: string | undefined, keep: (to
 }
 
 const hashOf = (token: string): string => sha256hex(new TextEncoder().encode(token))
+
+/** Another operator. The token (43 characters base64url of 32 random bytes) is in the answer and nowhere else. Throws Problem('conflict') when there is one of this name. */
+export const addOperator = async (ctx: Base, caller: Caller, of: { readonly id: string; readonly roles: readonly Role[] }): Promise<string> => {
+  const token = Buffer.from(ctx.random(32)).toString('base64url')
+  await perform(ctx, { caller, action: 'operator.add', subject: of.id, detail: of.roles.join(', ') }, async (tx) => {
+    if ((await ctx.store.get('token', of.id)) !== undefined) throw new Problem('conflict', `there is an operator ${of.id}`)
+    tx.insert('token', { id: of.id, operator: of.id, roles: of.roles, hash: hashOf(token), createdAt: ctx.now(), expiresAt: null })
+  })
+  // A crash here: an operator whose token nobody knows.
+  ctx.step('operator.added')
+  return token
+}

@@ -53,6 +53,7 @@ export const identified = (now: number, row: Device, { hello, claims, verdict, l
     endorsedBy: claims.endorsedBy,
     verdict,
     attestOrderedAt: null,
+    ...(before?.trust === undefined ? {} : { trust: before.trust }),
     lastSeenAt: now,
     agent: hello.agent,
   }

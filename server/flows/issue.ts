@@ -26,13 +26,17 @@ export interface Issued {
   readonly intent: CertificateIntent
   readonly device: DeviceId | null
   readonly der: Uint8Array
+  /** Name of the KMS key of the CA. */
+  readonly issuer: string
 }
 
 /**
  * The first commit of issuing, and the signatures: the intent rows become durable, each certificate is linted, then all are signed (one KMS batch). Record them
  * with `recordIssued` in the commit of whatever they were ordered for. Throws Problem('internal', reason `lint.RULE`) when one breaks a rule: then none is signed.
  */
-export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
+export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
+  // The active CA may change meanwhile: what is begun with one is signed by it.
+  const issuer: Issuer = { ...by }
   const now = ctx.now()
   const intents = orders.map(({ profile, subject, spki }): CertificateIntent => ({
     id: serialOf(ctx.random(16)),
@@ -56,7 +60,7 @@ export const prepareCertificates = async (ctx: Base, issuer: Issuer, intent: Int
   return intents.map((row, at) => {
     const [data, signature] = [tbs[at], signatures[at]]
     if (data === undefined || signature === undefined) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
-    return { intent: row, device: orders[at]?.device ?? null, der: certificateOf(data, signature) }
+    return { intent: row, device: orders[at]?.device ?? null, der: certificateOf(data, signature), issuer: issuer.key }
   })
 }
 
@@ -90,12 +94,13 @@ const linted = async (
 }
 
 /** Adds the certificate, and the end of its intent, to a commit. */
-export const recordIssued = (tx: Transaction, { intent, device, der }: Issued): void => {
+export const recordIssued = (tx: Transaction, { intent, device, der, issuer }: Issued): void => {
   tx.update('intent', { ...intent, state: 'issued' })
   tx.insert('certificate', {
     id: intent.id,
     profile: intent.profile,
     device,
+    issuer,
     der,
     fingerprint: sha256hex(der),
     spkiHash: sha256hex(intent.spki),
@@ -121,6 +126,13 @@ export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: 
   if (older.status === 'revoked') refuseRequest('key.revoked', `the key of revoked certificate ${older.id} presented by ${String(device)}`)
   if (older.profile !== intent.profile) refuseRequest('key.other-purpose', `the key of ${older.profile} ${older.id} presented for ${intent.profile}`)
   tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
+}
+
+/** A key of the server's own that another certificate is for already: the newest one holds its hash. */
+export const certifyAgain = async (ctx: Base, tx: Transaction, { intent }: Issued): Promise<void> => {
+  const spkiHash = sha256hex(intent.spki)
+  const older = await findOne(ctx.store, 'certificate', { spkiHash })
+  if (older !== undefined) tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
 }
 
 /** Start-up sweep: intents that a crash left open will not be issued any more. */

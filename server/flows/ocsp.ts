@@ -8,7 +8,7 @@ import type { Certificate } from '../ca/certificate.ts'
 import type { Context } from './context.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issuer } from './issue.ts'
 import { perform } from './perform.ts'
-import { authorities, issuerOf, issuers, type AuthorityName } from './status-lists.ts'
+import { issuerOf, issuers, type AuthorityName } from './status-lists.ts'
 
 const second = 1000
 const minute = 60_000
@@ -62,7 +62,9 @@ const responderOf = async (ctx: Context, authority: AuthorityName): Promise<Sign
   if (spki === null) throw new Problem('internal', `KMS key ${key} has no public key`)
   const order = { profile: 'ocsp-responder', subject: `Fleetkey OCSP (${authority}) of ${ctx.tenant}`, spki, device: null } as const
   const intent = { caller: system, action: 'ocsp.responder', subject: authority } as const
-  const [issued] = await prepareCertificates(ctx, issuers(ctx)[authority], intent, [order])
+  const issuer = issuers(ctx).get(authority)
+  if (issuer === undefined) throw new Problem('unsupported', `${authority} answers no more`)
+  const [issued] = await prepareCertificates(ctx, issuer, intent, [order])
   if (issued === undefined) throw new Problem('internal', 'one certificate was ordered')
   await perform(ctx, { ...intent, detail: issued.intent.id }, async (tx) => {
     await claimSpki(ctx, tx, issued)
@@ -107,14 +109,20 @@ export const ocspResponder = (ctx: Context): Responder => {
   const signing = new Map<AuthorityName, Signing>()
   const bySerial = new Map<string, Set<string>>()
   const maySign = limiter(ctx.now)
-  const names = new Map(
-    authorities.flatMap((authority) =>
-      (['sha1', 'sha256'] as const).map((hash) => {
-        const { name, key } = namesOf(issuers(ctx)[authority], hash)
-        return [`${hash}/${name.toString('hex')}/${key.toString('hex')}`, authority] as const
-      }),
-    ),
-  )
+  const namesNow = (): ReadonlyMap<string, AuthorityName> =>
+    new Map(
+      [...issuers(ctx)].flatMap(([authority, issuer]) =>
+        (['sha1', 'sha256'] as const).map((hash) => {
+          const { name, key } = namesOf(issuer, hash)
+          return [`${hash}/${name.toString('hex')}/${key.toString('hex')}`, authority] as const
+        }),
+      ),
+    )
+  let names = namesNow()
+  ctx.authority.onChange(async () => {
+    names = namesNow()
+    said.clear()
+  })
   const authorityOf = (id: CertId): AuthorityName | undefined =>
     names.get(`${id.hash}/${Buffer.from(id.issuerNameHash).toString('hex')}/${Buffer.from(id.issuerKeyHash).toString('hex')}`)
 

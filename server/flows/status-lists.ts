@@ -8,14 +8,19 @@ import type { Context } from './context.ts'
 import type { Issuer } from './issue.ts'
 import { perform } from './perform.ts'
 
-/** The CAs that revoke, each with lists of its own. */
-export const authorities = ['root', 'issuing'] as const
-export type AuthorityName = (typeof authorities)[number]
+/** A CA that revokes, with lists of its own: `root`, `issuing`, and of later generations `root-2`, `issuing-2`. */
+export type AuthorityName = `root${string}` | `issuing${string}`
 
-/** Who has issued a certificate of this profile. */
-export const issuerOf = ({ profile }: Pick<Certificate, 'profile'>): AuthorityName => (profile === 'root-ca' || profile === 'issuing-ca' ? 'root' : 'issuing')
+/** `root-ca-2` is the key of `root-2`. */
+export const authorityName = (key: string): AuthorityName => key.replace('-ca', '') as AuthorityName
 
-export const issuers = (ctx: Context): Readonly<Record<AuthorityName, Issuer>> => ({ root: ctx.authority.byRoot, issuing: ctx.authority })
+/** Who has issued a certificate; rows from before there was more than one CA do not say. */
+export const issuerOf = ({ profile, issuer }: Pick<Certificate, 'profile' | 'issuer'>): AuthorityName =>
+  issuer === undefined ? (profile === 'root-ca' || profile === 'issuing-ca' ? 'root' : 'issuing') : authorityName(issuer)
+
+/** Those whose key is at hand. */
+export const issuers = (ctx: Context): ReadonlyMap<AuthorityName, Issuer> =>
+  new Map([...ctx.authority.issuers].map(([key, issuer]) => [authorityName(key), issuer]))
 
 /** A list as it is handed out. */
 export interface Published {
@@ -76,13 +81,21 @@ const settingOf = (name: AuthorityName): string => `crl/${name}`
  * whenever something changes. `place`: URL of a list by its name. Nothing that is decided here looks at them.
  */
 export const statusLists = (ctx: Context, place: (name: string) => string): StatusLists => {
-  const all = authorities.map((name): Lists => ({ name, list: new RevocationList(), documents: new Map(), complete: undefined, dirty: false }))
+  const known = new Map<AuthorityName, Lists>()
+  /** Lists of every CA that can sign them: of a rollover's next one from when devices are told of it, of a retired one no more. */
+  const all = (): readonly Lists[] =>
+    [...issuers(ctx).keys()].map((name) => {
+      const lists = known.get(name) ?? { name, list: new RevocationList(), documents: new Map(), complete: undefined, dirty: false }
+      known.set(name, lists)
+      return lists
+    })
   let waiting: Certificate[] | undefined = []
   let turn: Promise<void> = Promise.resolve()
 
   const take = (certificates: readonly Certificate[]): void => {
+    const every = all()
     for (const certificate of certificates) {
-      const lists = all.find(({ name }) => name === issuerOf(certificate))
+      const lists = every.find(({ name }) => name === issuerOf(certificate))
       if (lists === undefined) continue
       lists.list.put(certificate, ctx.now())
       lists.dirty = true
@@ -97,7 +110,7 @@ export const statusLists = (ctx: Context, place: (name: string) => string): Stat
   /** Everything that is revoked and was not dropped before the last start. What changes meanwhile is newer than any page read here, and is taken last. */
   const load = async (): Promise<void> => {
     if (waiting === undefined) return
-    const since = new Map(await Promise.all(authorities.map(async (name) => [name, (await kept(name))?.completeAt ?? 0] as const)))
+    const since = new Map(await Promise.all([...issuers(ctx).keys()].map(async (name) => [name, (await kept(name))?.completeAt ?? 0] as const)))
     for (const status of ['revoked', 'held'] as const)
       for (let after: string | undefined; ;) {
         const page: readonly Certificate[] = await ctx.store.find('certificate', {
@@ -132,7 +145,7 @@ export const statusLists = (ctx: Context, place: (name: string) => string): Stat
   const orders = (lists: Lists, of: { number: number; at: number; complete: boolean; base: number }): ReadonlyMap<string, ListOrder> => {
     const made = new Map<string, ListOrder>()
     // The root revokes a handful in its life: one list will do.
-    const scopes: readonly (Point | null)[] = lists.name === 'root' ? [null] : [null, ...points]
+    const scopes: readonly (Point | null)[] = lists.name.startsWith('root') ? [null] : [null, ...points]
     const changed = new Set(lists.list.changed())
     for (const point of scopes) {
       const name = listName({ authority: lists.name, point, delta: false })
@@ -149,7 +162,9 @@ export const statusLists = (ctx: Context, place: (name: string) => string): Stat
   }
 
   const sign = async (lists: Lists, ordered: readonly (readonly [string, ListOrder])[]): Promise<void> => {
-    const { key, purpose, ...issuer } = issuers(ctx)[lists.name]
+    const found = issuers(ctx).get(lists.name)
+    if (found === undefined) throw new Problem('not-found', `the key of ${lists.name} is gone`)
+    const { key, purpose, ...issuer } = found
     const tbs = ordered.map(([, order]) => tbsCertList(issuer, order))
     const signatures = await ctx.kms.sign(tbs.map((data) => ({ key, purpose, data })))
     if (signatures.length !== ordered.length) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
@@ -190,13 +205,13 @@ export const statusLists = (ctx: Context, place: (name: string) => string): Stat
       const next = turn.then(async () => {
         await load()
         // One CA whose key is not at hand does not hold up the other.
-        const rounds = await Promise.allSettled(all.map(async (lists) => await round(lists, complete)))
+        const rounds = await Promise.allSettled(all().map(async (lists) => await round(lists, complete)))
         for (const one of rounds) if (one.status === 'rejected') throw one.reason
       })
       turn = next.catch(() => undefined)
       return next
     },
-    get: (name) => all.find(({ documents }) => documents.has(name))?.documents.get(name),
-    size: () => all.reduce((sum, { list }) => sum + list.size, 0),
+    get: (name) => [...known.values()].find(({ documents }) => documents.has(name))?.documents.get(name),
+    size: () => [...known.values()].reduce((sum, { list }) => sum + list.size, 0),
   }
 }

@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
 import { verifyExport } from '@fleetkey/cli/offline/audit.ts'
+import { decode } from '@fleetkey/protocol/cbor.ts'
+import { validateChain } from '@fleetkey/protocol/x509/path.ts'
+import type { Rollover } from '@fleetkey/server/ca/rollover.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { rows, type DeviceEvidence, type Evidence } from './evidence.ts'
 
@@ -132,6 +135,41 @@ export const stagesAddUp = async ({ store }: Evidence): Promise<void> => {
   }
 }
 
+/**
+ * I19: the next CA is trusted everywhere before it signs. Every certificate for somebody else was intended after the trust bundle that told of its CA; and from
+ * each root that the fleet trusted then a chain of certificates that existed leads to it, so that whoever was away finds it.
+ */
+export const theNextCaWasKnown = async ({ store }: Pick<Evidence, 'store'>): Promise<void> => {
+  const setting = await store.get('setting', 'ca/rollover')
+  if (setting === undefined) return
+  const { generations, history } = decode(setting.value) as Rollover
+  const settings = (await rows(store, 'setting')).filter(({ id }) => id.startsWith('ca/'))
+  const certificateAt = (id: string) => settings.filter((one) => one.id === id).map(({ value }) => parseCertificate(value))[0]
+  const numbered = (name: string, number: number): string => (number === 1 ? name : `${name}/${number}`)
+  const crosses = settings.filter(({ id }) => id.startsWith('ca/cross/')).map(({ value }) => parseCertificate(value))
+  for (const { profile, issuer, id } of await rows(store, 'certificate')) {
+    if (issuer === undefined || !issuer.startsWith('issuing-ca')) continue
+    const number = Number(issuer.slice('issuing-ca-'.length) || '1')
+    const intent = await store.get('intent', id)
+    const generation = generations.find((one) => one.number === number)
+    assert.ok(intent !== undefined && generation !== undefined, `I19: certificate ${id} of ${issuer}, which there is not`)
+    if (number === 1) continue
+    const issuing = certificateAt(numbered('ca/issuing', number))
+    assert.ok(issuing !== undefined, `I19: no certificate of generation ${number}`)
+    // Told of first in the version after the one before which its own certificate was made.
+    const told = history.find(({ at, version }) => version > 1 && at >= issuing.notBefore + 3_600_000)
+    assert.ok(told !== undefined && told.at <= intent.createdAt, `I19: ${profile} ${id} was signed by generation ${number} before anybody was told of it`)
+    const before = history.findLast(({ version }) => version < told.version)
+    for (const root of before?.roots ?? []) {
+      const trusted = certificateAt(numbered('ca/root', root))
+      const way: boolean =
+        trusted !== undefined &&
+        validateChain({ leaf: issuing, intermediates: crosses, roots: [trusted], at: intent.createdAt, leafMayBeCa: true, maxIntermediates: 16 }).ok
+      assert.ok(way, `I19: nothing leads from root ${root} to generation ${number}, which signed ${profile} ${id}`)
+    }
+  }
+}
+
 /** I23: a quarantined device receives no key: nothing waits for it, and the log shows no delivery between its quarantine and the evidence that ended it. */
 export const quarantinedGetNothing = async ({ store, log }: Evidence): Promise<void> => {
   for (const { id } of await store.find('device', { where: { state: 'quarantined' }, limit: 500 }))
@@ -180,6 +218,7 @@ export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)
   auditIsWhole,
   onlyWhatWasSent,
   stagesAddUp,
+  theNextCaWasKnown,
   quarantinedGetNothing,
   barredGetNothing,
 ]

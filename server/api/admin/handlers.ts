@@ -18,6 +18,10 @@ import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
+import { addOperator } from '../../flows/first-token.ts'
+import { caStatus } from '../../flows/ca-status.ts'
+import { activateCa, distributeCa, prepareCa, retireCa, taintCa } from '../../flows/rollover.ts'
+import { approvals, grantApproval } from '../../flows/second-person.ts'
 import { importRelease } from '../../flows/import-release.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
@@ -27,6 +31,7 @@ import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release
 import { placeOf } from '../../campaigns/campaign.ts'
 import type { Handlers, Streams } from './router.ts'
 import {
+  approvalView,
   auditView,
   batchRow,
   blastRadiusView,
@@ -51,7 +56,7 @@ export interface ServerFacts {
   readonly version: string
   readonly store: string
   readonly kms: string
-  readonly bundle: Bundle
+  readonly bundle: () => Bundle
   readonly certificates: () => { name: string; notAfter: number }[]
   /** Key that signs checkpoints, and the log's name. */
   readonly log: { readonly origin: string; readonly key: string; readonly spki: Uint8Array }
@@ -113,7 +118,7 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     async bundle({ caller }) {
       read(caller)
-      return facts.bundle
+      return facts.bundle()
     },
 
     async 'station.list'({ caller }) {
@@ -157,6 +162,21 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     'batch.suspend': async ({ caller, params, body }) => effectView(await orderBatch(ctx, caller, params.id, { order: 'suspend', why: body.reason })),
     'batch.reinstate': async ({ caller, params }) => effectView(await orderBatch(ctx, caller, params.id, { order: 'reinstate', why: 'reinstated' })),
 
+    async 'ca.status'({ caller }) {
+      read(caller)
+      return await caStatus(ctx)
+    },
+    'ca.prepare': async ({ caller, body }) => await prepareCa(ctx, caller, body),
+    'ca.distribute': async ({ caller }) => await distributeCa(ctx, caller),
+    'ca.activate': async ({ caller, body }) => await activateCa(ctx, caller, body.force),
+    'ca.taint': async ({ caller, body }) => await taintCa(ctx, caller, { number: body.generation, within: body.within }),
+    'ca.retire': async ({ caller, body }) => await retireCa(ctx, caller, { number: body.generation, force: body.force }),
+    async 'approval.list'({ caller }) {
+      read(caller)
+      return { items: (await approvals(ctx)).map((one) => approvalView(one, ctx.now())) }
+    },
+    'approval.grant': async ({ caller, params }) => approvalView(await grantApproval(ctx, caller, params.id), ctx.now()),
+    'operator.add': async ({ caller, body }) => ({ id: body.id, token: await addOperator(ctx, caller, body) }),
     'release.import': async ({ caller, body }) => await importRelease(ctx, caller, signed(body)),
     async 'release.list'({ caller, query }) {
       read(caller)

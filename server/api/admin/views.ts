@@ -1,3 +1,4 @@
+import { approvalState, type Approval } from '../../access/approval.ts'
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import type { GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
@@ -282,3 +283,8 @@ export const auditView = ({ sequence, at, caller, from, action, subject, outcome
   code,
   detail,
 })
+
+export const approvalView = (approval: Approval, now: number): ResponseOf<'approval.grant'> => {
+  const { id, what, detail, reason, askedBy, askedAt, expires, grantedBy } = approval
+  return { id, what, detail, reason, state: approvalState(approval, now), askedBy, askedAt, expires, grantedBy }
+}

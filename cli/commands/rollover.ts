@@ -1,0 +1,168 @@
+import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { exit, required, text, UsageError, type Command, type Invocation } from '../command.ts'
+import { facts, table, when } from '../output.ts'
+
+const number = (call: Invocation, option: string): number | undefined => {
+  const given = text(call, option)
+  if (given === undefined) return undefined
+  if (!/^[1-9]\d{0,5}$/.test(given)) throw new UsageError(`--${option} ${given}: not the number of a generation`)
+  return Number(given)
+}
+
+const units: Readonly<Record<string, number>> = { s: 1, m: 60, h: 3_600, d: 86_400 }
+const seconds = (given: string): number => {
+  const found = /^(\d{1,7})([smhd])$/.exec(given)
+  const within = Number(found?.[1]) * (units[found?.[2] ?? ''] ?? Number.NaN)
+  if (!(within <= 2_592_000)) throw new UsageError(`--within ${given}: a time such as 30m, 24h, 7d, at most 30d`)
+  return within
+}
+
+const force = (call: Invocation): { reason: string } | null =>
+  call.options['force'] === true ? { reason: required(text(call, 'reason'), '--reason TEXT with --force') } : null
+
+type Outcome = ResponseOf<'ca.activate'>
+
+/** Exit 3 while it waits for a second person: nothing was done. */
+const tell = (call: Invocation, outcome: Outcome, done: string): number => {
+  const { generation, already, approval } = outcome
+  call.out.result(outcome, () =>
+    approval === null
+      ? `generation ${generation}: ${already ? 'nothing was left to do' : done}`
+      : `nothing was done: another operator has to approve it (fleetkey approval grant ${approval}), then repeat this command`,
+  )
+  return approval === null ? exit.ok : exit.refused
+}
+
+const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.status'>): string =>
+  [
+    table([
+      ['GENERATION', 'ROOT', 'STATE', 'SINCE', 'ISSUING CA', 'UNTIL', 'DEVICES'],
+      ...generations.map((one) => [
+        String(one.number),
+        String(one.root),
+        one.state,
+        one.since === 0 ? '-' : when(one.since),
+        one.issuing,
+        one.notAfter === null ? '-' : when(one.notAfter),
+        one.devices === null ? '-' : String(one.devices),
+      ]),
+    ]),
+    facts({
+      roots: roots.map((root) => `${root.number} ${root.state}`).join(', '),
+      'trust bundle': version === 1 ? '1 (that of the configuration)' : String(version),
+      acknowledged: `${readiness.acknowledged} of ${readiness.devices} devices`,
+      waiting: `${readiness.waiting} are connected and have not acknowledged it`,
+      away: `${readiness.away} are away and come back${readiness.until === null ? '' : ` by certificates that end ${when(readiness.until)}`}`,
+      stranded: `${readiness.stranded} are away and do not come back: they need the bundle of this server (fleetkey server bundle) by hand`,
+      ...(readiness.first.length === 0 ? {} : { first: readiness.first.map(({ device, because }) => `${device} (${because})`).join(', ') }),
+    }),
+  ].join('\n')
+
+const forcing = { force: { type: 'boolean', default: false }, reason: { type: 'string' } } as const
+
+export const rolloverCommands: readonly Command[] = [
+  {
+    name: 'ca status',
+    usage: '',
+    summary: 'generations of the CA, and how many devices know the newest',
+    args: [0, 0],
+    async run(call) {
+      const status = await call.client().call('ca.status')
+      call.out.result(status, () => spoken(status))
+      return exit.ok
+    },
+  },
+  {
+    name: 'ca prepare',
+    usage: '[--root]',
+    summary: 'make the next CA under the present root, with --root under a new one; nobody is told yet',
+    args: [0, 0],
+    options: { root: { type: 'boolean', default: false } },
+    run: async (call) => tell(call, await call.client().call('ca.prepare', { body: { root: call.options['root'] === true } }), 'prepared; next: ca distribute'),
+  },
+  {
+    name: 'ca distribute',
+    usage: '',
+    summary: 'tell every device of the next CA',
+    args: [0, 0],
+    run: async (call) => tell(call, await call.client().call('ca.distribute'), 'distributed; ca status shows who has acknowledged it; next: ca activate'),
+  },
+  {
+    name: 'ca activate',
+    usage: '[--force --reason TEXT]',
+    summary: 'the next CA signs from now on; refused while a device would be stranded, unless another operator approves',
+    args: [0, 0],
+    options: forcing,
+    run: async (call) =>
+      tell(
+        call,
+        await call.client().call('ca.activate', { body: { force: force(call) } }),
+        'active; the one before is accepted until it is retired; next: ca taint',
+      ),
+  },
+  {
+    name: 'ca taint',
+    usage: '[GENERATION] [--within 24h]',
+    summary: 'renew every device away from a CA that was superseded, spread over that time',
+    args: [0, 1],
+    options: { within: { type: 'string', default: '24h' } },
+    async run(call) {
+      const generation = number({ ...call, options: { generation: call.args[0] } }, 'generation')
+      const body = { within: seconds(text(call, 'within') ?? '24h'), ...(generation === undefined ? {} : { generation }) }
+      return tell(call, await call.client().call('ca.taint', { body }), 'tainted; ca status shows how many devices still depend on it; next: ca retire')
+    },
+  },
+  {
+    name: 'ca retire',
+    usage: '[GENERATION] [--force --reason TEXT]',
+    summary: 'refuse what a tainted CA has issued and destroy its key; refused while devices depend on it, unless another operator approves',
+    args: [0, 1],
+    options: forcing,
+    async run(call) {
+      const generation = number({ ...call, options: { generation: call.args[0] } }, 'generation')
+      const body = { force: force(call), ...(generation === undefined ? {} : { generation }) }
+      return tell(call, await call.client().call('ca.retire', { body }), 'retired; its key is destroyed')
+    },
+  },
+  {
+    name: 'approval list',
+    usage: '',
+    summary: 'what waits for a second person',
+    args: [0, 0],
+    async run(call) {
+      const { items } = await call.client().call('approval.list')
+      call.out.result(items, () =>
+        table([
+          ['APPROVAL', 'STATE', 'WHAT', 'ASKED BY', 'BECAUSE', 'UNTIL', 'GRANTED BY', 'DETAIL'],
+          ...items.map((one) => [one.id, one.state, one.what, one.askedBy, one.reason, when(one.expires), one.grantedBy ?? '-', one.detail]),
+        ]),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'approval grant',
+    usage: 'ID',
+    summary: 'approve what another operator has asked for; nobody approves their own',
+    args: [1, 1],
+    async run(call) {
+      const granted = await call.client().call('approval.grant', { params: { id: call.args[0] ?? '' } })
+      call.out.result(granted, () => `${granted.what}: approved; ${granted.askedBy} can repeat the command until ${when(granted.expires)}`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'operator add',
+    usage: 'NAME --role ROLE[,ROLE]',
+    summary: 'another operator (owner, operator, factory, auditor); prints the token this once',
+    args: [1, 1],
+    options: { role: { type: 'string' } },
+    async run(call) {
+      const roles = required(text(call, 'role'), '--role').split(',') as ('owner' | 'operator' | 'factory' | 'auditor')[]
+      if (!roles.every((role) => ['owner', 'operator', 'factory', 'auditor'].includes(role))) throw new UsageError(`--role ${roles.join(',')}: no such role`)
+      const added = await call.client().call('operator.add', { body: { id: call.args[0] ?? '', roles } })
+      call.out.result(added, () => added.token)
+      return exit.ok
+    },
+  },
+]

@@ -1,0 +1,144 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import { trustDigest } from '@fleetkey/protocol/transcript.ts'
+import { validateChain } from '@fleetkey/protocol/x509/path.ts'
+import type { Certificate } from '../ca/certificate.ts'
+import { rootsAt, type Generation } from '../ca/rollover.ts'
+import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
+import { caCertificates, issuingKey } from './authority.ts'
+import type { Base, Context } from './context.ts'
+import { messageTo } from './message.ts'
+import { perform } from './perform.ts'
+import { inChunks } from './rows.ts'
+
+/** Messages that are signed at a time, and certificates that are read at a time. */
+const atOnce = 32
+const pageSize = 1000
+
+const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
+
+/** Name of the key of the CA that has signed a device's certificate. */
+export const issuerKeyOf = ({ issuer }: Pick<Certificate, 'issuer'>): string => issuer ?? issuingKey(1)
+
+/** The version of the trust bundle that a device has acknowledged; 0: none, it trusts what its configuration says. */
+export const acknowledgedVersion = ({ trust }: IdentifiedDevice): number => trust?.version ?? 0
+
+/** Tells a connected device whom to believe. */
+export const sendTrust = async (ctx: Context, device: DeviceId): Promise<void> => {
+  const { bundle, roles } = ctx.authority
+  if (bundle !== null) await ctx.bus.send(device, await messageTo(ctx, roles.delivery, device, bundle))
+}
+
+/** The same for every connected device. The others hear it after their first report. */
+export const announceTrust = async (ctx: Context): Promise<void> =>
+  void (await inChunks(ctx.sessions.devices(), atOnce, async (id) => await sendTrust(ctx, id)))
+
+/**
+ * What a report says of the device's trust: the bundle that is in force is acknowledged by it, for any other the newest is sent. A device that holds less than it
+ * has acknowledged was restored from an old copy; one that holds more than there is shows that this server was.
+ */
+export const hearTrust = async (ctx: Context, device: IdentifiedDevice, { trust }: BodyOf<'report'>): Promise<void> => {
+  const { bundle, rollover } = ctx.authority
+  const [before, said] = [acknowledgedVersion(device), trust?.version ?? 0]
+  const isCurrent = bundle !== null && trust !== null && said === bundle.version && same(trust.digest, trustDigest(bundle))
+  const alarm =
+    said < before
+      ? `ALARM: the device lost trust bundle ${before}, which it had acknowledged`
+      : said > rollover.version
+        ? 'ALARM: this server has never issued it: it was restored from an old copy'
+        : bundle !== null && said === bundle.version && !isCurrent
+          ? 'ALARM: its content is another'
+          : undefined
+  if (alarm !== undefined) ctx.log(`${device.id} reports trust bundle ${said}: ${alarm}`)
+  // What it holds instead counts as nothing acknowledged.
+  const counts = isCurrent || (said < before && said <= rollover.version) ? said : before
+  if (counts !== before) {
+    const caller = { kind: 'device', id: device.id, from: 'report' } as const
+    await perform(ctx, { caller, action: 'device.trust', subject: device.id, detail: `trust bundle ${said}` }, async (tx) => {
+      const row = await ctx.store.get('device', device.id)
+      if (!hasIdentity(row)) return
+      tx.update('device', { ...row, trust: { version: counts, at: ctx.now() } })
+      if (alarm !== undefined) tx.note(alarm)
+    })
+    // A crash here: recorded; the device says it with every report.
+    ctx.step('trust.acknowledged')
+  }
+  if (!isCurrent && said <= rollover.version) await sendTrust(ctx, device.id)
+}
+
+/** How the fleet stands to one version of the bundle and to the CA that is active, or to follow. */
+export interface Readiness {
+  readonly devices: number
+  /** Have acknowledged this version or a newer one. */
+  readonly acknowledged: number
+  /** Are connected and have not: a moment, or something is wrong. */
+  readonly waiting: number
+  /** Are not connected, and come back: certificates lead from what they trust to that CA. */
+  readonly away: number
+  /** Have not acknowledged it, and nothing leads from what they trust to that CA. */
+  readonly stranded: number
+  /** Some of those that wait or are stranded. */
+  readonly first: readonly { readonly device: DeviceId; readonly because: 'waiting' | 'stranded' }[]
+}
+
+const shown = 20
+
+const eachDevice = async (ctx: Base, visit: (device: IdentifiedDevice) => void | Promise<void>): Promise<void> => {
+  for (const state of ['enrolled', 'quarantined'] as const)
+    for (let after: string | undefined; ;) {
+      const page = await ctx.store.find('device', { where: { state }, limit: pageSize, ...(after === undefined ? {} : { after }) })
+      await inChunks(page.filter(hasIdentity), atOnce, async (device) => await visit(device))
+      if (page.length < pageSize) break
+      after = page.at(-1)?.id
+    }
+}
+
+/** Whether certificates that are handed out lead, now, from a device's roots to the CA of this generation. */
+export const leadsTo = async (ctx: Base, generation: Generation): Promise<(roots: readonly number[]) => boolean> => {
+  const { issuing, roots, crosses } = await caCertificates(ctx, generation)
+  const known = new Map<number, boolean>()
+  const from = (number: number): boolean => {
+    const found = known.get(number)
+    if (found !== undefined) return found
+    const root = roots.get(number)
+    const { ok } =
+      root === undefined
+        ? { ok: false }
+        : validateChain({ leaf: issuing, intermediates: crosses, roots: [root], at: ctx.now(), leafMayBeCa: true, maxIntermediates: 16 })
+    known.set(number, ok)
+    return ok
+  }
+  return (numbers) => numbers.some(from)
+}
+
+/** Reads every device: an operator's rare question. */
+export const readiness = async (ctx: Context, version: number, generation: Generation): Promise<Readiness> => {
+  const leads = await leadsTo(ctx, generation)
+  const counts = { devices: 0, acknowledged: 0, waiting: 0, away: 0, stranded: 0 }
+  const first: Readiness['first'][number][] = []
+  await eachDevice(ctx, (device) => {
+    counts.devices++
+    if (acknowledgedVersion(device) >= version) return void counts.acknowledged++
+    const because = ctx.bus.online(device.id) ? 'waiting' : leads(rootsAt(ctx.authority.rollover, acknowledgedVersion(device))) ? 'away' : 'stranded'
+    counts[because]++
+    if (because !== 'away' && first.length < shown) first.push({ device: device.id, because })
+  })
+  return { ...counts, first }
+}
+
+/**
+ * Devices whose identity or TLS certificate comes from the CA with this key and has not run out: they would be refused without it. The TLS certificate before the
+ * newest counts until that one was used: its answer may have been lost on the way.
+ */
+export const devicesUnder = async (ctx: Context, key: string): Promise<readonly DeviceId[]> => {
+  const found: DeviceId[] = []
+  await eachDevice(ctx, async (device) => {
+    const rows = await Promise.all(
+      [device.ldevidSerial, device.tlsSerial, device.previousTlsSerial].map(async (serial) =>
+        serial === null ? undefined : await ctx.store.get('certificate', serial),
+      ),
+    )
+    if (rows.some((row) => row !== undefined && issuerKeyOf(row) === key && row.status === 'valid' && row.notAfter > ctx.now())) found.push(device.id)
+  })
+  return found
+}
