@@ -233,8 +233,10 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
     new Set(rollover.generations.filter(({ state }) => states.includes(state)).map(({ number }) => issuingKey(number)))
   const newerFirst = all.crosses.filter(({ by, of }) => by < of && of <= active.root).toSorted((one, other) => other.of - one.of)
   const chainOf = (ca: Certificate): readonly Uint8Array[] => [ca.der, ...newerFirst.map(({ certificate }) => certificate.der)]
+  const fixed = issuingIssuer(ctx, active.number, issuing.spki, issuance)
   return {
-    ...issuingIssuer(ctx, active.number, issuing.spki, issuance),
+    ...fixed,
+    fixed,
     rollover,
     root: root.der,
     issuing: issuing.der,
