@@ -2,7 +2,15 @@ import { BaseSequencer, type TestSpecification } from 'vitest/node'
 import { defineConfig } from 'vitest/config'
 
 /** Files that take minutes, longest first: begun last, they would keep one worker busy while the other has nothing left to do. */
-const longest = ['test/kill-matrix.test.ts', 'test/software-tpm-mutations.test.ts', 'test/mutations.test.ts', 'test/hostile-broker.test.ts']
+const longest = [
+  'test/rollover.test.ts',
+  'test/rollover-fleet.test.ts',
+  'test/rollover-kill.test.ts',
+  'test/kill-matrix.test.ts',
+  'test/software-tpm-mutations.test.ts',
+  'test/mutations.test.ts',
+  'test/hostile-broker.test.ts',
+]
 
 class LongestFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {

@@ -231,6 +231,8 @@ export const DeviceView = DeviceSummary.extend({
   idevidHash: z.string().nullable(),
   /** Whether a TPM measures its firmware, for ever anew; null before it has an identity. */
   measured: z.boolean().nullable(),
+  /** The trust bundle that it has acknowledged; null: none, it trusts what its configuration says. */
+  trust: z.strictObject({ version: z.int(), at: time }).nullable(),
   certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time, pem: z.string() })),
   groups: z.array(GroupId),
   holdings: z.array(HoldingView),

@@ -3,7 +3,7 @@ import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import { openWorld, until, type World } from './world.ts'
 import { rolloverHolds } from './rollover-evidence.ts'
 
-const count = Number(process.env['FLEETKEY_FLEET'] ?? (process.env['FLEETKEY_LONG'] === '1' ? 10_000 : 120))
+const count = Number(process.env['FLEETKEY_FLEET'] ?? (process.env['FLEETKEY_LONG'] === '1' ? 10_000 : 200))
 const away = Math.round(count * 0.05)
 const patience = 60_000 + count * 300
 /** Boards that start at the same time, and bytes of memory for each of them. */

@@ -88,6 +88,7 @@ export const deviceCommands: readonly Command[] = [
             registeredAt: when(device.registeredAt),
             enrolledAt: when(device.enrolledAt),
             lastSeenAt: when(device.lastSeenAt),
+            trust: device.trust === null ? 'that of its configuration' : `bundle ${device.trust.version}, acknowledged ${when(device.trust.at)}`,
             quarantinedAt: when(device.quarantinedAt),
             verdictAt: when(device.verdictAt),
             suspendedAt: when(device.suspendedAt),

@@ -194,6 +194,7 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     revocationCode: device.state === 'revoked' ? (device.code ?? null) : null,
     ...hardwareView(manifest[0]?.id ?? ''),
     measured: hasIdentity(device) ? isMeasured(device) : null,
+    trust: hasIdentity(device) ? (device.trust ?? null) : null,
     certificates: certificates.map(({ id, profile, status, notBefore, notAfter, der }) => ({
       serial: id,
       profile,
