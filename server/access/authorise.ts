@@ -44,7 +44,7 @@ export const actions = {
   'ca.retire': ['owner'],
   'ca.settle': ['system'],
   'approval.ask': ['owner'],
-  'approval.grant': ['owner', 'operator'],
+  'approval.grant': ['owner'],
   'operator.add': ['owner'],
   'token.create': ['owner'],
   'token.remove': ['owner'],
