@@ -1,8 +1,7 @@
-import { readFileSync } from 'node:fs'
-import { resolve } from 'node:path'
+import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { TenantId } from '@fleetkey/protocol/ids.ts'
-import { Secret } from '@fleetkey/protocol/secret.ts'
 import { z } from 'zod'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
 
@@ -27,7 +26,8 @@ export const Settings = z.strictObject({
   json: z.boolean(),
 })
 export type Settings = z.infer<typeof Settings> & {
-  readonly passphrase: Secret | undefined
+  /** File with the passphrase of the KMS. Its content is for the KMS process alone: it is not read here. */
+  readonly passphraseFile: string | undefined
   /** Lifetimes and kinds of keys of certificates, within the bounds of each profile. */
   readonly profiles: ProfileSettings
 }
@@ -37,14 +37,13 @@ export class SettingsError extends Error {
   override readonly name = 'SettingsError'
 }
 
-const passphraseOf = (path: string | undefined): Secret | undefined => {
+const readable = (path: string | undefined): string | undefined => {
   if (path === undefined) return undefined
   try {
-    const line = readFileSync(path, 'utf8').replace(/\r?\n$/, '')
-    if (line.length < 12) throw new SettingsError(`the passphrase in ${path} is shorter than 12 characters`)
-    return new Secret(Buffer.from(line))
+    accessSync(path, constants.R_OK)
+    return resolve(path)
   } catch (error) {
-    throw error instanceof SettingsError ? error : new SettingsError(`--passphrase-file ${path}: ${error instanceof Error ? error.message : String(error)}`)
+    throw new SettingsError(`--passphrase-file ${path}: ${error instanceof Error ? error.message : String(error)}`)
   }
 }
 
@@ -63,6 +62,12 @@ const fileOf = (path: string | undefined): ConfigFile => {
   const parsed = ConfigFile.safeParse(content)
   if (parsed.success) return parsed.data
   throw new SettingsError(parsed.error.issues.map((issue) => `--config ${path}: ${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; '))
+}
+
+/** What systemd decrypts for this unit alone (`LoadCredentialEncrypted=fleetkey-passphrase:…`). */
+const credential = (folder: string | undefined): string | undefined => {
+  const path = folder === undefined ? undefined : join(folder, 'fleetkey-passphrase')
+  return path !== undefined && existsSync(path) ? path : undefined
 }
 
 const optionOf: Readonly<Record<string, string>> = {
@@ -115,6 +120,6 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   return {
     ...parsed.data,
     profiles: fileOf(values.config ?? env['FLEETKEY_CONFIG']).profiles ?? {},
-    passphrase: passphraseOf(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE']),
+    passphraseFile: readable(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'])),
   }
 }

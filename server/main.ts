@@ -30,7 +30,7 @@ import { perform } from './flows/perform.ts'
 import { settleRollover } from './flows/rollover.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
-import { openFileKms } from './kms/file.ts'
+import { startKms } from './kms/supervisor.ts'
 import { openSqliteStore } from './store/sqlite.ts'
 
 const version = '0.1.0'
@@ -54,6 +54,8 @@ export interface Surroundings {
   /** Called at every named durable step. */
   readonly step?: (name: string) => void
   readonly log?: (line: string) => void
+  /** Told the process id of each KMS process, which a fault run may end. */
+  readonly kmsStarted?: (pid: number) => void
   /** Milliseconds since 1970. */
   readonly now?: () => number
   /** Stands between the broker and everything else. */
@@ -82,7 +84,13 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   chmodSync(settings.data, 0o700)
   // The store's lock is what keeps a second process out: it comes first.
   const store = await openSqliteStore(join(settings.data, 'store'), { now, log, step })
-  const kms = await openFileKms(join(settings.data, 'kms'), { passphrase: settings.passphrase, now, random, step })
+  const kms = await startKms({
+    folder: join(settings.data, 'kms'),
+    passphraseFile: settings.passphraseFile,
+    log,
+    step: around.step,
+    started: around.kmsStarted,
+  })
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
   await sweepIntents(base)
@@ -134,7 +142,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
-    kms: settings.passphrase === undefined ? 'file, key file' : 'file, passphrase',
+    kms: settings.passphraseFile === undefined ? 'file, key file' : 'file, passphrase',
     bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
       tenant: settings.tenant,
@@ -150,7 +158,10 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     tls,
     handlers: adminHandlers(ctx, facts),
     streams: adminStreams(ctx, facts),
-    ready: () => ({ ready: store.health().writable && bus.health().listening, reason: store.health().reason }),
+    ready: () => {
+      const [{ writable, reason }, keys] = [store.health(), kms.health()]
+      return { ready: writable && keys.open && bus.health().listening, reason: reason ?? keys.reason }
+    },
   })
   const httpsPort = await listen(admin, settings.httpsPort, settings.host)
   const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
@@ -251,7 +262,7 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
         `  operators  https://${settings.host}:${httpsPort}`,
         ...(httpPort === null ? [] : [`  status     http://${settings.host}:${httpPort} (revocation lists, OCSP)`]),
         `  data       ${settings.data} (store/, kms/)`,
-        `  KEK        ${settings.passphrase === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
+        `  KEK        ${settings.passphraseFile === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
         `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,
         '',
       ].join('\n'),

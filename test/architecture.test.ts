@@ -117,6 +117,20 @@ it('imports only downwards', () => {
   expect(wrong).toEqual([])
 })
 
+/** What holds private keys, or opens them. */
+const keyCode = ['file', 'master', 'cell', 'process', 'lock'].map((name) => `server/kms/${name}.ts`)
+
+it('loads the code that opens private keys in the KMS process only', () => {
+  const [reached, next] = [new Set<string>(), ['server/main.ts']]
+  for (let path = next.pop(); path !== undefined; path = next.pop()) {
+    if (reached.has(path)) continue
+    reached.add(path)
+    next.push(...importsOf(path).ours.filter((target) => target.endsWith('.ts')))
+  }
+  expect(reached.has('server/kms/supervisor.ts')).toBe(true)
+  expect(keyCode.filter((path) => !files.includes(path) || reached.has(path))).toEqual([])
+})
+
 it('keeps each foreign library in its place', () => {
   const wrong = files.flatMap((path) =>
     isTest(path) || under(path, 'test')

@@ -136,6 +136,20 @@ afterAll(() => rmSync(factory, { recursive: true, force: true }))
 /** Milliseconds from the restart to the end of the whole path. */
 const durations: number[] = []
 
+/** Durable steps at which the KMS process alone is ended: its own, and some of the server's, where it waits. */
+const kmsPoints = [
+  'kms.key-file',
+  'kms.header',
+  'kms.key',
+  'kms.key#4',
+  'kms.uses',
+  'kms.uses#3',
+  'setup.ca/root',
+  'enrol.spent',
+  'issue.intended#7',
+  'rotate.started',
+]
+
 const killed = async (at: { readonly server?: string; readonly boards?: string }): Promise<void> => {
   const { kills, afterRestart } = await runScenario({
     factory,
@@ -157,6 +171,14 @@ test('every step that the path reaches is in the tables', { timeout: 240_000 }, 
 
 describe.concurrent('kill -9 of the server at', { timeout: 240_000 }, () => {
   test.for([...serverSteps, ...serverPoints])('%s', async (at) => await killed({ server: at }))
+})
+
+describe.concurrent('kill -9 of the KMS process at', { timeout: 240_000 }, () => {
+  test.for(kmsPoints)('%s', async (at) => {
+    // The server lives: nobody but it notices.
+    const { kills } = await runScenario({ factory, serials: [...serials], server: { FLEETKEY_KILL_AT: at, FLEETKEY_KILL_KMS: '1' } })
+    expect(kills).toBe(0)
+  })
 })
 
 describe.concurrent('kill -9 of the agent, with its TPM, at', { timeout: 240_000 }, () => {

@@ -1,9 +1,10 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll } from 'vitest'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
+import { startKms } from '@fleetkey/server/kms/supervisor.ts'
 import { kmsConformance } from './conformance/kms.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'fleetkey-kms-'))
@@ -18,3 +19,14 @@ const inFolder = (options: Parameters<typeof openFileKms>[1]) => async () => {
 
 kmsConformance('file, key file', inFolder({}))
 kmsConformance('file, passphrase', inFolder({ passphrase: new Secret(Buffer.from('correct horse battery')) }))
+
+const behindSocket = (passphraseFile?: string) => async () => {
+  const own = join(folder, String(++count))
+  const again = async () => await startKms({ folder: own, passphraseFile, log: () => undefined })
+  return { kms: await again(), again }
+}
+const passphraseFile = join(folder, 'passphrase')
+writeFileSync(passphraseFile, 'correct horse battery\n', { mode: 0o600 })
+
+kmsConformance('process, key file', behindSocket())
+kmsConformance('process, passphrase', behindSocket(passphraseFile))

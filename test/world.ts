@@ -186,6 +186,7 @@ export interface World {
 export const openWorld = async (
   of: {
     readonly step?: (name: string) => void
+    readonly kmsStarted?: (pid: number) => void
     readonly folder?: string
     readonly args?: readonly string[]
     readonly now?: () => number
@@ -198,6 +199,7 @@ export const openWorld = async (
     await startServer(readSettings(['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])], {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),
+      ...(of.kmsStarted === undefined ? {} : { kmsStarted: of.kmsStarted }),
       ...(of.now === undefined ? {} : { now: of.now }),
       ...(of.bus === undefined ? {} : { bus: of.bus }),
     })

@@ -4,11 +4,12 @@ import { join } from 'node:path'
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
-import { z } from 'zod'
 import type { Kms, KmsKey, KmsKeyPurpose } from '../flows/context.ts'
 import { open, seal } from './cell.ts'
 import { removeFile, removeLeftovers, replaceFile } from './durable.ts'
 import { openMaster } from './master.ts'
+import { isKeyName, isPurpose, mustMatch, purposes } from './policy.ts'
+import { hasExactly, isCount } from './shape.ts'
 
 export interface FileKmsOptions {
   /** Protects the folder; without one a key file does. */
@@ -21,32 +22,27 @@ export interface FileKmsOptions {
   readonly step?: (name: string) => void
 }
 
-const purposes = {
-  'root-ca': 'ec',
-  'issuing-ca': 'ec',
-  'server-tls': 'ec',
-  'challenge-signing': 'ec',
-  'delivery-signing': 'ec',
-  'group-signing': 'ec',
-  'release-signing': 'ec',
-  'audit-signing': 'ec',
-  'ocsp-signing': 'ec',
-  kek: 'aes',
-} as const satisfies Readonly<Record<KmsKeyPurpose, 'ec' | 'aes'>>
-
-const namePattern = /^[a-z0-9][a-z0-9-]{0,63}$/
 const suffix = '.key.cbor'
 const maxFile = 4096
 
-const KeyFile = z.strictObject({
-  format: z.literal('fleetkey/kms-key/1'),
-  name: z.string().regex(namePattern),
-  purpose: z.enum(Object.keys(purposes) as [KmsKeyPurpose, ...KmsKeyPurpose[]]),
-  createdAt: z.int(),
-  uses: z.int().min(0),
-  cell: z.custom<Uint8Array>((value) => value instanceof Uint8Array),
-})
-type KeyFile = z.infer<typeof KeyFile>
+interface KeyFile {
+  readonly format: 'fleetkey/kms-key/1'
+  readonly name: string
+  readonly purpose: KmsKeyPurpose
+  /** Milliseconds since 1970. */
+  readonly createdAt: number
+  readonly uses: number
+  readonly cell: Uint8Array
+}
+
+const isKeyFile = (value: unknown): value is KeyFile =>
+  hasExactly(value, ['format', 'name', 'purpose', 'createdAt', 'uses', 'cell']) &&
+  value['format'] === 'fleetkey/kms-key/1' &&
+  isKeyName(value['name']) &&
+  isPurpose(value['purpose']) &&
+  Number.isSafeInteger(value['createdAt']) &&
+  isCount(value['uses'], 0, Number.MAX_SAFE_INTEGER) &&
+  value['cell'] instanceof Uint8Array
 
 interface LiveKey {
   file: KeyFile
@@ -81,12 +77,13 @@ const load = (folder: string, entry: string, master: KeyObject): LiveKey => {
   const path = join(folder, entry)
   const tampered = (): Problem => new Problem('internal', `${path} is damaged or was tampered with`, { reason: 'kms.tampered' })
   if (statSync(path).size > maxFile) throw tampered()
-  let file: KeyFile
+  let file: unknown
   try {
-    file = KeyFile.parse(decode(readFileSync(path)))
+    file = decode(readFileSync(path))
   } catch {
     throw tampered()
   }
+  if (!isKeyFile(file)) throw tampered()
   const material = entry === `${file.name}${suffix}` ? open(master, file.cell, keyContext(file)) : undefined
   if (material === undefined) throw tampered()
   try {
@@ -170,8 +167,7 @@ export const openFileKms = async (folder: string, options: FileKmsOptions = {}):
   return {
     async create(name, purpose) {
       if (closed) throw new Problem('unavailable', 'the KMS is closed', { reason: 'kms.closed' })
-      if (!namePattern.test(name) || !Object.hasOwn(purposes, purpose))
-        throw new Problem('malformed', 'not a name or purpose of a KMS key', { reason: 'kms.name' })
+      if (!isKeyName(name) || !isPurpose(purpose)) throw new Problem('malformed', 'not a name or purpose of a KMS key', { reason: 'kms.name' })
       return view(keys.has(name) ? need(name, purpose) : make(name, purpose))
     },
     async describe(name) {
@@ -184,7 +180,9 @@ export const openFileKms = async (folder: string, options: FileKmsOptions = {}):
       // All are checked before the first is signed: a refused batch has signed nothing.
       const ready = batch.map(({ key, purpose, data }) => {
         if (purpose === 'kek') throw new Problem('forbidden', 'the KEK does not sign', { reason: 'kms.purpose' })
-        return { key: need(key, purpose), data }
+        const ready = { key: need(key, purpose), data }
+        mustMatch(purpose, data)
+        return ready
       })
       return ready.map(({ key, data }) => {
         use(key)

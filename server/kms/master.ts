@@ -4,29 +4,39 @@ import { join } from 'node:path'
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
-import { z } from 'zod'
 import { open, seal } from './cell.ts'
 import { replaceFile } from './durable.ts'
+import { hasExactly, isBytes, isCount } from './shape.ts'
 
 /** RFC 9106 §4, second recommended option: 64 MiB, three passes, four lanes. */
 const cost = { memory: 65_536, passes: 3, parallelism: 4 } as const
 
-const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
+interface Cost {
+  /** KiB. */
+  readonly memory: number
+  readonly passes: number
+  readonly parallelism: number
+}
+type Header = { readonly format: 'fleetkey/kms/1'; readonly check: Uint8Array } & (
+  | { readonly kind: 'file' }
+  | ({ readonly kind: 'passphrase'; readonly salt: Uint8Array } & Cost)
+)
 
-/** Bounds also what a tampered header could make the server spend: 1 GiB, 64 passes. */
-const Header = z.discriminatedUnion('kind', [
-  z.strictObject({
-    format: z.literal('fleetkey/kms/1'),
-    kind: z.literal('passphrase'),
-    salt: bytes.refine((salt) => salt.length === 32),
-    memory: z.int().min(8192).max(1_048_576),
-    passes: z.int().min(1).max(64),
-    parallelism: z.int().min(1).max(64),
-    check: bytes,
-  }),
-  z.strictObject({ format: z.literal('fleetkey/kms/1'), kind: z.literal('file'), check: bytes }),
-])
-type Header = z.infer<typeof Header>
+/** Bounds also what a tampered header could make the process spend: 1 GiB, 64 passes. */
+const isHeader = (value: unknown): value is Header => {
+  const common = (header: Record<string, unknown>): boolean => header['format'] === 'fleetkey/kms/1' && isBytes(header['check'], 64)
+  if (hasExactly(value, ['format', 'kind', 'check'])) return common(value) && value['kind'] === 'file'
+  return (
+    hasExactly(value, ['format', 'kind', 'salt', 'memory', 'passes', 'parallelism', 'check']) &&
+    common(value) &&
+    value['kind'] === 'passphrase' &&
+    isBytes(value['salt'], 32) &&
+    value['salt'].length === 32 &&
+    isCount(value['memory'], 8192, 1_048_576) &&
+    isCount(value['passes'], 1, 64) &&
+    isCount(value['parallelism'], 1, 64)
+  )
+}
 
 export interface MasterOptions {
   readonly passphrase?: Secret | undefined
@@ -38,7 +48,7 @@ export interface MasterOptions {
 
 const checkContext = encode(['fleetkey/kms-check/1'])
 
-const derive = (passphrase: Secret, header: Pick<Extract<Header, { kind: 'passphrase' }>, 'salt' | 'memory' | 'passes' | 'parallelism'>): KeyObject => {
+const derive = (passphrase: Secret, header: Cost & { readonly salt: Uint8Array }): KeyObject => {
   const { salt, memory, passes, parallelism } = header
   const derived = argon2Sync('argon2id', { message: passphrase.bytes(), nonce: salt, parallelism, tagLength: 32, memory, passes })
   try {
@@ -79,9 +89,8 @@ const readHeader = (path: string): Header | undefined => {
   } catch {
     value = undefined
   }
-  const header = Header.safeParse(value)
-  if (!header.success) throw new Problem('internal', `${path} is damaged or was tampered with`, { reason: 'kms.tampered' })
-  return header.data
+  if (!isHeader(value)) throw new Problem('internal', `${path} is damaged or was tampered with`, { reason: 'kms.tampered' })
+  return value
 }
 
 /**

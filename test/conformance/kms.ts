@@ -96,12 +96,12 @@ export const kmsConformance = (name: string, open: () => Promise<{ readonly kms:
     })
 
     test('keys and their counts are there again after closing; closed means unavailable', async () => {
-      const made = await kms.create('a', 'issuing-ca')
+      const made = await kms.create('a', 'delivery-signing')
       await kms.create('kek', 'kek')
-      await kms.sign([{ key: 'a', purpose: 'issuing-ca', data: bytes('x') }])
+      await kms.sign([{ key: 'a', purpose: 'delivery-signing', data: bytes('x') }])
       const [wrapped] = (await kms.wrap([{ key: 'kek', plaintext: new Secret(bytes('s')), context: bytes('c') }])) as [Uint8Array]
       await kms.close()
-      await expect(kms.sign([{ key: 'a', purpose: 'issuing-ca', data: bytes('x') }])).rejects.toMatchObject({ code: 'unavailable' })
+      await expect(kms.sign([{ key: 'a', purpose: 'delivery-signing', data: bytes('x') }])).rejects.toMatchObject({ code: 'unavailable' })
       await expect(kms.create('b', 'kek')).rejects.toMatchObject({ code: 'unavailable' })
       kms = await again()
       expect(await kms.describe('a')).toEqual({ ...made, uses: 1 })

@@ -1,4 +1,5 @@
 import { runServer } from '@fleetkey/server/main.ts'
 import { killAt } from './kill-at.ts'
 
-await runServer(process.argv.slice(2), { step: killAt() })
+let kms = process.pid
+await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted: (pid) => (kms = pid) })

@@ -9,6 +9,7 @@ export interface Supervised {
   /** When it was last ready again, milliseconds since 1970. */
   readonly restartedAt: number
   readonly errors: string
+  readonly pid: number
   write(line: string): void
   stop(): Promise<void>
 }
@@ -60,6 +61,9 @@ export const supervise = async (of: {
     },
     get errors() {
       return errors
+    },
+    get pid() {
+      return child.pid ?? 0
     },
     write: (line) => void child.stdin?.write(`${line}\n`),
     async stop() {

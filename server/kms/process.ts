@@ -1,0 +1,167 @@
+import { chmodSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs'
+import { createServer, type Socket } from 'node:net'
+import { dirname } from 'node:path'
+import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import type { Kms, KmsKeyPurpose } from '../flows/context.ts'
+import { openFileKms } from './file.ts'
+import { lockKeys } from './lock.ts'
+import { isOrders, type Orders } from './orders.ts'
+import { keyParts, limits, problemParts, readRequest, type Request } from './wire.ts'
+
+/**
+ * The process that alone holds the private keys. The server starts it (`supervisor.ts`), tells it on standard input where they are, and reaches it over
+ * a UNIX socket; it ends when that input ends, however the server died. One frame on standard output: ready, or the Problem that keeps it from being so.
+ */
+const maxConnections = 16
+/** Requests of one connection that are under way; more wait unread. */
+const maxPending = 64
+const strangerPatience = 10_000
+
+/**
+ * A fault run ends the server at a named step: the server is told, and nothing here goes on before it has answered, so that both stop at the same point.
+ * Descriptor 3 is not a stream, reading it blocks.
+ */
+const askedAtEachStep = (name: string): void => {
+  writeSync(3, `${name}\n`)
+  if (readSync(3, Buffer.alloc(1)) === 0) process.exit(0)
+}
+
+const passphraseIn = (path: string): Secret => {
+  const bytes = readFileSync(path)
+  let { length } = bytes
+  if (bytes[length - 1] === 0x0a) length--
+  if (bytes[length - 1] === 0x0d) length--
+  try {
+    if (length < 12) throw new Problem('malformed', `the passphrase in ${path} is shorter than 12 bytes`, { reason: 'kms.passphrase' })
+    return new Secret(bytes.subarray(0, length))
+  } finally {
+    bytes.fill(0)
+  }
+}
+
+const carryOut = async (kms: Kms, request: Exclude<Request, { op: 'hello' | 'close' }>): Promise<unknown> => {
+  switch (request.op) {
+    case 'create':
+      // The back end checks the purpose as it checks the name.
+      return keyParts(await kms.create(request.name, request.purpose as KmsKeyPurpose))
+    case 'describe': {
+      const key = await kms.describe(request.name)
+      return key === undefined ? null : keyParts(key)
+    }
+    case 'list':
+      return (await kms.list()).map(keyParts)
+    case 'sign':
+      return await kms.sign(request.batch)
+    case 'wrap': {
+      const wrapped = await kms.wrap(request.batch)
+      for (const { plaintext } of request.batch) plaintext.destroy()
+      return wrapped
+    }
+    case 'unwrap':
+      return (await kms.unwrap(request.batch)).map((secret) => secret.bytes())
+    case 'destroy':
+      await kms.destroy(request.name)
+      return null
+  }
+}
+
+/** Serves one connection: strangers may only say the secret of this start, once, in time. */
+const serve = (socket: Socket, of: { readonly kms: Kms; readonly secret: Secret; readonly close: () => Promise<void> }): void => {
+  const reader = new FrameReader(limits.strangerFrame)
+  let known = false
+  let pending = 0
+  const stranger = setTimeout(() => socket.destroy(), strangerPatience)
+  const flow = (): void => {
+    if (pending >= maxPending || socket.writableNeedDrain) socket.pause()
+    else socket.resume()
+  }
+  const answer = (id: number, problem: Problem | null, result: unknown): void => {
+    if (!socket.destroyed) socket.write(frame([id, problem === null ? null : problemParts(problem), result]))
+  }
+  const handle = async (request: Request): Promise<unknown> => {
+    if (request.op === 'hello') {
+      if (known || request.secret.length !== of.secret.length || !request.secret.equals(of.secret)) throw new Problem('unauthenticated', 'wrong secret')
+      known = true
+      clearTimeout(stranger)
+      reader.max = limits.frame
+      return null
+    }
+    if (!known) throw new Problem('unauthenticated', 'say hello first')
+    if (request.op !== 'close') return await carryOut(of.kms, request)
+    await of.close()
+    return null
+  }
+  socket.on('data', (chunk: Buffer) => {
+    try {
+      for (const value of reader.push(chunk)) {
+        const { id, request } = readRequest(value)
+        pending++
+        handle(request)
+          .then(
+            (result) => answer(id, null, result),
+            (thrown: unknown) => {
+              answer(id, toProblem(thrown), null)
+              if (!known) socket.end()
+            },
+          )
+          .finally(() => {
+            pending--
+            flow()
+          })
+      }
+      flow()
+    } catch {
+      // Whoever does not speak this language has no business here; its requests under way come to nothing.
+      socket.destroy()
+    }
+  })
+  socket.on('drain', flow)
+  socket.on('error', () => socket.destroy())
+  socket.on('close', () => clearTimeout(stranger))
+}
+
+const run = async (orders: Orders): Promise<void> => {
+  lockKeys(orders.folder)
+  const kms = await openFileKms(orders.folder, {
+    passphrase: orders.passphraseFile === null ? undefined : passphraseIn(orders.passphraseFile),
+    ...(orders.keyFile === null ? {} : { keyFile: orders.keyFile }),
+    ...(orders.steps ? { step: askedAtEachStep } : {}),
+  })
+  const secret = new Secret(orders.secret)
+  orders.secret.fill(0)
+  const server = createServer((socket) => serve(socket, { kms, secret, close: async () => await kms.close() }))
+  server.maxConnections = maxConnections
+  rmSync(orders.socket, { force: true })
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject)
+    server.listen(orders.socket, resolve)
+  })
+  chmodSync(orders.socket, 0o600)
+}
+
+const say = (value: unknown): void => void writeSync(1, frame(value))
+
+// Ctrl-C reaches the whole group: the server decides when its keys are no longer needed.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined)
+const input = new FrameReader(limits.strangerFrame)
+let socket: string | undefined
+process.stdin.on('data', (chunk: Buffer) => {
+  for (const orders of input.push(chunk)) {
+    if (socket !== undefined || !isOrders(orders)) process.exit(1)
+    ;({ socket } = orders)
+    run(orders).then(
+      () => say([true, null]),
+      (thrown: unknown) => {
+        say([false, problemParts(toProblem(thrown))])
+        process.exit(5)
+      },
+    )
+  }
+})
+process.stdin.on('end', () => {
+  // The server has gone, in order (its keys are closed by then) or not.
+  if (socket !== undefined) rmSync(dirname(socket), { recursive: true, force: true })
+  process.exit(0)
+})

@@ -1,0 +1,244 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Readable, Writable } from 'node:stream'
+import { fileURLToPath } from 'node:url'
+import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import type { Kms } from '../flows/context.ts'
+import { kmsClient } from './client.ts'
+import { Lost, openConnection, type Connection } from './connection.ts'
+import type { Orders } from './orders.ts'
+import { limits, readProblem } from './wire.ts'
+
+export interface KmsOptions {
+  /** Folder of the keys. */
+  readonly folder: string
+  /** Read by the KMS process, never here. */
+  readonly passphraseFile?: string | undefined
+  readonly keyFile?: string | undefined
+  readonly log: (line: string) => void
+  /** Called at every durable step inside the KMS process, which waits meanwhile. For fault runs: each costs a round trip. */
+  readonly step?: ((name: string) => void) | undefined
+  /** Told the id of each KMS process that is started. */
+  readonly started?: ((pid: number) => void) | undefined
+}
+
+export interface SupervisedKms extends Kms {
+  readonly health: () => { readonly open: boolean; readonly reason: string | null }
+}
+
+/** Pauses before a restart, in milliseconds: from the first to the last, doubled in between, from the first again after a minute without one. */
+const pauses = { first: 50, last: 5_000, calm: 60_000 } as const
+/** How long a caller waits for a process that is being started again. */
+const patience = 10_000
+/** A request that was under way at so many deaths may be their cause: it is not tried again. */
+const maxDeaths = 3
+const maxWaiting = 4096
+const closing = 5_000
+
+const away = (why: string): Problem => new Problem('unavailable', `the KMS process is away: ${why}`, { reason: 'kms.away', retryAfterSeconds: 5 })
+
+/** A folder of this start's own for the socket: short (a path has 107 bytes), 0700 by the way it is made. */
+const runtimeFolder = (): string => {
+  const base = process.env['RUNTIME_DIRECTORY'] ?? process.env['XDG_RUNTIME_DIR']
+  for (const place of [base?.split(':')[0], tmpdir()]) {
+    if (place === undefined || place.length > 60) continue
+    try {
+      return mkdtempSync(join(place, 'fleetkey-'))
+    } catch {
+      // Not ours to write: the next.
+    }
+  }
+  throw new Problem('unavailable', 'no folder for the socket of the KMS: set RUNTIME_DIRECTORY to a short path', { reason: 'kms.runtime' })
+}
+
+interface Running {
+  readonly child: ChildProcess
+  readonly connection: Connection
+}
+
+/** What the process says first: nothing when it is ready. Throws its Problem, or that it ended without a word. */
+const firstWord = async (child: ChildProcess): Promise<void> => {
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  const reader = new FrameReader(limits.strangerFrame)
+  child.stdout?.on('data', (chunk: Buffer) => {
+    try {
+      for (const value of reader.push(chunk)) {
+        const [ready, problem] = value as readonly [unknown, unknown]
+        if (ready === true) resolve()
+        else reject(readProblem(problem))
+      }
+    } catch (thrown) {
+      reject(toProblem(thrown))
+    }
+  })
+  child.once('error', (error) => reject(away(error.message)))
+  child.once('exit', (code, signal) => reject(away(`it ended with ${signal ?? code} before it was ready`)))
+  await promise
+}
+
+const start = async (orders: Orders, options: KmsOptions, onEnd: () => void): Promise<Running> => {
+  const { NODE_COMPILE_CACHE: cache } = process.env
+  const child = spawn(process.execPath, ['--disable-sigusr1', fileURLToPath(new URL('./process.ts', import.meta.url))], {
+    stdio: ['pipe', 'pipe', 'inherit', ...(orders.steps ? (['pipe'] as const) : [])],
+    cwd: '/',
+    env: cache === undefined ? {} : { NODE_COMPILE_CACHE: cache },
+  })
+  if (child.pid !== undefined) options.started?.(child.pid)
+  for (const stream of [child.stdin, child.stdout]) stream?.on('error', () => undefined)
+  const ready = firstWord(child)
+  const steps = child.stdio[3] as (Readable & Writable) | undefined
+  steps?.on('error', () => undefined)
+  steps?.on('data', (chunk: Buffer) => {
+    // It waits after each: there is never more than one.
+    options.step?.(chunk.toString().trim())
+    steps.write('.')
+  })
+  child.stdin?.write(frame({ ...orders }))
+  try {
+    await ready
+    let ended = false
+    const end = (): void => {
+      if (ended) return
+      ended = true
+      // A process that lives and does not answer the socket any more is of no use.
+      child.kill('SIGKILL')
+      onEnd()
+    }
+    const connection = await openConnection(orders.socket, orders.secret, end)
+    child.once('exit', end)
+    return { child, connection }
+  } catch (thrown) {
+    child.kill('SIGKILL')
+    throw thrown instanceof Lost ? away(thrown.message) : thrown
+  }
+}
+
+/**
+ * Starts the KMS process and keeps it running: when it dies it is started again, and what was asked of it meanwhile is asked again. Whoever cannot be
+ * served in time gets Problem('unavailable'): `kms.away`, `kms.slow`, `kms.busy`. Throws the Problem that keeps it from starting the first time.
+ */
+export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
+  mkdirSync(options.folder, { recursive: true, mode: 0o700 })
+  chmodSync(options.folder, 0o700)
+  const runtime = runtimeFolder()
+  const orders = (): Orders => ({
+    folder: options.folder,
+    socket: join(runtime, 'kms.sock'),
+    secret: new Uint8Array(randomBytes(32)),
+    passphraseFile: options.passphraseFile ?? null,
+    keyFile: options.keyFile ?? null,
+    steps: options.step !== undefined,
+  })
+  let running: Running | undefined
+  let closed = false
+  let reason = 'starting'
+  let pause: number = pauses.first
+  let startedAt = 0
+  let waiting = 0
+  let timer: NodeJS.Timeout | undefined
+  const woken = new Set<() => void>()
+  const wake = (): void => {
+    for (const one of woken) one()
+    woken.clear()
+  }
+
+  const begin = async (): Promise<void> => {
+    running = await start(orders(), options, died)
+    startedAt = performance.now()
+    wake()
+  }
+  const again = (): void => {
+    if (closed) return
+    if (performance.now() - startedAt > pauses.calm) pause = pauses.first
+    timer = setTimeout(() => {
+      begin().then(
+        () => options.log('the KMS process runs again'),
+        (thrown: unknown) => {
+          reason = toProblem(thrown).message
+          options.log(`ALARM: the KMS process does not start: ${reason.slice(0, 500)}`)
+          again()
+        },
+      )
+    }, pause)
+    pause = Math.min(pause * 2, pauses.last)
+  }
+  const died = (): void => {
+    running = undefined
+    if (closed) return
+    reason = 'it has ended'
+    options.log('ALARM: the KMS process has ended; it is started again')
+    again()
+  }
+
+  const connected = async (until: number): Promise<Connection> => {
+    while (running === undefined) {
+      const left = until - performance.now()
+      if (closed) throw new Problem('unavailable', 'the KMS is closed', { reason: 'kms.closed' })
+      if (left <= 0) throw away(reason)
+      await new Promise<void>((resolve) => {
+        const late = setTimeout(resolve, left)
+        woken.add(() => {
+          clearTimeout(late)
+          resolve()
+        })
+      })
+    }
+    return running.connection
+  }
+
+  const ask = async (op: string, argument: unknown): Promise<unknown> => {
+    if (closed) throw new Problem('unavailable', 'the KMS is closed', { reason: 'kms.closed' })
+    if (waiting >= maxWaiting) throw new Problem('unavailable', `${waiting} requests wait for the KMS`, { reason: 'kms.busy', retryAfterSeconds: 1 })
+    waiting++
+    try {
+      const until = performance.now() + patience
+      for (let deaths = 0; ;) {
+        try {
+          return await (await connected(until)).ask(op, argument)
+        } catch (thrown) {
+          if (!(thrown instanceof Lost)) throw thrown
+          if (++deaths >= maxDeaths) throw away(`it ended ${deaths} times under this request`)
+          // `onEnd` comes in the same turn as the loss; the next look finds no connection and waits for the new one.
+        }
+      }
+    } finally {
+      waiting--
+    }
+  }
+
+  for (let deaths = 0; running === undefined;) {
+    try {
+      await begin()
+    } catch (thrown) {
+      if (toProblem(thrown).reason === 'kms.away' && ++deaths < maxDeaths) continue
+      rmSync(runtime, { recursive: true, force: true })
+      throw thrown
+    }
+  }
+  return {
+    ...kmsClient(ask),
+    health: () => (running === undefined ? { open: false, reason: `KMS: ${reason}` } : { open: true, reason: null }),
+    async close() {
+      if (closed) return
+      const last = running
+      closed = true
+      clearTimeout(timer)
+      wake()
+      if (last !== undefined) {
+        const ended = new Promise<void>((resolve) => void last.child.once('exit', () => resolve()))
+        const late = setTimeout(() => last.child.kill('SIGKILL'), closing)
+        // Its counts are exact then; without an answer they are bounds.
+        await last.connection.ask('close', null).catch(() => undefined)
+        last.child.stdin?.end()
+        await ended
+        clearTimeout(late)
+        last.connection.close()
+      }
+      rmSync(runtime, { recursive: true, force: true })
+    },
+  }
+}

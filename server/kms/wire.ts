@@ -1,0 +1,156 @@
+import { Problem, problemStatus, type ProblemCode } from '@fleetkey/protocol/problem.ts'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import type { Kms, KmsKey } from '../flows/context.ts'
+import { isKeyName, isPurpose } from './policy.ts'
+import { isBytes, isCount } from './shape.ts'
+
+/**
+ * What goes over the socket of the KMS process. A request is [id, operation, argument], an answer [id, null, result] or [id, [code, detail, reason or null,
+ * seconds or null], null]; id 0 is a notice of the process that nobody asked for. Frames: `protocol/frames.ts`.
+ */
+export const limits = {
+  /** Bytes of a frame: a revocation list of 300,000 entries is signed in one. */
+  frame: 16 << 20,
+  /** Of one that comes before its sender has proven who it is. */
+  strangerFrame: 4 << 10,
+  batch: 1024,
+  /** Bytes that one wrap holds. */
+  plaintext: 64 << 10,
+  context: 4 << 10,
+} as const
+
+type SignItem = Parameters<Kms['sign']>[0][number]
+type WrapItem = Parameters<Kms['wrap']>[0][number]
+type UnwrapItem = Parameters<Kms['unwrap']>[0][number]
+
+export type Request =
+  | { readonly op: 'hello'; readonly secret: Secret }
+  | { readonly op: 'create'; readonly name: string; readonly purpose: string }
+  | { readonly op: 'describe' | 'destroy'; readonly name: string }
+  | { readonly op: 'list' }
+  | { readonly op: 'close' }
+  | { readonly op: 'sign'; readonly batch: readonly SignItem[] }
+  | { readonly op: 'wrap'; readonly batch: readonly WrapItem[] }
+  | { readonly op: 'unwrap'; readonly batch: readonly UnwrapItem[] }
+
+const malformed = (what: string): Problem => new Problem('malformed', `KMS request: ${what}`, { reason: 'kms.wire' })
+
+const fields = (value: unknown, count: number): readonly unknown[] => {
+  if (!Array.isArray(value) || value.length !== count) throw malformed(`not an array of ${count}`)
+  return value
+}
+
+const text = (value: unknown): string => {
+  if (typeof value !== 'string' || value.length > 200) throw malformed('not a text')
+  return value
+}
+
+const bytes = (value: unknown, most: number): Uint8Array => {
+  if (!isBytes(value, most)) throw malformed(`not bytes, or more than ${most}`)
+  return value
+}
+
+const keyName = (value: unknown): string => {
+  if (!isKeyName(value)) throw malformed('not the name of a key')
+  return value
+}
+
+const batch = <T>(value: unknown, item: (value: unknown) => T): readonly T[] => {
+  if (!Array.isArray(value) || value.length > limits.batch) throw malformed('not a batch')
+  return value.map(item)
+}
+
+/** One request with its id. Throws Problem('malformed', reason `kms.wire`). */
+export const readRequest = (value: unknown): { readonly id: number; readonly request: Request } => {
+  const [id, op, argument] = fields(value, 3)
+  if (!isCount(id, 1, Number.MAX_SAFE_INTEGER)) throw malformed('no id')
+  return { id, request: readOperation(op, argument) }
+}
+
+const readOperation = (op: unknown, argument: unknown): Request => {
+  switch (op) {
+    case 'hello':
+      return { op, secret: new Secret(bytes(argument, 32)) }
+    case 'create': {
+      const [name, purpose] = fields(argument, 2)
+      // A name that is none is the back end's to refuse, as it is when it is called directly.
+      return { op, name: text(name), purpose: text(purpose) }
+    }
+    case 'describe':
+    case 'destroy':
+      return { op, name: text(argument) }
+    case 'list':
+    case 'close':
+      return { op }
+    case 'sign':
+      return {
+        op,
+        batch: batch(argument, (item) => {
+          const [key, purpose, data] = fields(item, 3)
+          if (!isPurpose(purpose)) throw malformed('not a purpose')
+          return { key: keyName(key), purpose, data: bytes(data, limits.frame) }
+        }),
+      }
+    case 'wrap':
+      return {
+        op,
+        batch: batch(argument, (item) => {
+          const [key, plaintext, context] = fields(item, 3)
+          const clear = bytes(plaintext, limits.plaintext)
+          const secret = new Secret(clear)
+          clear.fill(0)
+          return { key: keyName(key), plaintext: secret, context: bytes(context, limits.context) }
+        }),
+      }
+    case 'unwrap':
+      return {
+        op,
+        batch: batch(argument, (item) => {
+          const [key, wrapped, context] = fields(item, 3)
+          return { key: keyName(key), wrapped: bytes(wrapped, limits.plaintext + 64), context: bytes(context, limits.context) }
+        }),
+      }
+    default:
+      throw malformed('no such operation')
+  }
+}
+
+export type Answer = { readonly id: number; readonly problem: Problem } | { readonly id: number; readonly result: unknown }
+
+const isCode = (value: unknown): value is ProblemCode => typeof value === 'string' && Object.hasOwn(problemStatus, value)
+
+/** Throws Problem('malformed'): the other side is no KMS process. */
+export const readAnswer = (value: unknown): Answer => {
+  const [id, problem, result] = fields(value, 3)
+  if (!isCount(id, 0, Number.MAX_SAFE_INTEGER)) throw malformed('no id')
+  if (problem === null) return { id, result }
+  return { id, problem: readProblem(problem) }
+}
+
+export const problemParts = (problem: Problem): readonly unknown[] => [
+  problem.code,
+  problem.message.slice(0, 1000),
+  problem.reason ?? null,
+  problem.retryAfterSeconds ?? null,
+]
+
+export const readProblem = (value: unknown): Problem => {
+  const [code, detail, reason, seconds] = fields(value, 4)
+  if (!isCode(code) || typeof detail !== 'string') throw malformed('not a problem')
+  return new Problem(code, detail, {
+    ...(typeof reason === 'string' ? { reason } : {}),
+    ...(isCount(seconds, 0, 86_400) ? { retryAfterSeconds: seconds } : {}),
+  })
+}
+
+export const keyParts = (key: KmsKey): readonly unknown[] => [key.name, key.purpose, key.spki, key.uses]
+
+export const readKey = (value: unknown): KmsKey => {
+  const [name, purpose, spki, uses] = fields(value, 4)
+  if (!isKeyName(name) || !isPurpose(purpose) || !(spki === null || spki instanceof Uint8Array) || !isCount(uses, 0, Number.MAX_SAFE_INTEGER))
+    throw malformed('not a key')
+  return { name, purpose, spki, uses }
+}
+
+/** Byte strings, as many as were asked for. */
+export const readByteStrings = (value: unknown, count: number): readonly Uint8Array[] => fields(value, count).map((one) => bytes(one, limits.frame))
