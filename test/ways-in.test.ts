@@ -190,7 +190,14 @@ describe('there is one place that signs certificates', () => {
     [
       'asks the KMS to sign',
       /\bkms\.sign\(/,
-      ['server/api/admin/handlers.ts', 'server/flows/issue.ts', 'server/flows/message.ts', 'server/flows/ocsp.ts', 'server/flows/status-lists.ts'],
+      [
+        'server/api/admin/handlers.ts',
+        'server/flows/issue.ts',
+        'server/flows/message.ts',
+        'server/flows/ocsp.ts',
+        'server/flows/status-lists.ts',
+        'server/kms/process.ts',
+      ],
     ],
     ['orders certificates', /\bprepareCertificates\(/, ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/ocsp.ts', 'server/flows/renew.ts']],
   ]
