@@ -68,8 +68,8 @@ interface DeviceContent {
 /** A device with keys in software: its firmware is not measured. */
 export interface SoftwareContent extends DeviceContent {
   readonly method: 'idevid' | 'token'
-  /** DER SubjectPublicKeyInfo of the key that keys are wrapped to. */
-  readonly recipientSpki: Uint8Array
+  /** DER SubjectPublicKeyInfo of the key that keys are wrapped to; null for a device that has none (EST). */
+  readonly recipientSpki: Uint8Array | null
   /** What is proven besides, as it is kept beside the verdict. */
   readonly facts: readonly { readonly name: string; readonly value: string }[]
 }

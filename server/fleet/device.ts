@@ -74,14 +74,19 @@ export interface TpmKeys {
   readonly ldevidSpki: Uint8Array
 }
 
-/** Keys outside a TPM. `hardware`: the manifest's name of the IDevID key, or of the board; the others are DER SubjectPublicKeyInfo. */
+/**
+ * Keys outside a TPM. `hardware`: the manifest's name of the IDevID key, or of the board; the others are DER SubjectPublicKeyInfo. Without a recipient key (a device
+ * that enrolled over EST) nothing can be wrapped to it.
+ */
 export interface SoftwareKeys {
   readonly hardware: string
-  readonly recipientSpki: Uint8Array
+  readonly recipientSpki: Uint8Array | null
   readonly ldevidSpki: Uint8Array
 }
 
 export const inTpm = (keys: DeviceKeys): keys is TpmKeys => 'ak' in keys
+/** Whether keys can be wrapped to it: it has a recipient key. */
+export const canReceive = (keys: DeviceKeys): boolean => inTpm(keys) || keys.recipientSpki !== null
 /** What the manifest knows the hardware by that these keys are bound to. */
 export const hardwareOf = (keys: DeviceKeys): string => (inTpm(keys) ? keys.ekHash : keys.hardware)
 

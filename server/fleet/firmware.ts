@@ -26,8 +26,8 @@ export const approvable = (releases: readonly Release[], pcrs: readonly number[]
     })
     .slice(0, maxApprovals)
 
-/** The point (65 bytes, uncompressed) that keys are wrapped to for this device. */
-export const recipientPoint = (keys: DeviceKeys): Uint8Array => (inTpm(keys) ? pointOf(keys.recipient) : keys.recipientSpki.subarray(-65))
+/** The point (65 bytes, uncompressed) that keys are wrapped to for this device; null: it has no recipient key. */
+export const recipientPoint = (keys: DeviceKeys): Uint8Array | null => (inTpm(keys) ? pointOf(keys.recipient) : (keys.recipientSpki?.subarray(-65) ?? null))
 
 /** DER SubjectPublicKeyInfo of a P-256 key with an uncompressed point: what stands before the point. */
 const spkiPrefix = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')

@@ -20,6 +20,8 @@ const wrappedFor = (ctx: Context, device: EnrolledDevice, key: ManagedKey, epoch
   const context: WrapContext = { tenant: ctx.tenant, device: device.id, key: key.id, epoch: epoch.epoch, protection: key.protection, purpose: 'key' }
   const { keys } = device
   const recipient = recipientPoint(keys)
+  // Entitlement has seen to it already.
+  if (recipient === null) throw new Problem('internal', `${device.id} has no recipient key`, { reason: 'key.needs-recipient' })
   try {
     if (key.protection === 'sealed') return { protection: 'sealed', sealed: sealTo(recipient, material, context) }
     // Entitlement has seen to it already: a key that is to be in a TPM never goes anywhere else.

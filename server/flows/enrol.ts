@@ -1,7 +1,7 @@
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { ApprovalSet, BodyOf, Challenge, Hello } from '@fleetkey/protocol/messages.ts'
-import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
@@ -17,13 +17,13 @@ import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
-import { identified, sameRecipient } from './identified.ts'
+import { identified, keysOf, sameRecipient } from './identified.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
-import { perform, refuse, type Intent } from './perform.ts'
+import { perform, type Intent } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
-import { refuseKnown } from './refusal.ts'
+import { auditedFor } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
 import { acceptedWith, judgeClaims, tpmRecordOf, type Judgement } from './verdict.ts'
@@ -86,18 +86,6 @@ const admissible = async (ctx: Context, from: DeviceRef, hello: Hello, presented
   return device
 }
 
-/** Runs one half of an enrolment; its refusal is audited, and kept on the record of the device when the hardware is known. */
-const audited = async <R>(ctx: Context, intent: Intent, known: { device: DeviceId | null }, work: () => Promise<R>): Promise<R> => {
-  try {
-    return await work()
-  } catch (thrown) {
-    const problem = toProblem(thrown)
-    if (known.device !== null) await refuseKnown(ctx, known.device, intent, problem)
-    else if (problem.code !== 'unavailable') await refuse(ctx, intent, problem)
-    throw problem
-  }
-}
-
 /**
  * First round trip. Checks what can be checked (signature by the presented LDevID key, keys, certificates, manifest, device, token) before it makes the
  * challenge. The signed challenge, whose row is durable by then.
@@ -107,7 +95,7 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
   const caller = callerOf(from)
   const known: { device: DeviceId | null } = { device: null }
   const intent: Intent = { caller, action: 'enrol.hello', subject: from.client }
-  return await audited(ctx, intent, known, async () => {
+  return await auditedFor(ctx, intent, known, async () => {
     if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
     known.device = await claimedDevice(ctx, hello)
     const method = methodOf(hello.presented)
@@ -178,7 +166,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
   const caller = callerOf(from)
   const id = hex(answer.challenge)
   const known: { device: DeviceId | null } = { device: null }
-  return await audited(ctx, { caller, action: 'enrol.answer', subject: from.client }, known, async () => {
+  return await auditedFor(ctx, { caller, action: 'enrol.answer', subject: from.client }, known, async () => {
     const repeated = await ctx.store.get('request', requestId(from, message))
     if (repeated !== undefined) return repeated.answer
     if (from.exporter === null) throw new Problem('unsupported', 'enrolment needs a TLS connection that ends in this server', { reason: 'enrol.no-exporter' })
@@ -203,7 +191,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     secret?.destroy()
     const approvals = await approvalsFor(ctx, device.model, challenge)
     const verdict = await judged(ctx, device, hello, claims)
-    if (token !== null) await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello, device)
+    if (token !== null && hello.presented.method === 'token') await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello.presented, device)
     return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, approvals, pending })
   })
 }
@@ -297,7 +285,14 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
       recordIssued(tx, one)
     }
     const { judgement } = of.verdict
-    const next = identified(ctx.now(), row, { ...of, verdict: judgement.verdict, ldevid: ldevid.intent.id, tls: tls.intent.id })
+    const next = identified(ctx.now(), row, {
+      keys: keysOf(claims, of.hello),
+      agent: of.hello.agent,
+      claims,
+      verdict: judgement.verdict,
+      ldevid: ldevid.intent.id,
+      tls: tls.intent.id,
+    })
     const accepted = judgement.verdict.verdict !== 'contraindicated'
     if (accepted) tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
     // A quarantine takes everything that waits for the device away by itself.

@@ -115,18 +115,22 @@ export const revokeToken = async (ctx: Context, caller: Caller, id: string): Pro
 const byToken = (hello: Hello): hello is HelloOf<'token'> => hello.presented.method === 'token'
 
 /** What came back: by its LDevID key, as long as that is good. */
-const checkReturn = async (ctx: Context, device: IdentifiedDevice): Promise<void> => {
+export const checkReturn = async (ctx: Context, device: IdentifiedDevice): Promise<void> => {
   const certificate = await ctx.store.get('certificate', device.ldevidSerial)
   if (certificate?.status !== 'valid' || certificate.notAfter < ctx.now()) fail('ldevid.expired', `LDevID certificate ${device.ldevidSerial}`)
 }
 
-const useOf = (hello: HelloOf<'token'>, { id, batch }: Device): TokenUse => ({ device: id, batch, key: sha256hex(hello.presented.ldevid) })
+/** What somebody who brings a token shows. `token`: its public half; `ldevid`: DER SubjectPublicKeyInfo of the key that becomes the device's identity. */
+export type TokenPresented = Pick<HelloOf<'token'>['presented'], 'token' | 'ldevid'>
 
-const usable = async (ctx: Context, hello: HelloOf<'token'>, device: Device): Promise<EnrolmentToken> => {
-  const { token } = hello.presented
+const useOf = ({ ldevid }: TokenPresented, { id, batch }: Device): TokenUse => ({ device: id, batch, key: sha256hex(ldevid) })
+
+/** The record of a token that lets this device in with this key. Throws Problem('attestation-failed') with the reason why it does not. */
+export const usableToken = async (ctx: Context, presented: TokenPresented, device: Device): Promise<EnrolmentToken> => {
+  const { token } = presented
   if (token === null) return fail('token.missing', `device ${device.id} has no identity and brought no token`)
   const row = (await ctx.store.get('enrolmentToken', hex(token))) ?? fail('token.unknown', `no token ${hex(token)}`)
-  const fault = tokenFault(row, useOf(hello, device), ctx.now())
+  const fault = tokenFault(row, useOf(presented, device), ctx.now())
   return fault === undefined ? row : fail(fault, `token ${row.id} of batch ${row.batch}`)
 }
 
@@ -136,7 +140,7 @@ const usable = async (ctx: Context, hello: HelloOf<'token'>, device: Device): Pr
  */
 export const tokenFor = async (ctx: Context, hello: Hello, device: Device): Promise<EnrolmentToken | null> => {
   if (!byToken(hello)) return null
-  if (!hasIdentity(device)) return await usable(ctx, hello, device)
+  if (!hasIdentity(device)) return await usableToken(ctx, hello.presented, device)
   await checkReturn(ctx, device)
   return null
 }
@@ -152,18 +156,17 @@ export const verifierOf = async (ctx: Context, { id, verifier }: EnrolmentToken)
  * Spends a token in a commit of its own, for one device and its LDevID key, before anything is issued: of many that prove it at once, one wins. The winner may
  * go on with an enrolment that was cut off; nobody else can.
  */
-export const spendToken = async (ctx: Context, intent: Intent, hello: Hello, device: Device): Promise<void> => {
-  if (!byToken(hello)) return
+export const spendToken = async (ctx: Context, intent: Intent, presented: TokenPresented, device: Device): Promise<void> => {
   // In turn, and judged before the commit too: whoever comes second is told why on the record of its device.
-  const spent = await inTurn(ctx.store, `token/${hex(hello.presented.token ?? new Uint8Array())}`, async () => {
-    await usable(ctx, hello, device)
+  const spent = await inTurn(ctx.store, `token/${hex(presented.token ?? new Uint8Array())}`, async () => {
+    await usableToken(ctx, presented, device)
     return await perform(ctx, { ...intent, subject: device.id }, async (tx) => {
-      const row = await usable(ctx, hello, device)
+      const row = await usableToken(ctx, presented, device)
       if (row.spent !== null) {
         tx.note(`token ${row.id} again, by the key that spent it`)
         return false
       }
-      const { device: id, key } = useOf(hello, device)
+      const { device: id, key } = useOf(presented, device)
       tx.update('enrolmentToken', { ...row, spent: { at: ctx.now(), device: id, key } })
       tx.note(`token ${row.id} spent`)
       return true

@@ -5,9 +5,13 @@ import { hasIdentity, type Device, type DeviceKeys, type EnrolledDevice, type Id
 import { recipientPoint } from '../fleet/firmware.ts'
 
 /** Whether what is wrapped for the one opens with the other. */
-export const sameRecipient = (one: DeviceKeys, other: DeviceKeys): boolean => Buffer.compare(recipientPoint(one), recipientPoint(other)) === 0
+export const sameRecipient = (one: DeviceKeys, other: DeviceKeys): boolean => {
+  const [left, right] = [recipientPoint(one), recipientPoint(other)]
+  return left === null || right === null ? left === right : Buffer.compare(left, right) === 0
+}
 
-const keysOf = (claims: Claims, { presented }: Hello): DeviceKeys => {
+/** The keys that an enrolment has proven, as the record keeps them. */
+export const keysOf = (claims: Claims, { presented }: Hello): DeviceKeys => {
   const { hardware, ldevidSpki } = claims
   if (claims.method !== 'tpm2') return { hardware, recipientSpki: claims.recipientSpki, ldevidSpki }
   if (presented.method !== 'tpm2') throw new Problem('internal', 'claims of another method than the hello')
@@ -17,7 +21,8 @@ const keysOf = (claims: Claims, { presented }: Hello): DeviceKeys => {
 
 /** What a device is admitted with. `ldevid`, `tls`: serials (hex) of its certificates. */
 export interface Admitted {
-  readonly hello: Hello
+  readonly keys: DeviceKeys
+  readonly agent: string
   readonly claims: Claims
   readonly verdict: VerdictRecord
   readonly ldevid: string
@@ -25,7 +30,7 @@ export interface Admitted {
 }
 
 /** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
-export const identified = (now: number, row: Device, { hello, claims, verdict, ldevid, tls }: Admitted): IdentifiedDevice => {
+export const identified = (now: number, row: Device, { keys, agent, claims, verdict, ldevid, tls }: Admitted): IdentifiedDevice => {
   const { id, version, serial, model, batch, registeredAt } = row
   const before = hasIdentity(row) ? row : undefined
   const resetCount = claims.method === 'tpm2' ? claims.resetCount : 0
@@ -38,7 +43,7 @@ export const identified = (now: number, row: Device, { hello, claims, verdict, l
     registeredAt,
     lastRefusal: null,
     state: 'enrolled',
-    keys: keysOf(claims, hello),
+    keys,
     enrolledAt: now,
     ldevidSerial: ldevid,
     tlsSerial: tls,
@@ -55,7 +60,7 @@ export const identified = (now: number, row: Device, { hello, claims, verdict, l
     attestOrderedAt: null,
     ...(before?.trust === undefined ? {} : { trust: before.trust }),
     lastSeenAt: now,
-    agent: hello.agent,
+    agent,
   }
   return before?.state === 'quarantined' ? { ...device, state: 'quarantined', quarantinedAt: before.quarantinedAt } : device
 }

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
-import { isMeasured, type EnrolledDevice, type GroupPolicy } from '../fleet/device.ts'
+import { canReceive, isMeasured, type EnrolledDevice, type GroupPolicy } from '../fleet/device.ts'
 import { isAssured, strictestPolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
 import { findAll, inChunks } from './rows.ts'
@@ -20,10 +20,11 @@ export const keysOf = async (ctx: Context, device: DeviceId): Promise<readonly K
 }
 
 /**
- * Keys that a device is entitled to now: it is enrolled, its assurance is what the group demands, and a key that is to be in a TPM has one to go to. A
+ * Keys that a device is entitled to now: it is enrolled, has a key to wrap them to, its assurance is what the group demands, and a key that is to be in a TPM has one to go to. A
  * quarantined one is entitled to nothing.
  */
 export const entitledKeys = async (ctx: Context, device: EnrolledDevice): Promise<readonly KeyId[]> => {
+  if (!canReceive(device.keys)) return []
   const members = await findAll(ctx.store, 'member', { where: { device: device.id } })
   const groups = await Promise.all(members.map(({ group }) => ctx.store.get('group', group)))
   const open = groups.filter((group) => group !== undefined && isAssured(device.assurance, group.policy.assurance))
@@ -51,7 +52,7 @@ const assuredMembers = async (ctx: Context, id: GroupId, needsTpm: boolean): Pro
   if (group === undefined) return []
   const entitled = await inChunks(members, 500, async ({ device }) => {
     const row = await ctx.store.get('device', device)
-    return row?.state === 'enrolled' && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row)) ? [device] : []
+    return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row)) ? [device] : []
   })
   return entitled.flat()
 }

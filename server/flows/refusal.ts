@@ -1,7 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import type { Problem } from '@fleetkey/protocol/problem.ts'
+import { toProblem, type Problem } from '@fleetkey/protocol/problem.ts'
 import type { Base } from './context.ts'
-import { callerName, isAudited, markAudited, type Intent } from './perform.ts'
+import { callerName, isAudited, markAudited, refuse, type Intent } from './perform.ts'
 
 /** A device's record takes a refusal at most this often: whoever knows its public EK could otherwise fill the disk with them. */
 const every = 5_000
@@ -37,4 +37,16 @@ export const refuseKnown = async (ctx: Base, device: DeviceId, intent: Intent, p
   )
   // Somebody changed the device meanwhile: its record is fresher than this refusal.
   if (!verdict.committed) ctx.refusals.count(intent, problem, at)
+}
+
+/** Runs what a device asks for; its refusal is audited, and kept on the record of the device once `known` says whose hardware or key it is. */
+export const auditedFor = async <R>(ctx: Base, intent: Intent, known: { device: DeviceId | null }, work: () => Promise<R>): Promise<R> => {
+  try {
+    return await work()
+  } catch (thrown) {
+    const problem = toProblem(thrown)
+    if (known.device !== null) await refuseKnown(ctx, known.device, intent, problem)
+    else if (problem.code !== 'unavailable') await refuse(ctx, intent, problem)
+    throw problem
+  }
 }
