@@ -16,7 +16,9 @@ export const Settings = z.strictObject({
   httpsPort: port,
   /** Plain HTTP for revocation lists and OCSP; null: not offered. */
   httpPort: port.nullable(),
-  /** Where others reach that listener; certificates name it. Null: they name nothing. */
+  /** EST (RFC 7030) for devices without an agent; null: not offered. */
+  estPort: port.nullable(),
+  /** Where others reach that listener of plain HTTP; certificates name it. Null: they name nothing. */
   statusUrl: z
     .string()
     .regex(/^http:\/\/[A-Za-z0-9.:[\]-]{1,253}(\/[A-Za-z0-9._~-]{1,64}){0,4}$/, 'not a plain http:// URL without a slash at its end')
@@ -77,6 +79,7 @@ const optionOf: Readonly<Record<string, string>> = {
   mqttPort: '--mqtt-port',
   httpsPort: '--https-port',
   httpPort: '--http-port',
+  estPort: '--est-port',
   statusUrl: '--status-url',
   names: '--name',
 }
@@ -94,6 +97,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'mqtt-port': { type: 'string' },
         'https-port': { type: 'string' },
         'http-port': { type: 'string' },
+        'est-port': { type: 'string' },
         'status-url': { type: 'string' },
         name: { type: 'string', multiple: true },
         'passphrase-file': { type: 'string' },
@@ -111,6 +115,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     mqttPort: values['mqtt-port'] ?? 8883,
     httpsPort: values['https-port'] ?? 8443,
     httpPort: values['http-port'] ?? null,
+    estPort: values['est-port'] ?? null,
     statusUrl: values['status-url'] ?? null,
     names: values.name ?? [],
     json: values.json ?? false,

@@ -11,6 +11,7 @@ import { adminServer } from './api/admin/router.ts'
 import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
+import { estServer } from './api/est.ts'
 import { statusPlaces, statusService, type StatusService } from './api/status.ts'
 import { checkProfiles } from './ca/check-profiles.ts'
 import { profilesOf } from './ca/profiles.ts'
@@ -44,6 +45,8 @@ export interface RunningServer {
   readonly httpsPort: number
   /** Of revocation lists and OCSP; null when they are not offered. */
   readonly httpPort: number | null
+  /** Of EST; null when it is not offered. */
+  readonly estPort: number | null
   /** Where the first operator's token is. */
   readonly cliFile: string
   stop(): Promise<void>
@@ -125,6 +128,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     const fresh = await serverTls(base, authority, names)
     tls = fresh
     bus.renew(fresh)
+    est?.renew(fresh)
     admin?.setSecureContext({ key: fresh.key, cert: fresh.cert, minVersion: 'TLSv1.3' })
   }
   let signedBy = authority.key
@@ -166,6 +170,9 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const httpsPort = await listen(admin, settings.httpsPort, settings.host)
   const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
 
+  const est = settings.estPort === null ? undefined : estServer(ctx, tls)
+  const estPort = est === undefined || settings.estPort === null ? null : await listen(est, settings.estPort, settings.host)
+
   const cliFile = join(settings.data, 'cli.json')
   const writeCli = (token: string): void =>
     replaceFile(
@@ -203,12 +210,18 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     mqttPort: bus.port,
     httpsPort,
     httpPort,
+    estPort,
     cliFile,
     async stop() {
       for (const timer of [checkpoints, renewal, alarm]) clearInterval(timer)
       await ticking.stop()
       await bus.stop()
       await status?.stop()
+      if (est !== undefined)
+        await new Promise<void>((resolve) => {
+          est.close(() => resolve())
+          est.closeAllConnections()
+        })
       await new Promise<void>((resolve) => {
         admin?.close(() => resolve())
         admin?.closeAllConnections()
@@ -252,8 +265,8 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
     process.stderr.write(`fleetkey server: ${usage ? thrown.message : readable(thrown)}\n`)
     process.exit(usage ? 1 : 5)
   }
-  const { mqttPort, httpsPort, httpPort, cliFile } = running
-  if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, httpPort, data: settings.data, cli: cliFile })}\n`)
+  const { mqttPort, httpsPort, httpPort, estPort, cliFile } = running
+  if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, httpPort, estPort, data: settings.data, cli: cliFile })}\n`)
   else
     process.stdout.write(
       [
@@ -261,6 +274,7 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
         `  devices    mqtts://${settings.host}:${mqttPort}`,
         `  operators  https://${settings.host}:${httpsPort}`,
         ...(httpPort === null ? [] : [`  status     http://${settings.host}:${httpPort} (revocation lists, OCSP)`]),
+        ...(estPort === null ? [] : [`  EST        https://${settings.host}:${estPort}/.well-known/est/`]),
         `  data       ${settings.data} (store/, kms/)`,
         `  KEK        ${settings.passphraseFile === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
         `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,

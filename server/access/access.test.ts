@@ -16,7 +16,7 @@ const callers: readonly (readonly [string, Caller])[] = [
 const only: Readonly<Record<string, readonly string[]>> = {
   auditor: ['audit.read', 'fleet.read'],
   factory: ['batch.import', 'fleet.read', 'release.import'],
-  unidentified: ['device.connect', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue'],
+  unidentified: ['device.connect', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue', 'est.enrol'],
   device: [
     'device.acknowledge',
     'device.connect',
@@ -28,6 +28,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'enrol.answer',
     'enrol.hello',
     'enrol.issue',
+    'est.reenrol',
     'key.deliver',
   ],
   system: [

@@ -59,6 +59,8 @@ export const actions = {
   'enrol.hello': ['unidentified', 'device'],
   'enrol.answer': ['unidentified', 'device'],
   'enrol.issue': ['unidentified', 'device'],
+  'est.enrol': ['unidentified'],
+  'est.reenrol': ['device'],
   'device.connect': ['unidentified', 'device'],
   'device.report': ['device'],
   'device.trust': ['device'],

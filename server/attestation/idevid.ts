@@ -4,7 +4,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { possessionOf, sha256 } from '@fleetkey/protocol/transcript.ts'
 import { makeClaims, type Claims } from './claims.ts'
 import { byMethod, commitmentsOf, presentedBy } from './conversation.ts'
-import { noEndorsementPolicy } from './endorsement-policy.ts'
+import { noEndorsementPolicy, type EndorsementPolicy } from './endorsement-policy.ts'
 import { checkIdevidDenied, vouchedForIdevid, type EndorsementCa, type Vouched } from './endorsements.ts'
 import { checkIdevidCertificate, idevidHash, readIdevidCertificate, type Idevid } from './idevid-certificate.ts'
 import type { AttestationPolicy, Evidence, Expected, Method, Presented } from './methods.ts'
@@ -24,15 +24,27 @@ const vouched = (vouching: Vouched) => ({
   endorsedBy: vouching.by,
 })
 
-const read = ({ presented }: HelloOf<'idevid'>, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Read => {
-  const [leaf = new Uint8Array(0), ...others] = presented.chain
+/** An IDevID certificate that its maker's chain, an endorsement and the deny list let count. `chain`: leaf first, then what was sent along. */
+export const presentedIdevid = (chain: readonly Uint8Array[], endorsements: readonly EndorsementCa[], denied: EndorsementPolicy, now: number) => {
+  const [leaf = new Uint8Array(0), ...others] = chain
   const idevid = checkIdevidCertificate(leaf)
-  const ldevid = checkSoftwareKeys(presented, idevid.certificate.spki)
-  const denied = policy.endorsement ?? noEndorsementPolicy
   const hash = idevidHash(idevid.certificate.spki)
   checkIdevidDenied(hash, denied)
   const vouching = vouchedForIdevid(idevid.certificate, others.map(readIdevidCertificate), endorsements, denied, now)
-  return { idevid, ldevid, presented: { hardware: `idevid/${hash}`, ldevidSpki: ldevid.spki, ...vouched(vouching) } }
+  return { idevid, presented: { hardware: `idevid/${hash}`, ...vouched(vouching) } }
+}
+
+/** What an IDevID certificate proves besides, as it is kept beside the verdict. */
+export const idevidFacts = ({ serialNumber, module }: Idevid): readonly { readonly name: string; readonly value: string }[] => [
+  { name: 'idevid-serial-number', value: serialNumber },
+  ...(module === null ? [] : [{ name: 'idevid-hardware-module', value: `${module.type}/${module.serial}` }]),
+]
+
+const read = ({ presented }: HelloOf<'idevid'>, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number): Read => {
+  const idevid = checkIdevidCertificate(presented.chain[0] ?? new Uint8Array(0))
+  const ldevid = checkSoftwareKeys(presented, idevid.certificate.spki)
+  const found = presentedIdevid(presented.chain, endorsements, policy.endorsement ?? noEndorsementPolicy, now)
+  return { idevid, ldevid, presented: { ...found.presented, ldevidSpki: ldevid.spki } }
 }
 
 const verify = (all: Evidence, expected: Expected, endorsements: readonly EndorsementCa[], now: number): Claims => {
@@ -40,7 +52,7 @@ const verify = (all: Evidence, expected: Expected, endorsements: readonly Endors
   const { hello, answer } = evidence
   const { idevid, ldevid, presented } = read(hello, endorsements, expected.policy, now)
   const { nonce, transcript } = commitmentsOf(evidence, expected, sha256(idevid.certificate.spki))
-  const { key, hash, serialNumber, module } = idevid
+  const { key, hash } = idevid
   if (!verifySignature(hash, possessionOf('idevid', nonce, transcript), { key, dsaEncoding: 'ieee-p1363' }, answer.proven.signature)) fail('idevid.possession')
   return makeClaims({
     method: 'idevid',
@@ -48,10 +60,7 @@ const verify = (all: Evidence, expected: Expected, endorsements: readonly Endors
     assurance: presented.assurance,
     recipientSpki: hello.presented.recipient,
     ...checkRequests(answer, ldevid, expected.tenant),
-    facts: [
-      { name: 'idevid-serial-number', value: serialNumber },
-      ...(module === null ? [] : [{ name: 'idevid-hardware-module', value: `${module.type}/${module.serial}` }]),
-    ],
+    facts: idevidFacts(idevid),
   })
 }
 

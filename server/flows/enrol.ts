@@ -191,7 +191,8 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     secret?.destroy()
     const approvals = await approvalsFor(ctx, device.model, challenge)
     const verdict = await judged(ctx, device, hello, claims)
-    if (token !== null && hello.presented.method === 'token') await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello.presented, device)
+    if (token !== null && hello.presented.method === 'token')
+      await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello.presented, device)
     return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, approvals, pending })
   })
 }

@@ -52,7 +52,9 @@ const assuredMembers = async (ctx: Context, id: GroupId, needsTpm: boolean): Pro
   if (group === undefined) return []
   const entitled = await inChunks(members, 500, async ({ device }) => {
     const row = await ctx.store.get('device', device)
-    return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row)) ? [device] : []
+    return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row))
+      ? [device]
+      : []
   })
   return entitled.flat()
 }
