@@ -13,6 +13,8 @@ export const judges = {
   mosquitto_sub: 'mosquitto-clients',
   openssl: 'openssl',
   certtool: 'gnutls-bin',
+  pki: 'strongswan-pki',
+  curl: 'curl',
 } as const
 
 const found = (program: string): boolean =>
