@@ -30,7 +30,8 @@ const csrAttributes = sequence(sequence(oid(oids.ecPublicKey), set(oid(oids.p256
 const readBody = async (request: IncomingMessage): Promise<string> => {
   const chunks: Buffer[] = []
   let length = 0
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // What refuses a body has to be able to say so: the socket stays.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     length += chunk.length
     if (length > maxBody) refuseEst('est.body-size')
     chunks.push(chunk)
@@ -129,7 +130,11 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
   const isEarly = ({ reason }: Problem): boolean => reason !== undefined && early.has(reason)
   const count = (request: IncomingMessage, problem: Problem): void =>
     ctx.refusals.count(
-      { caller: { from: addressPrefix(request.socket.remoteAddress ?? '') }, action: 'est.enrol', subject: (request.url ?? '').slice(0, 64) },
+      {
+        caller: { from: addressPrefix((request.socket as TLSSocket | null)?.remoteAddress ?? '') },
+        action: 'est.enrol',
+        subject: (request.url ?? '').slice(0, 64),
+      },
       problem,
       ctx.now(),
     )

@@ -181,6 +181,10 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
     const judgement = await judgeClaims(ctx, device, claims)
     const { verdict, reason, detail } = judgement.verdict
     if (verdict === 'contraindicated') throw new Problem('attestation-failed', detail, { reason })
+    // Judged again in the commit; here so that a key that can have no certificate costs no token.
+    const owner = await findOne(ctx.store, 'certificate', { spkiHash: sha256hex(claims.ldevidSpki) })
+    if (owner !== undefined && owner.device !== device.id)
+      throw new Problem('forbidden', `the key of ${String(owner.device)} presented by ${device.id}`, { reason: 'key.reused' })
     await spend()
     const named = { ...intent, subject: device.id }
     const issued = await issueFor(ctx, named, device.id, claims.ldevidSpki)
