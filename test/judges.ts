@@ -13,7 +13,8 @@ export const judges = {
   mosquitto_sub: 'mosquitto-clients',
   openssl: 'openssl',
   certtool: 'gnutls-bin',
-  pki: 'strongswan-pki',
+  // Its elliptic curves are in the plugins.
+  pki: 'strongswan-pki libstrongswan-standard-plugins',
   curl: 'curl',
 } as const
 
@@ -26,7 +27,7 @@ const isDebian = (): boolean => existsSync('/etc/debian_version') && readFileSyn
 
 /** Installs what is missing from Debian's packages when that is possible (root on Debian); says what is missing otherwise. */
 export const installJudges = (): void => {
-  const missing = Object.entries(judges).flatMap(([program, name]) => (found(program) ? [] : [name]))
+  const missing = Object.entries(judges).flatMap(([program, name]) => (found(program) ? [] : name.split(' ')))
   if (missing.length === 0) return
   const packages = [...new Set(missing)]
   if (process.getuid?.() !== 0 || !isDebian()) {

@@ -199,7 +199,11 @@ describe('there is one place that signs certificates', () => {
         'server/kms/process.ts',
       ],
     ],
-    ['orders certificates', /\bprepareCertificates\(/, ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/ocsp.ts', 'server/flows/renew.ts']],
+    [
+      'orders certificates',
+      /\bprepareCertificates\(/,
+      ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/est.ts', 'server/flows/ocsp.ts', 'server/flows/renew.ts'],
+    ],
   ]
   test.each(places)('%s', (_what, pattern, expected) => expect(where(pattern).toSorted()).toEqual(expected))
 
