@@ -211,15 +211,20 @@ test.skipIf(!has('pki'))('strongSwan asks for the CAs, enrols and re-enrols', { 
   expect(two?.serialNumber).not.toBe(one?.serialNumber)
 })
 
-test('by factory identity, again with another key; without keys of the fleet', async () => {
-  const machine = makeElement(world.idevidCa, 'SE-9', Date.now())
-  // Genuine, and not ours.
-  const cert = toPem('CERTIFICATE', machine.certificate)
-  const key = machine.key.export({ format: 'pem', type: 'pkcs8' }) as string
-  expect((await call({ cert, key, body: base64(csr(newKey(), 'se-9')) })).status).toBe(403)
-  const other = makeElement(makeIdevidCa(Date.now()), 'SE-9', Date.now())
-  const foreign = { cert: toPem('CERTIFICATE', other.certificate), key: other.key.export({ format: 'pem', type: 'pkcs8' }) as string }
-  expect((await call({ ...foreign, body: base64(csr(newKey(), 'se-9')) })).status).toBe(403)
+test('by factory identity, again with another key; never by one that is not ours', async () => {
+  const by = (made: ReturnType<typeof makeElement>) => ({
+    cert: toPem('CERTIFICATE', made.certificate),
+    key: made.key.export({ format: 'pem', type: 'pkcs8' }) as string,
+  })
+  const own = makeElement(world.idevidCa, 'SE-2', Date.now())
+  await world.enlist([{ serial: 'SE-2', idevid: own.spki }], 'plant')
+  const ask = async (of: { cert: string; key: string }, name = 'se-2'): Promise<Answer> => await call({ ...of, body: base64(csr(newKey(), name)) })
+  expect(new X509Certificate(certificateIn(await ask(by(own)))).subject).toBe('CN=se-2')
+  certificateIn(await ask(by(own)))
+  expect(await world.client.call('device.show', { params: { id: 'se-2' } })).toMatchObject({ state: 'enrolled', method: 'idevid', assurance: 'simulated' })
+  // Genuine and in no manifest; of another maker.
+  expect((await ask(by(makeElement(world.idevidCa, 'SE-9', Date.now())))).status).toBe(403)
+  expect((await ask(by(makeElement(makeIdevidCa(Date.now()), 'SE-2', Date.now())))).status).toBe(403)
 })
 
 test('of 64 that use one token at once, one wins', { timeout: 30_000 }, async () => {
