@@ -91,7 +91,7 @@ describe('who may do what', () => {
   test('an owner may do everything that is not for machines', () => {
     const [, owner] = callers[0] ?? []
     if (owner === undefined) throw new Error('no owner')
-    const machines = new Set([...(only['system'] ?? []), ...(only['device'] ?? [])])
+    const machines = new Set([...(only['system'] ?? []), ...(only['device'] ?? []), ...(only['unidentified'] ?? [])])
     const both = new Set(['key.rotate', 'device.revoke', 'device.suspend', 'device.reinstate'])
     expect(mayDo(owner)).toEqual((Object.keys(actions) as string[]).filter((action) => !machines.has(action) || both.has(action)).toSorted())
   })
