@@ -124,6 +124,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
   let admin: ReturnType<typeof adminServer> | undefined
   /** Of the CA that is active now. */
+  let est: ReturnType<typeof estServer> | undefined
   const renewTls = async (): Promise<void> => {
     const fresh = await serverTls(base, authority, names)
     tls = fresh
@@ -170,7 +171,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const httpsPort = await listen(admin, settings.httpsPort, settings.host)
   const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
 
-  const est = settings.estPort === null ? undefined : estServer(ctx, tls)
+  est = settings.estPort === null ? undefined : estServer(ctx, tls)
   const estPort = est === undefined || settings.estPort === null ? null : await listen(est, settings.estPort, settings.host)
 
   const cliFile = join(settings.data, 'cli.json')
