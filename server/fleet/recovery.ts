@@ -29,6 +29,9 @@ export type RecoveryStep =
   | { readonly do: 'wait'; readonly until: number }
   | { readonly do: 'hold' }
 
+/** A person has to decide about this device. */
+export const isHeld = (known: Recovery | undefined): boolean => (known?.heldAt ?? null) !== null
+
 const inWindow = (begun: readonly number[], budget: RecoveryBudget, now: number): readonly number[] => begun.filter((at) => at + budget.window > now)
 
 /**
@@ -38,7 +41,7 @@ const inWindow = (begun: readonly number[], budget: RecoveryBudget, now: number)
  * certificate mends: beyond the budget it is held.
  */
 export const recoveryStep = (known: Recovery | undefined, budget: RecoveryBudget, now: number): RecoveryStep => {
-  if (known?.heldAt != null) return { do: 'hold' }
+  if (isHeld(known)) return { do: 'hold' }
   const begun = inWindow(known?.begun ?? [], budget, now)
   if (known !== undefined && known.attempts > 0) {
     const over = known.attempts - free
@@ -56,4 +59,4 @@ export const recovered = (known: Recovery): Recovery => ({ ...known, attempts: 0
 
 /** How many more recoveries may begin. */
 export const recoveriesLeft = (known: Recovery | undefined, budget: RecoveryBudget, now: number): number =>
-  known?.heldAt != null ? 0 : Math.max(0, budget.count - inWindow(known?.begun ?? [], budget, now).length)
+  isHeld(known) ? 0 : Math.max(0, budget.count - inWindow(known?.begun ?? [], budget, now).length)

@@ -4,7 +4,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
-import { recoveryStep, type Recovery } from '../fleet/recovery.ts'
+import { isHeld, recoveryStep, type Recovery } from '../fleet/recovery.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { issuerKeyOf } from './trust.ts'
@@ -92,9 +92,9 @@ export const allowRecovery = async (ctx: Context, caller: Caller, id: DeviceId, 
     if (row === undefined) throw new Problem('not-found', `no device ${id}`)
     if (!hasIdentity(row)) throw new Problem('conflict', `device ${id} is ${row.state}`)
     const { recovery: before, ...rest } = row
-    tx.note(`${before?.begun.length ?? 0} recoveries before${before?.heldAt == null ? '' : ', held'}`)
+    tx.note(`${before?.begun.length ?? 0} recoveries before${isHeld(before) ? ', held' : ''}`)
     tx.update('device', rest)
-    return { held: before?.heldAt != null }
+    return { held: isHeld(before) }
   })
   // A crash here: it may recover; asking again changes nothing.
   ctx.step('recovery.allowed')
