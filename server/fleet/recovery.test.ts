@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { defaultBudget, recovered, recoveriesLeft, recoveryStep, type Recovery, type RecoveryBudget } from './recovery.ts'
+import { defaultBudget, firstIssue, recovered, recoveriesLeft, recoveryStep, type Recovery, type RecoveryBudget } from './recovery.ts'
 
 const [minute, hour, day] = [60_000, 3_600_000, 86_400_000]
 const budget: RecoveryBudget = { count: 3, window: 30 * day }
@@ -58,6 +58,12 @@ describe('a recovery budget', () => {
     const held: Recovery = { begun: [start], attempts: 0, lastAt: start, heldAt: start }
     expect(recoveryStep(held, budget, start + 365 * day)).toEqual({ do: 'hold' })
     expect(recoveriesLeft(held, budget, start + 365 * day)).toBe(0)
+  })
+
+  test('an enrolment that is repeated because its answer got lost is none', () => {
+    const known = recovered(go(go(firstIssue(start), start), start))
+    expect([known.begun, recoveriesLeft(known, budget, start)]).toEqual([[], 3])
+    expect(go(known, start + day).begun).toEqual([start + day])
   })
 
   test('of a new device is whole', () => expect(recoveriesLeft(undefined, defaultBudget, start)).toBe(8))

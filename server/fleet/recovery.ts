@@ -54,6 +54,9 @@ export const recoveryStep = (known: Recovery | undefined, budget: RecoveryBudget
   return { do: 'go', next: { begun: [...begun, now], attempts: 1, lastAt: now, heldAt: null } }
 }
 
+/** The record of a first enrolment: until its certificate was used, repeating it costs nothing, as within a recovery. */
+export const firstIssue = (now: number): Recovery => ({ begun: [], attempts: 1, lastAt: now, heldAt: null })
+
 /** A certificate of the newest recovery was used. */
 export const recovered = (known: Recovery): Recovery => ({ ...known, attempts: 0 })
 

@@ -4,7 +4,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
-import { isHeld, recoveryStep, type Recovery } from '../fleet/recovery.ts'
+import { firstIssue, isHeld, recoveryStep, type Recovery } from '../fleet/recovery.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { issuerKeyOf } from './trust.ts'
@@ -40,12 +40,12 @@ const isLeftBehind = ({ authority }: Context, certificate: Certificate): boolean
 }
 
 /**
- * What the next certificate costs a device that has an identity; undefined for one that has none. Throws Problem: 'rate-limited' when it has to wait,
+ * What the record says of recoveries after the next certificate. Throws Problem: 'rate-limited' when it has to wait,
  * 'forbidden' when its budget is spent.
  */
-export const recoveryOf = (ctx: Context, device: Device): Recovery | undefined => {
-  if (!hasIdentity(device)) return undefined
+export const recoveryOf = (ctx: Context, device: Device): Recovery => {
   const now = ctx.now()
+  if (!hasIdentity(device)) return firstIssue(now)
   const step = recoveryStep(device.recovery, ctx.recoveries, now)
   if (step.do === 'go') return step.next
   if (step.do === 'wait')
