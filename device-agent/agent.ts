@@ -17,8 +17,9 @@ import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import type { Attester } from './attesters/attester.ts'
 import { openChannel, type Channel } from './channel.ts'
 import type { Settings } from './config.ts'
-import { ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
+import { checkServerTime, ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
 import { advance, initialCore, type Core, type Effect, type Event, type HeldKey, type Phase, type Take, type TimerName } from './core.ts'
+import { openDeviceClock } from './device-clock.ts'
 import { enrol, Refused } from './enrol.ts'
 import { openDocument, type Document } from './files.ts'
 import { isMediumError, piecesOf, type FileSystem } from './filesystem.ts'
@@ -48,6 +49,8 @@ export interface AgentOptions {
   readonly files: FileSystem
   /** Milliseconds since 1970. */
   readonly now: () => number
+  /** Milliseconds since any moment, that nobody can set; the process's own unless told. */
+  readonly monotonic?: () => number
   readonly random: (length: number) => Uint8Array
   readonly log: (line: string) => void
   /** Called after every durable step; fault tests end the agent there. */
@@ -97,8 +100,6 @@ class Killed extends Error {
 
 /** Time floors reach the medium at most this often when nothing else is written. */
 const timeEvery = 3_600_000
-/** Clocks of several servers differ by less; an older welcome is a replay. */
-const welcomeSlack = 300_000
 const maxInbox = 1_024
 const tpmRetry = 5_000
 /** Milliseconds that a TPM gets to free what is loaded when the agent stops. */
@@ -139,13 +140,15 @@ export const startAgent = (options: AgentOptions): Agent => {
   const statusListeners = new Set<(status: AgentStatus) => void>()
   const keyListeners = new Set<(change: KeyChange) => void>()
   const trustOfSettings = openTrust(settings.trust)
-  /** Time before which the server's own certificates did not exist: a clock that starts in 1970 is known to be wrong. */
-  const born = Math.max(...trustOfSettings.roots.map(({ notBefore }) => notBefore))
+  const clock = openDeviceClock({
+    wall: options.now,
+    monotonic: options.monotonic ?? (() => performance.now()),
+    born: Math.max(...trustOfSettings.roots.map(({ notBefore }) => notBefore)),
+  })
   let trust = trustOfSettings
   /** What the server has told it to believe since, in the place of its configuration. */
   let bundle: TrustBundle | undefined
 
-  const now = (): number => Math.max(options.now(), born, keyring?.time ?? 0)
   const random = options.random
   const chance = (): number => Buffer.from(random(6)).readUIntBE(0, 6) / 2 ** 48
   const alive = (): void => {
@@ -200,7 +203,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const dispatch = (event: Event): void => {
     if (dead) return
-    const [next, effects] = advance(core, event, { now: now(), random: chance })
+    const [next, effects] = advance(core, event, { ...clock.belief(), uptime: clock.uptime(), random: chance })
     core = next
     for (const effect of effects) perform(effect)
     changed()
@@ -321,12 +324,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   // --- connection ---
 
-  const common = () => {
-    const source = bundle === undefined ? settings.trust : sourceOf(bundle)
-    const judge = (leaf: Uint8Array, between: readonly Uint8Array[]): void => void trust.check(leaf, between, now())
-    const known = { server: settings.server, trust: [...source.trust, ...source.chain], tenant: settings.tenant }
-    return (source.retired ?? []).length === 0 ? known : { ...known, judge }
-  }
+  const common = { server: settings.server, tenant: settings.tenant }
 
   const disconnect = (): void => {
     const old = link
@@ -336,7 +334,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const open = async (of: Pick<ConnectionOptions, 'client' | 'credentials' | 'topics' | 'onMessage' | 'onClose'>): Promise<Connection> =>
-    await openConnection({ ...common(), ...of }, abort.signal)
+    await openConnection({ ...common, trust, time: clock.belief(), ...of }, abort.signal)
 
   const connectDevice = async (): Promise<void> => {
     if (holder === undefined || identity === undefined) return
@@ -368,7 +366,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         signer: attester.signer,
         trust: () => trust,
         random,
-        now,
+        clock,
         transmit: connection.send,
       })
       link = { connection, channel }
@@ -383,7 +381,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       problem = `${refused ? 'refused by the server' : 'no connection'}: ${messageOf(thrown)}`
       if (refused) lastRefusal = 'unauthenticated'
       log(problem)
-      dispatch({ on: 'offline', why: refused ? 'refused' : 'unreachable' })
+      dispatch({ on: 'offline', why: !refused ? 'unreachable' : thrown.isOver ? 'over' : 'refused' })
     }
   }
 
@@ -429,7 +427,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   /** Durable first, then in force, then said. */
   const believe = async (body: TrustBundle, kid: Uint8Array): Promise<void> => {
-    const next = judgeBundle(body, { held: bundle, trust, kid, now: now() })
+    const next = judgeBundle(body, { held: bundle, trust, kid, time: clock.belief() })
     if (next !== undefined) {
       await trusted.save(body)
       // A crash here: stored, and not said; the next report says it.
@@ -444,10 +442,23 @@ export const startAgent = (options: AgentOptions): Agent => {
   const renewWithin = (): number | null => (bundle !== undefined && identity !== undefined && isTainted(identity, bundle) ? bundle.renewWithin * 1_000 : null)
 
   const welcome = (body: BodyOf<'welcome'>): void => {
-    const floor = keyring?.time ?? 0
-    if (body.time + welcomeSlack < floor) return log('an old welcome was replayed')
-    if (body.time - floor > timeEvery && keyring !== undefined) background('time', keyring.setTime(body.time))
+    const current = link
+    // One welcome per connection: a second one is a replay, and states an old time.
+    if (current === undefined || core.session !== null) return log('a second welcome')
+    try {
+      checkServerTime(current.connection, body.time)
+    } catch (thrown) {
+      problem = messageOf(thrown)
+      log(problem)
+      return current.connection.destroy()
+    }
+    remember(clock.hear(body.time))
     dispatch({ on: 'welcome', session: body.session, reportEvery: body.reportEvery })
+  }
+
+  /** Makes the floor durable, from time to time. */
+  const remember = (floor: number): void => {
+    if (keyring !== undefined && floor - keyring.time > timeEvery) background('time', keyring.setTime(floor))
   }
 
   const refusal = (body: BodyOf<'refusal'>): void => {
@@ -456,10 +467,19 @@ export const startAgent = (options: AgentOptions): Agent => {
     const renewing = renewalId !== null && Buffer.compare(renewalId, body.re) === 0
     if (renewing) {
       renewalId = null
-      // It may be the request itself that is not acceptable: the next one is new.
-      if (body.code !== 'unavailable' && body.code !== 'rate-limited') background('renew', holder?.vault.renewals.save(null) ?? Promise.resolve())
-      dispatch({ on: 'renew-failed' })
+      // Where there is nothing to wait for it is the request itself that is not acceptable: the next one is new, with a new key.
+      const isSpent = body.code !== 'unavailable' && body.code !== 'rate-limited' && body.retryAfter === null
+      background(
+        'renew',
+        forgetRenewal(isSpent).then(() =>
+          dispatch({ on: 'renew-failed', code: body.code, retryAfter: body.code === 'conflict' && isSpent ? 1 : body.retryAfter }),
+        ),
+      )
     } else dispatch({ on: 'refused', code: body.code, retryAfter: body.retryAfter })
+  }
+
+  const forgetRenewal = async (isSpent: boolean): Promise<void> => {
+    if (isSpent) await holder?.vault.renewals.save(null)
   }
 
   const report = async (session: Uint8Array, sequence: number): Promise<void> => {
@@ -535,14 +555,14 @@ export const startAgent = (options: AgentOptions): Agent => {
    * Before a quote that the server would refuse for its clock: a first one, which nothing recorded explains, and one after a refusal. Waits for the clock, and
    * spends no attempt meanwhile. `until`: a quote is wanted by then, milliseconds since 1970.
    */
-  const clockFor = async ({ clock }: Attester, strict: boolean, until: number | null = null): Promise<void> => {
-    if (clock === undefined || !strict) return
+  const clockFor = async ({ clock: tpmClock }: Attester, strict: boolean, until: number | null = null): Promise<void> => {
+    if (tpmClock === undefined || !strict) return
     const before = problem
-    const first = await clock()
+    const first = await tpmClock()
     if (first.safe) return
-    if (until !== null && now() + first.safeWithin >= until) throw new Error(`${unsafeClockText(first)}; asked again then`)
+    if (until !== null && clock.belief().now + first.safeWithin >= until) throw new Error(`${unsafeClockText(first)}; asked again then`)
     const safe = await safeClock({
-      read: clock,
+      read: tpmClock,
       pause: async (milliseconds) => await pause(milliseconds, undefined, { signal: abort.signal }),
       tell(words) {
         if (problem !== words) log(words)
@@ -560,7 +580,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   /** Only keys that the server's release key approves: a policy of somebody else's making would be somebody else's to satisfy. */
   const recipientFor = async (policy: FirmwarePolicy): Promise<KeyBlob> => {
     if (holder === undefined) throw new Problem('unavailable', 'the TPM is not open')
-    trust.signerOf(keyId(spkiOf(policy.signer)), ['release'], now())
+    trust.signerOf(keyId(spkiOf(policy.signer)), ['release'], clock.belief())
     const mine = holder
     return await inVault(async () => await mine.recipientFor(policy))
   }
@@ -615,13 +635,14 @@ export const startAgent = (options: AgentOptions): Agent => {
         agent: agentVersion,
         eventLog: readEventLog,
         random,
-        now,
+        clock,
         step,
       })
+      const floor = clock.hear(result.time)
       await unlock(holder, result.approvals, result.identity)
       await adopt(holder, result.identity)
       await enrolled(holder)
-      await keyring?.setTime(result.time)
+      await keyring?.setTime(floor)
       if (!holder.vault.isOpen) log(`${lockedWords}; its identity is in memory only`)
       // A crash here: enrolled and stored; the next start connects with the new certificate.
       step('enrol.stored')
@@ -690,7 +711,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         session,
         sign: attester.sign,
         random,
-        now: now(),
+        now: clock.now(),
         step,
       })
       renewalId = pending.id
@@ -705,7 +726,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (holder === undefined || identity === undefined) return
     const pending = await holder.vault.renewals.load()
     if (pending === undefined || pending === null || Buffer.compare(pending.id, message.re) !== 0) return log('an identity that was not asked for')
-    const next = renewedIdentity({ identity, pending, message, trust, now: now() })
+    const next = renewedIdentity({ identity, pending, message, trust })
     await adopt(holder, next)
     // A crash here: both certificates are there and valid; the new one is stored and used.
     await holder.vault.renewals.save(null)
@@ -759,6 +780,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         keyring = await vault.keyring(identity.device)
         await vault.settle(identity, keyring)
         await enrolled(holder)
+        clock.restore(keyring.time)
       }
       problem = null
       if (vault.isLocked) log(lockedWords)

@@ -2,6 +2,7 @@ import { chunkFrameMax, isFrame, reassembler, split } from '@fleetkey/protocol/c
 import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
 import type { Body } from '@fleetkey/protocol/messages.ts'
 import { signMessage, type SignedMessage, type Signer } from '@fleetkey/protocol/signed.ts'
+import type { DeviceClock } from './device-clock.ts'
 import { readFromServer, type Trust } from './trust.ts'
 
 /** Signed messages over one connection, whatever their size. */
@@ -22,7 +23,7 @@ export const openChannel = (of: {
   readonly signer: Signer
   readonly trust: () => Trust
   readonly random: (length: number) => Uint8Array
-  readonly now: () => number
+  readonly clock: DeviceClock
   readonly transmit: (bytes: Uint8Array) => Promise<void>
 }): Channel => {
   const transfer = reassembler({ max: maxFromServer })
@@ -32,7 +33,7 @@ export const openChannel = (of: {
   let turn: Promise<unknown> = Promise.resolve()
 
   const sign = async (body: Body, id: Uint8Array): Promise<Uint8Array> => {
-    sequence = Math.max(sequence + 1, of.now())
+    sequence = Math.max(sequence + 1, of.clock.now())
     return await signMessage({ v: 1, tenant, device, from: 'device', id, seq: sequence, body }, of.signer)
   }
 
@@ -44,7 +45,7 @@ export const openChannel = (of: {
   }
 
   const read = (bytes: Uint8Array, max: number): SignedMessage =>
-    readFromServer(bytes, { trust: of.trust(), tenant: of.tenant, client: of.client, now: of.now(), max })
+    readFromServer(bytes, { trust: of.trust(), tenant: of.tenant, client: of.client, time: of.clock.belief(), max })
 
   return {
     async send(body, id = of.random(16)) {

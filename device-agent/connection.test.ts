@@ -9,7 +9,7 @@ import { connectProof, exporterLabel } from '@fleetkey/protocol/transcript.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import fc from 'fast-check'
 import { afterEach, describe, expect, test } from 'vitest'
-import { ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
+import { checkServerTime, ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
 import { random } from './test-keys.ts'
 import { testCertificate } from './test-certificates.ts'
 import { day, keyPair, testServer } from './test-server.ts'
@@ -104,7 +104,8 @@ const open = async (port: number, more: Partial<ConnectionOptions> = {}, abort?:
   const connection = await openConnection(
     {
       server: { host: '127.0.0.1', port },
-      trust: [pki.root.der, pki.issuing.der],
+      trust: pki.trust(),
+      time: { now, floor: now, signed: false },
       tenant: 'plant',
       client: 'd-1',
       credentials,
@@ -223,10 +224,16 @@ describe('what ends before it is open', () => {
     ],
     ['a server of another name', { certificate: pki.issue({ subject: '127.0.0.1', spki: tls.spki }) }, false, /does not match/],
     [
-      'a server certificate that is over',
+      'a server certificate that is over by signed time',
       { certificate: pki.issue({ subject: '127.0.0.1', spki: tls.spki, local: true, notAfter: now - day }) },
       false,
-      /expired/,
+      /was over before the time that the server signed last/,
+    ],
+    [
+      'a certificate for something else',
+      { certificate: pki.issue({ subject: '127.0.0.1', spki: tls.spki, local: true, role: 'delivery' }) },
+      false,
+      /wrong-usage/,
     ],
     ['a server without TLS 1.3', { versions: 'TLSv1.2' }, false, /protocol version|SSL|TLS/i],
   ]
@@ -308,5 +315,14 @@ describe('a server that sends garbage', () => {
     )
     expect(await closed).not.toBe('')
     expect(closes.length).toBe(1)
+  })
+})
+
+describe('a clock that shows anything', () => {
+  test.each([0, Date.UTC(2038, 0, 20), Date.UTC(2106, 1, 7, 7)])('%i: the session is opened, and what the server then signs decides', async (wall) => {
+    const { connection } = await open(await serve(), { time: { now: wall, floor: 0, signed: false } })
+    expect(() => checkServerTime(connection, now)).not.toThrow()
+    expect(() => checkServerTime(connection, now + 366 * day)).toThrow(/not good at the time/)
+    expect(() => checkServerTime(connection, now - 31 * day)).toThrow(/not good at the time/)
   })
 })

@@ -1,9 +1,13 @@
-import { connect, type TLSSocket } from 'node:tls'
+import { checkServerIdentity, connect, type TLSSocket } from 'node:tls'
 import { isIP } from 'node:net'
 import type { KeyObject } from 'node:crypto'
 import { connectProof, exporterLabel } from '@fleetkey/protocol/transcript.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { MqttClient } from 'mqtt'
+import { judgedAt, type Belief } from './device-clock.ts'
+import type { Trust } from './trust.ts'
 
 /** Proof of a device with an identity: its TLS key and certificate, and the LDevID key in the TPM. */
 export interface Credentials {
@@ -16,10 +20,8 @@ export interface Credentials {
 
 export interface ConnectionOptions {
   readonly server: { readonly host: string; readonly port: number }
-  /** Root and issuing certificates, DER. */
-  readonly trust: readonly Uint8Array[]
-  /** Judges what the server showed (DER: its certificate, and what it sent along) after OpenSSL has, which knows roots and nothing of retired CAs. Throws. */
-  readonly judge?: (leaf: Uint8Array, between: readonly Uint8Array[]) => void
+  readonly trust: Trust
+  readonly time: Belief
   readonly tenant: string
   /** Client id. */
   readonly client: string
@@ -35,6 +37,8 @@ export interface Connection {
   readonly client: string
   /** 32 bytes of the TLS exporter of this very connection. */
   readonly exporter: Uint8Array
+  /** Life of the server's certificate, milliseconds since 1970: to be held against the first time that the server signs (`checkServerTime`). */
+  readonly server: { readonly notBefore: number; readonly notAfter: number }
   /** QoS 1; resolves with the PUBACK. */
   send(bytes: Uint8Array): Promise<void>
   /** DISCONNECT, then close. */
@@ -46,6 +50,13 @@ export interface Connection {
 /** The server, or TLS, refused this device's credentials. Anything else that goes wrong is an ordinary Error. */
 export class ConnectionRefused extends Error {
   override readonly name = 'ConnectionRefused'
+  /** The credentials are over, or none of the server's: no use to show them again (CONNACK 4). */
+  readonly isOver: boolean
+
+  constructor(message: string, { isOver = false, cause }: { readonly isOver?: boolean; readonly cause?: unknown } = {}) {
+    super(message, { cause })
+    this.isOver = isOver
+  }
 }
 
 const handshakeDeadline = 20_000
@@ -70,7 +81,8 @@ const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): P
       host: server.host,
       port: server.port,
       ...(isIP(server.host) === 0 ? { servername: server.host } : {}),
-      ca: of.trust.map((der) => toPem('CERTIFICATE', der)),
+      // Judged below: OpenSSL would ask the system's clock, which may show 1970 or 2106.
+      rejectUnauthorized: false,
       minVersion: 'TLSv1.3',
       ALPNProtocols: ['mqtt'],
       ...(credentials === null
@@ -101,18 +113,35 @@ const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): P
     abort?.addEventListener('abort', aborted)
     if (abort?.aborted === true) return aborted()
     socket.once('secureConnect', () => {
-      try {
-        const [leaf = new Uint8Array(0), ...between] = shown(socket)
-        of.judge?.(leaf, between)
-      } catch (thrown) {
-        return fail(new Error(`the server's certificate: ${thrown instanceof Error ? thrown.message : String(thrown)}`))
-      }
       settled()
       // Nagle's algorithm and delayed acknowledgements together cost 40 ms a message.
       socket.setNoDelay(true)
       resolve(socket)
     })
   })
+}
+
+/**
+ * Life of the certificate that the server of this session has proven to own. Throws unless it is a server certificate for that host which leads to a root of
+ * ours (RFC 5280 by our own validator), and is not over by signed time.
+ */
+const serverOf = (of: ConnectionOptions, socket: TLSSocket): Connection['server'] => {
+  const [leaf, ...issuers] = shown(socket)
+  if (leaf === undefined) throw new Error('the server showed no certificate')
+  const wrongName = checkServerIdentity(of.server.host, socket.getPeerCertificate())
+  if (wrongName !== undefined) throw wrongName
+  const life = parseCertificate(Uint8Array.from(leaf))
+  const at = judgedAt(life, of.time, null)
+  // Time that an earlier connection signed may be long ago, or may have been wrong: what this one signs decides.
+  const provisional = at === undefined ? undefined : Math.min(Math.max(at, life.notBefore), life.notAfter)
+  if (provisional === undefined) throw new Error('the certificate of the server was over before the time that the server signed last')
+  of.trust.check(leaf, issuers, provisional, oids.serverAuth)
+  return { notBefore: life.notBefore, notAfter: life.notAfter }
+}
+
+/** Throws unless the certificate of this TLS session is good at a time that the server has signed in it. */
+export const checkServerTime = ({ server }: Pick<Connection, 'server'>, stated: number): void => {
+  if (stated < server.notBefore || stated > server.notAfter) throw new Error('the certificate of the server is not good at the time that it signs')
 }
 
 /** Password of CONNECT: the LDevID key's signature over this connection, so that a stolen TLS key is of no use. */
@@ -134,10 +163,11 @@ export const openConnection = async (of: ConnectionOptions, abort?: AbortSignal)
   socket.on('error', () => undefined)
   try {
     const exporter = new Uint8Array(socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0)))
+    const server = serverOf(of, socket)
     const { credentials } = of
     const login = credentials === null ? {} : { username: of.client, password: await passwordOf(of, credentials, exporter) }
     if (socket.destroyed) throw new Error('the server closed the connection')
-    return await openMqtt(of, socket, { exporter, login, abort })
+    return await openMqtt(of, socket, { exporter, server, login, abort })
   } catch (error) {
     socket.destroy()
     throw error
@@ -147,7 +177,12 @@ export const openConnection = async (of: ConnectionOptions, abort?: AbortSignal)
 const openMqtt = async (
   of: ConnectionOptions,
   socket: TLSSocket,
-  with_: { readonly exporter: Uint8Array; readonly login: { username?: string; password?: string }; readonly abort: AbortSignal | undefined },
+  with_: {
+    readonly exporter: Uint8Array
+    readonly server: Connection['server']
+    readonly login: { username?: string; password?: string }
+    readonly abort: AbortSignal | undefined
+  },
 ): Promise<Connection> => {
   const mqtt = new MqttClient(() => socket, {
     protocolVersion: 4,
@@ -184,7 +219,7 @@ const openMqtt = async (
     const text = typeof code === 'string' ? code : ''
     why = error.message
     // 2: identifier rejected, 4 and 5: not authorised (MQTT 3.1.1 §3.2.2.3). TLS 1.3 tells of a refused certificate only after the handshake.
-    if (code === 2 || code === 4 || code === 5 || credentialAlert.test(text)) opening.reject(new ConnectionRefused(why, { cause: error }))
+    if (code === 2 || code === 4 || code === 5 || credentialAlert.test(text)) opening.reject(new ConnectionRefused(why, { isOver: code === 4, cause: error }))
     end()
   })
   mqtt.on('close', end)
@@ -206,6 +241,7 @@ const openMqtt = async (
   return {
     client: of.client,
     exporter: with_.exporter,
+    server: with_.server,
     send: async (bytes) =>
       await new Promise((resolve, reject) => {
         if (ended) return reject(new Error(why))

@@ -19,8 +19,14 @@ import {
 
 const day = 86_400_000
 const at = 1_800_000_000_000
-const middle = { now: at, random: () => 0.5 }
-const identity: IdentityFacts = { device: 'd-1', tlsNotBefore: at - day, tlsNotAfter: at + 9 * day }
+const middle = { now: at, signed: true, uptime: 0, random: () => 0.5 }
+const identity: IdentityFacts = {
+  device: 'd-1',
+  ldevidNotBefore: at - 100 * day,
+  ldevidNotAfter: at + 900 * day,
+  tlsNotBefore: at - day,
+  tlsNotAfter: at + 9 * day,
+}
 const nonce = new Uint8Array(16).fill(7)
 const session = new Uint8Array(16).fill(9)
 
@@ -143,7 +149,7 @@ describe('connecting', () => {
 
   test('with an identity it connects, spread over the first second', () => {
     for (const random of [0, 0.25, 0.999]) {
-      const [core, effects] = play(initialCore, [start()], { now: at, random: () => random })
+      const [core, effects] = play(initialCore, [start()], { now: at, signed: true, uptime: 0, random: () => random })
       expect(timerOf(effects, 'reconnect')).toBe(Math.round(random * timing.backoffBase))
       expect(advance(core, reconnect, middle)[1]).toEqual([{ do: 'connect', device: 'd-1' }])
     }
@@ -154,12 +160,55 @@ describe('connecting', () => {
     expect(play(initialCore, [expired, reconnect])[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
   })
 
+  test('a clock that is not signed makes no certificate over: it is tried, and one refusal bears the clock out', () => {
+    const wrong = { now: at + 900 * day, signed: false, uptime: 0, random: () => 0.5 }
+    const [connecting, effects] = play(initialCore, [start(), reconnect], wrong)
+    expect(effects).toEqual([{ do: 'connect', device: 'd-1' }])
+    const waiting = advance(connecting, { on: 'offline', why: 'refused' }, wrong)[0]
+    expect(advance(waiting, reconnect, wrong)[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
+  })
+
+  test('credentials that the server calls over are not shown again', () => {
+    const [connecting] = play(initialCore, [start(), reconnect])
+    const [waiting, effects] = advance(connecting, { on: 'offline', why: 'over' }, middle)
+    expect(timerOf(effects, 'reconnect')).toBeLessThanOrEqual(2_000)
+    expect(advance(waiting, reconnect, middle)[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
+  })
+
+  test('a return that is refused for what the device is: enrolment and return take turns', () => {
+    let core = play(initialCore, [start({ identity: { ...identity, tlsNotAfter: at } }), reconnect])[0]
+    const purposes: string[] = []
+    for (let round = 0; round < 4; round += 1) {
+      const [waiting] = advance(core, { on: 'enrol-failed', code: 'expired', retryAfter: null }, middle)
+      const [next, effects] = advance(waiting, reconnect, middle)
+      core = next
+      purposes.push(...effects.flatMap((one) => (one.do === 'enrol' ? [one.purpose] : [])))
+    }
+    expect(purposes).toEqual(['enrol', 'return', 'enrol', 'return'])
+  })
+
+  test('an LDevID that ends soon is enrolled anew before anything is over; refused, the TLS certificate is renewed meanwhile', () => {
+    const ending = { ...identity, ldevidNotBefore: at - 1000 * day, ldevidNotAfter: at + 100 * day }
+    const [core] = play(initialCore, [start({ identity: ending }), ...online.slice(1)])
+    const [enrolling, effects] = advance(core, { on: 'timer', name: 'renew' }, middle)
+    expect([enrolling.phase, effects.at(-1)]).toEqual(['enrolling', { do: 'enrol', purpose: 'enrol' }])
+    const refused = play(enrolling, [{ on: 'enrol-failed', code: 'forbidden', retryAfter: null }, reconnect, ...online.slice(2)])[0]
+    expect(advance(refused, { on: 'timer', name: 'renew' }, middle)[1]).toEqual([{ do: 'renew', session }])
+  })
+
+  test('a renewal that another one keeps waiting is tried when the server said; one refused for the LDevID leads to enrolment', () => {
+    const [core] = play(initialCore, online)
+    const after = timerOf(advance(core, { on: 'renew-failed', code: 'conflict', retryAfter: 600 }, middle)[1], 'renew')
+    expect(after).toBe(900_000)
+    expect(advance(core, { on: 'renew-failed', code: 'expired', retryAfter: null }, middle)[1].at(-1)).toEqual({ do: 'enrol', purpose: 'enrol' })
+  })
+
   test('full jitter: between 0 and a ceiling that doubles up to the cap', () => {
     let core = play(initialCore, [start(), reconnect])[0]
     for (let attempt = 1; attempt <= 12; attempt += 1) {
       const ceiling = Math.min(timing.backoffCap, timing.backoffBase * 2 ** attempt)
       for (const random of [0, 0.5, 0.999_999]) {
-        const [, effects] = advance(core, { on: 'offline', why: 'unreachable' }, { now: at, random: () => random })
+        const [, effects] = advance(core, { on: 'offline', why: 'unreachable' }, { now: at, signed: true, uptime: 0, random: () => random })
         expect(timerOf(effects, 'reconnect')).toBe(Math.round(random * ceiling))
       }
       core = play(core, [{ on: 'offline', why: 'unreachable' }, reconnect])[0]
@@ -171,13 +220,13 @@ describe('connecting', () => {
   test('refused once it may be chance, refused again it waits long, refused for good it proves itself anew', () => {
     let core = play(initialCore, [start(), reconnect])[0]
     const refused: Event = { on: 'offline', why: 'refused' }
-    const [first, chance] = advance(core, refused, { now: at, random: () => 0 })
+    const [first, chance] = advance(core, refused, { now: at, signed: true, uptime: 0, random: () => 0 })
     expect(timerOf(chance, 'reconnect')).toBe(0)
     core = advance(first, reconnect, middle)[0]
-    const [second, patience] = advance(core, refused, { now: at, random: () => 0 })
+    const [second, patience] = advance(core, refused, { now: at, signed: true, uptime: 0, random: () => 0 })
     expect(timerOf(patience, 'reconnect')).toBe(5_000)
     core = advance(second, reconnect, middle)[0]
-    const [third, longer] = advance(core, refused, { now: at, random: () => 0.999 })
+    const [third, longer] = advance(core, refused, { now: at, signed: true, uptime: 0, random: () => 0.999 })
     expect(timerOf(longer, 'reconnect')).toBe(Math.round(0.999 * timing.backoffBase * 2 ** 6))
     expect(advance(third, reconnect, middle)[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
   })
@@ -194,13 +243,13 @@ describe('connecting', () => {
   test.each(refusals)('enrolment refused with %s, retry after %s s: between %i and %i ms', (code, retryAfter, least, most) => {
     const enrolling = play(initialCore, [start({ identity: null }), reconnect])[0]
     for (const random of [0, 0.3, 0.999]) {
-      const [core, effects] = advance(enrolling, { on: 'enrol-failed', code, retryAfter }, { now: at, random: () => random })
+      const [core, effects] = advance(enrolling, { on: 'enrol-failed', code, retryAfter }, { now: at, signed: true, uptime: 0, random: () => random })
       const after = timerOf(effects, 'reconnect') ?? -1
       expect(after).toBeGreaterThanOrEqual(least)
       expect(after).toBeLessThanOrEqual(most)
       if (retryAfter !== null) {
         // A timer that fires early does not break the server's word.
-        const [waiting, again] = advance(core, reconnect, { now: at, random: () => random })
+        const [waiting, again] = advance(core, reconnect, { now: at, signed: true, uptime: 0, random: () => random })
         expect([waiting.phase, (timerOf(again, 'reconnect') ?? 0) >= retryAfter * 1_000]).toEqual(['waiting', true])
       }
     }
@@ -209,7 +258,11 @@ describe('connecting', () => {
   test('refusals for what the device is grow to an hour, never more', () => {
     let core = play(initialCore, [start({ identity: null }), reconnect])[0]
     for (let round = 0; round < 30; round += 1) {
-      const [next, effects] = advance(core, { on: 'enrol-failed', code: 'forbidden', retryAfter: null }, { now: at, random: () => 0.999_999_999 })
+      const [next, effects] = advance(
+        core,
+        { on: 'enrol-failed', code: 'forbidden', retryAfter: null },
+        { now: at, signed: true, uptime: 0, random: () => 0.999_999_999 },
+      )
       expect(timerOf(effects, 'reconnect')).toBe(Math.round(0.999_999_999 * Math.min(timing.refusedCap, timing.backoffBase * 2 ** Math.min(round + 4, 20))))
       core = advance(next, reconnect, middle)[0]
     }
@@ -248,11 +301,11 @@ describe('connecting', () => {
 
 describe('a session', () => {
   test('reports on the welcome, then on the heartbeat with jitter, in sequence', () => {
-    let [core, effects] = play(initialCore, online, { now: at, random: () => 0 })
+    let [core, effects] = play(initialCore, online, { now: at, signed: true, uptime: 0, random: () => 0 })
     expect(effects).toContainEqual({ do: 'report', session, sequence: 0 })
     expect(timerOf(effects, 'report')).toBe(48_000)
     for (const sequence of [1, 2, 3]) {
-      ;[core, effects] = advance(core, { on: 'timer', name: 'report' }, { now: at, random: () => 0.999_999 })
+      ;[core, effects] = advance(core, { on: 'timer', name: 'report' }, { now: at, signed: true, uptime: 0, random: () => 0.999_999 })
       expect([effects[0], timerOf(effects, 'report')]).toEqual([{ do: 'report', session, sequence }, 72_000])
     }
   })
@@ -271,8 +324,8 @@ describe('a session', () => {
   })
 
   test.each([0, 0.5, 0.999_999])('renews before two thirds of the life, spread over the fleet (random %f)', (random) => {
-    const fresh = { device: 'd-1', tlsNotBefore: at, tlsNotAfter: at + 30 * day }
-    const [core, effects] = play(initialCore, [start({ identity: fresh }), ...online.slice(1)], { now: at, random: () => random })
+    const fresh = { ...identity, tlsNotBefore: at, tlsNotAfter: at + 30 * day }
+    const [core, effects] = play(initialCore, [start({ identity: fresh }), ...online.slice(1)], { now: at, signed: true, uptime: 0, random: () => random })
     const after = timerOf(effects, 'renew') ?? 0
     expect(after).toBeGreaterThanOrEqual(0.44 * 30 * day)
     expect(after).toBeLessThan((2 / 3) * 30 * day)
@@ -280,7 +333,7 @@ describe('a session', () => {
   })
 
   test('a renewal that is overdue starts at once; one that failed is tried again; one that succeeded counts from the next connection', () => {
-    const old = { device: 'd-1', tlsNotBefore: at - 9 * day, tlsNotAfter: at + day }
+    const old = { ...identity, tlsNotBefore: at - 9 * day, tlsNotAfter: at + day }
     const [core, effects] = play(initialCore, [start({ identity: old }), ...online.slice(1)])
     expect(timerOf(effects, 'renew')).toBe(0)
     const later = timerOf(advance(core, { on: 'renew-failed' }, middle)[1], 'renew') ?? 0
@@ -531,6 +584,7 @@ describe('any order of events', () => {
         { on: 'online' },
         { on: 'offline', why: 'lost' },
         { on: 'offline', why: 'refused' },
+        { on: 'offline', why: 'over' },
         { on: 'welcome', session, reportEvery: 30 },
         { on: 'enrolled', identity, locked: false },
         { on: 'enrol-failed', code: 'forbidden', retryAfter: 5 },
@@ -583,7 +637,7 @@ describe('any order of events', () => {
           let underWay: Effect | undefined
           let core = initialCore
           let rolls = 0
-          const env = { now: at, random: () => dice[rolls++ % dice.length] ?? 0 }
+          const env = { now: at, signed: true, uptime: 0, random: () => dice[rolls++ % dice.length] ?? 0 }
 
           const check = (effects: readonly Effect[]): void => {
             for (const effect of effects) {

@@ -108,6 +108,8 @@ const decideRetire = (held: HeldKey | undefined, { below, nonce }: Retire): Deci
 /** What the core needs to know of the identity: the device id and the life of its TLS certificate (milliseconds since 1970). */
 export interface IdentityFacts {
   readonly device: string
+  readonly ldevidNotBefore: number
+  readonly ldevidNotAfter: number
   readonly tlsNotBefore: number
   readonly tlsNotAfter: number
 }
@@ -126,9 +128,13 @@ export interface Core {
   readonly session: { readonly nonce: Uint8Array; readonly reportEvery: number; readonly sequence: number } | null
   /** Attempts to connect since the last success. */
   readonly attempt: number
+  /** No return leads on: the LDevID is over, or not the one that the server knows. */
+  readonly mustEnrol: boolean
+  /** The last attempt to enrol got nowhere: what can be renewed is renewed meanwhile. */
+  readonly enrolFailed: boolean
   /** Connections in a row that the server refused for this device's credentials. */
   readonly refusals: number
-  /** No connection before this time: the server said so (milliseconds since 1970). */
+  /** No connection before this time: the server said so (uptime, milliseconds). */
   readonly notBefore: number
   readonly renewAt: number
   readonly queue: readonly Work[]
@@ -157,7 +163,7 @@ export type Event =
   | { readonly on: 'unlocked'; readonly held: readonly HeldKey[]; readonly owed: readonly Take[] }
   | { readonly on: 'timer'; readonly name: TimerName }
   | { readonly on: 'online' }
-  | { readonly on: 'offline'; readonly why: 'lost' | 'refused' | 'unreachable' }
+  | { readonly on: 'offline'; readonly why: 'lost' | 'refused' | 'over' | 'unreachable' }
   | { readonly on: 'welcome'; readonly session: Uint8Array; readonly reportEvery: number }
   | { readonly on: 'work'; readonly work: Work }
   | { readonly on: 'done'; readonly held: HeldKey | undefined }
@@ -168,7 +174,8 @@ export type Event =
   | { readonly on: 'enrolled'; readonly identity: IdentityFacts; readonly locked: boolean }
   | { readonly on: 'enrol-failed'; readonly code: string | null; readonly retryAfter: number | null }
   | { readonly on: 'renewed'; readonly identity: IdentityFacts }
-  | { readonly on: 'renew-failed' }
+  /** `code`: what the server refused it with; seconds to wait if it said so. */
+  | { readonly on: 'renew-failed'; readonly code?: string; readonly retryAfter?: number | null }
   /** Another trust bundle is stored; `renewWithin`: milliseconds over which the renewal that it calls for is spread, null when it calls for none. */
   | { readonly on: 'trusted'; readonly renewWithin: number | null }
   | { readonly on: 'refused'; readonly code: string; readonly retryAfter: number | null }
@@ -190,9 +197,14 @@ export type Effect =
   | { readonly do: 'acknowledge'; readonly body: Omit<Acknowledge, 'proof' | 'type'> }
   | { readonly do: 'log'; readonly line: string }
 
-/** `now`: milliseconds since 1970; `random`: uniform in [0, 1). */
+/**
+ * `now`: the server's time, milliseconds since 1970, or the clock's own before the first `signed` one. `uptime`: milliseconds since the agent began, which no
+ * clock that is set changes. `random`: uniform in [0, 1).
+ */
 export interface Environment {
   readonly now: number
+  readonly signed: boolean
+  readonly uptime: number
   random(): number
 }
 
@@ -226,6 +238,8 @@ export const initialCore: Core = {
   held: new Map(),
   session: null,
   attempt: 0,
+  mustEnrol: false,
+  enrolFailed: false,
   refusals: 0,
   notBefore: 0,
   renewAt: 0,
@@ -272,18 +286,32 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
       return attested(core, event.failed, env)
     case 'enrolled':
       return connectSoon(
-        { ...core, identity: event.identity, known: true, locked: event.locked, attempt: 0, refusals: 0, renewAt: renewalOf(event.identity, env) },
+        {
+          ...core,
+          identity: event.identity,
+          known: true,
+          locked: event.locked,
+          attempt: 0,
+          refusals: 0,
+          mustEnrol: false,
+          renewAt: renewalOf(event.identity, env),
+        },
         0,
       )
     case 'enrol-failed':
-      return again({ ...core, notBefore: core.notBefore }, { code: event.code, retryAfter: event.retryAfter }, env)
+      // A return that was refused for the LDevID: enrolment is what is left. Taking turns, since the code does not say what it was refused for.
+      return again(
+        { ...core, enrolFailed: true, mustEnrol: (event.code === 'expired' || event.code === 'forbidden') && !core.mustEnrol },
+        { code: event.code, retryAfter: event.retryAfter },
+        env,
+      )
     case 'renewed': {
       const renewed = { ...core, identity: event.identity, renewAt: renewalOf(event.identity, env) }
       // The new certificate counts from the next connection on.
       return core.phase === 'online' ? then([renewed, [{ do: 'disconnect' }]], (next) => connectSoon(next, env.random() * 5_000)) : [renewed, []]
     }
     case 'renew-failed':
-      return [core, [{ do: 'timer', name: 'renew', after: timing.renewRetry * (1 + env.random()) }]]
+      return renewFailed(core, event, env)
     case 'trusted':
       return trusted(core, event.renewWithin, env)
     case 'refused':
@@ -291,6 +319,14 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
     case 'stop':
       return [{ ...core, phase: 'stopped', session: null }, [{ do: 'disconnect' }]]
   }
+}
+
+/** Tried again when the server said, at once where only the request was spent, else after a while; an LDevID that is over is enrolled anew. */
+const renewFailed = (core: Core, { code, retryAfter }: Extract<Event, { on: 'renew-failed' }>, env: Environment): Next => {
+  if (code === 'expired' && core.identity !== null && core.session !== null)
+    return renewing({ ...core, enrolFailed: false, identity: { ...core.identity, ldevidNotAfter: Math.min(core.identity.ldevidNotAfter, env.now) } }, env)
+  const after = typeof retryAfter === 'number' ? retryAfter * 1_000 : timing.renewRetry
+  return [core, [{ do: 'timer', name: 'renew', after: Math.round(after * (1 + env.random())) }]]
 }
 
 /** When to ask for the next TLS certificate: before two thirds of its life, spread over the fleet. */
@@ -337,11 +373,11 @@ const connectSoon = (core: Core, after: number): Next => [
 
 const backoff = (core: Core, cap: number, env: Environment): number => {
   const ceiling = Math.min(cap, timing.backoffBase * 2 ** Math.min(core.attempt, 20))
-  return Math.max(env.random() * ceiling, core.notBefore - env.now)
+  return Math.max(env.random() * ceiling, core.notBefore - env.uptime)
 }
 
 const again = (core: Core, why: { readonly code: string | null; readonly retryAfter: number | null }, env: Environment): Next => {
-  const notBefore = why.retryAfter === null ? core.notBefore : env.now + why.retryAfter * 1_000 * (1 + env.random())
+  const notBefore = why.retryAfter === null ? core.notBefore : env.uptime + why.retryAfter * 1_000 * (1 + env.random())
   const passing = why.code === null || ['unavailable', 'rate-limited', 'internal', 'expired', 'conflict', 'not-found'].includes(why.code)
   const next = { ...core, attempt: core.attempt + 1, notBefore }
   // Refused for what the device is, not for the moment: patience, the reason has to change first.
@@ -349,9 +385,11 @@ const again = (core: Core, why: { readonly code: string | null; readonly retryAf
   return connectSoon(next, wait)
 }
 
-const offline = (core: Core, why: 'lost' | 'refused' | 'unreachable', env: Environment): Next => {
+const offline = (core: Core, why: 'lost' | 'refused' | 'over' | 'unreachable', env: Environment): Next => {
   // We closed it ourselves and know what comes next.
   if (core.phase === 'waiting') return [core, []]
+  // The server says that these credentials are what is wrong: they are not shown again.
+  if (why === 'over') return again({ ...core, refusals: timing.refusalsBeforeReturn }, { code: null, retryAfter: null }, env)
   if (why !== 'refused') return again(core, { code: null, retryAfter: null }, env)
   return again({ ...core, refusals: core.refusals + 1 }, { code: core.refusals === 0 ? null : 'unauthenticated', retryAfter: null }, env)
 }
@@ -367,20 +405,34 @@ const timed = (core: Core, name: TimerName, env: Environment): Next => {
     case 'report':
       return core.session === null ? [core, []] : reporting(core, env)
     case 'renew':
-      return core.session === null ? [core, []] : [core, [{ do: 'renew', session: core.session.nonce }]]
+      return renewing(core, env)
     case 'consume':
       return consumeAgain(core)
   }
 }
 
+/** The LDevID itself is replaced by enrolling anew, when less than this share of its life is left, spread over the fleet. */
+const isLdevidDue = ({ ldevidNotBefore, ldevidNotAfter }: IdentityFacts, env: Environment): boolean =>
+  ldevidNotAfter - env.now < (ldevidNotAfter - ldevidNotBefore) * (0.1 + 0.1 * env.random())
+
+const renewing = (core: Core, env: Environment): Next => {
+  if (core.session === null || core.identity === null) return [core, []]
+  if (core.enrolFailed || !isLdevidDue(core.identity, env)) return [core, [{ do: 'renew', session: core.session.nonce }]]
+  return [
+    { ...core, phase: 'enrolling', session: null, attesting: core.attesting === null ? null : { ...core.attesting, next: null } },
+    [{ do: 'log', line: 'the LDevID ends soon: enrolling anew' }, { do: 'disconnect' }, { do: 'cancel', name: 'report' }, { do: 'enrol', purpose: 'enrol' }],
+  ]
+}
+
 /** Certificates that expired, or that the server keeps refusing, are replaced by proving the device anew. */
 const connecting = (core: Core, env: Environment): Next => {
-  if (core.notBefore > env.now) return connectSoon(core, core.notBefore - env.now)
+  if (core.notBefore > env.uptime) return connectSoon(core, core.notBefore - env.uptime)
   const { identity } = core
-  if (identity === null) return [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: core.known ? 'return' : 'enrol' }]]
-  const anew = identity.tlsNotAfter <= env.now || core.refusals >= timing.refusalsBeforeReturn
-  return anew
-    ? [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: 'return' }]]
+  if (identity === null) return [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: core.known && !core.mustEnrol ? 'return' : 'enrol' }]]
+  // A clock that is not signed proves nothing: the certificate is tried, and one refusal bears the clock out.
+  const isOver = identity.tlsNotAfter <= env.now && (env.signed || core.refusals > 0)
+  return isOver || core.refusals >= timing.refusalsBeforeReturn
+    ? [{ ...core, phase: 'enrolling' }, [{ do: 'enrol', purpose: core.mustEnrol ? 'enrol' : 'return' }]]
     : [{ ...core, phase: 'connecting' }, [{ do: 'connect', device: identity.device }]]
 }
 

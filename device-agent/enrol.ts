@@ -6,7 +6,8 @@ import type { SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { sha256 } from '@fleetkey/protocol/transcript.ts'
 import type { Attester } from './attesters/attester.ts'
 import { openChannel, type Channel } from './channel.ts'
-import type { Connection, ConnectionOptions } from './connection.ts'
+import { checkServerTime, type Connection, type ConnectionOptions } from './connection.ts'
+import type { DeviceClock } from './device-clock.ts'
 import type { Identity } from './identity.ts'
 import { newTlsKey, tlsCsr, type TlsKey } from './tls-key.ts'
 import { keyId } from '@fleetkey/protocol/signed.ts'
@@ -38,7 +39,7 @@ export interface EnrolOptions {
   readonly agent: string
   readonly eventLog: () => Promise<Uint8Array>
   readonly random: (length: number) => Uint8Array
-  readonly now: () => number
+  readonly clock: DeviceClock
   readonly step: (name: string) => void
 }
 
@@ -82,6 +83,8 @@ const converse = async (of: EnrolOptions, connection: Connection, channel: Chann
   of.step('enrol.hello')
   const challengeMessage = await mailbox.next(channel, helloId, (body) => body.type === 'challenge' && same(body.hello, sha256(helloBytes)))
   const challenge = bodyOf(challengeMessage, 'challenge')
+  // Signed over our own randomness: no clock of this device has a say in whether the certificate of this TLS session is over.
+  checkServerTime(connection, challenge.expires)
   const tlsKey = newTlsKey()
   const answer = await of.attester.answer({
     tenant: of.tenant,
@@ -109,7 +112,8 @@ const bodyOf = <T extends Body['type']>(message: SignedMessage, type: T): BodyOf
 
 /** The identity counts only if its certificates are for our own keys, for one device, and lead to our root. */
 const accepted = (of: EnrolOptions, body: BodyOf<'identity'>, tlsKey: TlsKey): Identity => {
-  const at = Math.max(of.now(), body.time)
+  // Judged when it was signed: the server's certificates are for the server's time, whatever this device's clocks show.
+  const at = body.time
   if (of.known !== null && of.known !== body.device)
     throw new Problem('forbidden', `this is ${of.known}, not ${body.device}`, { reason: 'identity.other-device' })
   if (body.ldevid === null) throw new Problem('malformed', 'an enrolment without LDevID certificate', { reason: 'identity.no-ldevid' })

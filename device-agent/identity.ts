@@ -40,8 +40,14 @@ const StoredIdentity = z.strictObject({
 const StoredRenewal = z.strictObject({ v: z.literal(1), id: bytes, tlsKey: bytes, since: z.int() })
 
 export const factsOf = (identity: Identity): IdentityFacts => {
-  const { notBefore, notAfter } = parseCertificate(identity.tls)
-  return { device: identity.device, tlsNotBefore: notBefore, tlsNotAfter: notAfter }
+  const [tls, ldevid] = [parseCertificate(identity.tls), parseCertificate(identity.ldevid)]
+  return {
+    device: identity.device,
+    ldevidNotBefore: ldevid.notBefore,
+    ldevidNotAfter: ldevid.notAfter,
+    tlsNotBefore: tls.notBefore,
+    tlsNotAfter: tls.notAfter,
+  }
 }
 
 /** A value of one kind, encrypted under the storage key in a durable document. */

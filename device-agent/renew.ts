@@ -7,9 +7,6 @@ import type { Identity, PendingRenewal, Store } from './identity.ts'
 import { newTlsKey, tlsCsr } from './tls-key.ts'
 import type { Trust } from './trust.ts'
 
-/** Milliseconds for which the server remembers what it answered: an older request starts anew. */
-const remembered = 50 * 60_000
-
 /**
  * The request for the next TLS certificate, over this connection's session nonce. The new key and the request id are durable before it leaves: when
  * the answer is lost, the same request is repeated and gets the same certificate.
@@ -25,7 +22,8 @@ export const prepareRenewal = async (of: {
   readonly step: (name: string) => void
 }): Promise<{ readonly pending: PendingRenewal; readonly body: BodyOf<'renew'> }> => {
   const known = await of.store.load()
-  const usable = known !== undefined && known !== null && known.since + remembered > of.now
+  // The server gives the same answer for as long as it is good, and says `conflict` when it is over.
+  const usable = known !== undefined && known !== null
   const pending: PendingRenewal = usable ? known : { id: of.random(16), tlsKey: newTlsKey(), since: of.now }
   if (!usable) {
     await of.store.save(pending)
@@ -47,12 +45,11 @@ export const renewedIdentity = (of: {
   readonly pending: PendingRenewal
   readonly message: BodyOf<'identity'>
   readonly trust: Trust
-  readonly now: number
 }): Identity => {
   const { identity, pending, message } = of
-  checkTls(of.trust, { ...message, device: identity.device as typeof message.device }, pending.tlsKey, Math.max(of.now, message.time))
+  checkTls(of.trust, { ...message, device: identity.device as typeof message.device }, pending.tlsKey, message.time)
   const ldevid = message.ldevid ?? identity.ldevid
-  const { spki } = of.trust.check(ldevid, message.chain, Math.max(of.now, message.time))
+  const { spki } = of.trust.check(ldevid, message.chain, message.time)
   // The LDevID key stays; a new certificate for it comes from a new CA.
   if (Buffer.compare(spki, parseCertificate(identity.ldevid).spki) !== 0)
     throw new Problem('forbidden', 'an LDevID certificate for another key', { reason: 'identity.ldevid-key' })

@@ -10,6 +10,7 @@ import { openDocument } from './files.ts'
 import { memoryFileSystem } from './memory-filesystem.ts'
 import { testCertificate } from './test-certificates.ts'
 import { openTrust, readFromServer, type Trust } from './trust.ts'
+import { signedAt } from './test-clock.ts'
 import { judgeBundle, sourceOf, trustStore } from './trust-bundle.ts'
 
 const now = Date.UTC(2027, 0, 1)
@@ -72,7 +73,7 @@ const retired: TrustBundle = {
 
 const judged = (bundle: TrustBundle, trust: Trust, held?: TrustBundle): string => {
   try {
-    return judgeBundle(bundle, { held, trust, kid: keyId(delivery.spki), now }) === undefined ? 'held' : 'taken'
+    return judgeBundle(bundle, { held, trust, kid: keyId(delivery.spki), time: signedAt(now) }) === undefined ? 'held' : 'taken'
   } catch (thrown) {
     return toProblem(thrown).reason ?? 'internal'
   }
@@ -112,7 +113,7 @@ describe('messages after a CA was left', () => {
       sign: async (tbs) => new Uint8Array(sign('sha256', tbs, { key: mallory.key, dsaEncoding: 'ieee-p1363' })),
     })
     try {
-      readFromServer(bytes, { trust, tenant: 'plant', client: 'gw-1', now, max: 64 << 10 })
+      readFromServer(bytes, { trust, tenant: 'plant', client: 'gw-1', time: signedAt(now), max: 64 << 10 })
       return 'accepted'
     } catch (thrown) {
       return toProblem(thrown).reason ?? 'internal'

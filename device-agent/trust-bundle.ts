@@ -7,6 +7,7 @@ import { inside, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
 import type { Document } from './files.ts'
+import type { Belief } from './device-clock.ts'
 import type { Identity } from './identity.ts'
 import { openTrust, type Trust, type TrustSource } from './trust.ts'
 
@@ -46,9 +47,9 @@ const refuse = (reason: string, detail: string): never => {
  */
 export const judgeBundle = (
   bundle: TrustBundle,
-  of: { readonly held: TrustBundle | undefined; readonly trust: Trust; readonly kid: Uint8Array; readonly now: number },
+  of: { readonly held: TrustBundle | undefined; readonly trust: Trust; readonly kid: Uint8Array; readonly time: Belief },
 ): Trust | undefined => {
-  const { held, trust, kid, now } = of
+  const { held, trust, kid, time } = of
   if (held !== undefined && bundle.version < held.version) refuse('older', `trust bundle ${bundle.version} after ${held.version}`)
   if (held !== undefined && bundle.version === held.version)
     return same(trustDigest(bundle), trustDigest(held)) ? undefined : refuse('other-content', `another trust bundle ${bundle.version}`)
@@ -58,13 +59,13 @@ export const judgeBundle = (
     const led = [root, ...vouched].some(
       (leaf) =>
         trust.roots.some((known) => same(known.der, leaf.der)) ||
-        validateChain({ leaf, intermediates: chain, roots: trust.roots, at: now, leafMayBeCa: true, maxIntermediates: 16 }).ok,
+        validateChain({ leaf, intermediates: chain, roots: trust.roots, at: time.now, leafMayBeCa: true, maxIntermediates: 16 }).ok,
     )
     if (!led) refuse('root', `a root that none of ours has certified: ${root.serial}`)
   }
   const next = openTrust(sourceOf(bundle))
   try {
-    next.signerOf(kid, ['delivery'], now)
+    next.signerOf(kid, ['delivery'], time)
   } catch {
     refuse('sender', `trust bundle ${bundle.version} does not believe its own sender`)
   }

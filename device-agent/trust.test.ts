@@ -7,6 +7,8 @@ import { describe, expect, test } from 'vitest'
 import { openChannel } from './channel.ts'
 import { random } from './test-keys.ts'
 import { day, keyPair, testServer, today } from './test-server.ts'
+import type { Belief } from './device-clock.ts'
+import { clockAt, signedAt } from './test-clock.ts'
 import { openTrust, readFromServer, type Trust } from './trust.ts'
 
 const server = testServer()
@@ -18,8 +20,8 @@ const refusal: Body = { type: 'refusal', re: random(16), code: 'forbidden', retr
 
 const read = (
   bytes: Uint8Array,
-  of: { readonly trust?: Trust; readonly now?: number; readonly tenant?: string; readonly client?: string; readonly max?: number } = {},
-) => readFromServer(bytes, { trust: server.trust(), tenant: 'plant', client, now: today, max: 4096, ...of })
+  of: { readonly trust?: Trust; readonly time?: Belief; readonly tenant?: string; readonly client?: string; readonly max?: number } = {},
+) => readFromServer(bytes, { trust: server.trust(), tenant: 'plant', client, time: signedAt(today), max: 4096, ...of })
 const outcome = (run: () => unknown): string => {
   try {
     run()
@@ -90,10 +92,19 @@ describe('certificates of the server’s keys', () => {
   test.each(times)('%s, also when it was believed before', async (_name, now, want) => {
     const short = testServer({ role: life })
     const trust = short.trust()
-    const bytes = await short.message(client, welcome)
+    const bytes = await short.message(client, retire)
     expect(outcome(() => read(bytes, { trust }))).toBe('accepted')
-    expect(outcome(() => read(bytes, { trust, now }))).toBe(want)
-    expect(outcome(() => read(bytes, { trust, now: today }))).toBe('accepted')
+    expect(outcome(() => read(bytes, { trust, time: signedAt(now) }))).toBe(want)
+    expect(outcome(() => read(bytes, { trust, time: signedAt(today) }))).toBe('accepted')
+    // Whatever the clocks of the device show: a message that states its time is judged by that.
+    const stating = await short.message(client, { ...welcome, time: now })
+    for (const clock of [0, Date.UTC(2106, 1, 7), today]) {
+      expect(outcome(() => read(stating, { trust, time: { now: clock, floor: 0, signed: false } }))).toBe(want)
+      expect(outcome(() => read(stating, { trust, time: signedAt(clock) }))).toBe(want)
+      // Before any time is signed a clock alone makes nothing over: signed time does.
+      expect(outcome(() => read(bytes, { trust, time: { now: clock, floor: today, signed: false } }))).toBe('accepted')
+      expect(outcome(() => read(bytes, { trust, time: { now: clock, floor: today + 2 * day, signed: false } }))).toBe('unauthenticated server.signer')
+    }
   })
 
   test('without a role, or with another one: signs nothing', async () => {
@@ -101,7 +112,7 @@ describe('certificates of the server’s keys', () => {
     for (const role of [undefined, 'release', 'group', 'challenge'] as const) {
       const certificate = server.issue({ subject: 'x', spki: key.spki, ...(role === undefined ? {} : { role }) })
       const trust = server.trust().with({ chain: [], keys: [certificate] })
-      expect(outcome(() => trust.signerOf(Buffer.from(''), ['delivery'], today))).toBe('unauthenticated server.signer')
+      expect(outcome(() => trust.signerOf(Buffer.from(''), ['delivery'], signedAt(today)))).toBe('unauthenticated server.signer')
       const bytes = await server.message(client, welcome, { as: key })
       expect(outcome(() => read(bytes, { trust }))).toBe('unauthenticated server.signer')
     }
@@ -137,7 +148,15 @@ describe('certificates of the server’s keys', () => {
 describe('a channel', () => {
   const device = keyPair()
   const open = (transmit: (bytes: Uint8Array) => Promise<void> = async () => undefined) =>
-    openChannel({ client, tenant: 'plant', signer: { kid: random(8), sign: device.sign }, trust: () => server.trust(), random, now: () => today, transmit })
+    openChannel({
+      client,
+      tenant: 'plant',
+      signer: { kid: random(8), sign: device.sign },
+      trust: () => server.trust(),
+      random,
+      clock: clockAt(today),
+      transmit,
+    })
 
   test('gives verified messages, and refuses frames that were not announced', async () => {
     const channel = open()

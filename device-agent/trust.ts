@@ -5,6 +5,7 @@ import { keyId, readMessage, verifyMessage, type SignedMessage } from '@fleetkey
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
 import { roleEku, type Role } from '@fleetkey/protocol/x509/roles.ts'
+import { judgedAt, type Belief } from './device-clock.ts'
 
 /** Whom a device believes: its roots, and the certificates of the server's message keys, which must lead to one of them. All DER. */
 export interface TrustSource {
@@ -27,10 +28,13 @@ export interface Trust {
   readonly chain: readonly Certificate[]
   /** The same trust with newer chain and key certificates added; the roots stay those of the configuration. */
   with(more: { readonly chain: readonly Uint8Array[]; readonly keys: readonly Uint8Array[] }): Trust
-  /** Public key (DER SubjectPublicKeyInfo) behind this kid, if a certificate says that it may sign for one of these roles at `now`. Throws Problem('unauthenticated'). */
-  signerOf(kid: Uint8Array, roles: readonly Role[], now: number): Uint8Array
-  /** Throws Problem('unauthenticated') unless this leaf (DER) leads to a root at `now`. */
-  check(leaf: Uint8Array, intermediates: readonly Uint8Array[], now: number): Certificate
+  /**
+   * Public key (DER SubjectPublicKeyInfo) behind this kid, if a certificate says that it may sign for one of these roles at the time `stated`, else now.
+   * Throws Problem('unauthenticated').
+   */
+  signerOf(kid: Uint8Array, roles: readonly Role[], time: Belief, stated?: number | null): Uint8Array
+  /** Throws Problem('unauthenticated') unless this leaf (DER) leads to a root at `now`, and is for this purpose (OID) where one is named. */
+  check(leaf: Uint8Array, intermediates: readonly Uint8Array[], now: number, eku?: string): Certificate
 }
 
 /** Thousands of agents in one process share what they parsed. */
@@ -65,7 +69,9 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
   /** Validated before: until the first certificate of the chain ends. */
   const valid = new Map<string, { readonly from: number; readonly until: number }>()
 
-  const believed = (leaf: Certificate, role: Role, now: number): boolean => {
+  const believed = (leaf: Certificate, role: Role, time: Belief, stated: number | null): boolean => {
+    const now = judgedAt(leaf, time, stated)
+    if (now === undefined) return false
     const name = `${role}/${leaf.fingerprint}`
     const known = valid.get(name)
     if (known !== undefined && now >= known.from && now <= known.until) return true
@@ -79,9 +85,9 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
     roots,
     chain,
     with: (more) => trustOf(roots, distinct([...more.chain.map(parseOnce), ...chain]), distinct([...more.keys.map(parseOnce), ...keys]), denied),
-    signerOf(kid, roles, now) {
+    signerOf(kid, roles, time, stated = null) {
       const candidates = keys.filter(({ spki }) => Buffer.compare(keyId(spki), kid) === 0)
-      const found = candidates.find((leaf) => roles.some((role) => believed(leaf, role, now)))
+      const found = candidates.find((leaf) => roles.some((role) => believed(leaf, role, time, stated)))
       if (found === undefined)
         throw new Problem(
           'unauthenticated',
@@ -92,10 +98,11 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
         )
       return found.spki
     },
-    check(leaf, intermediates, now) {
+    check(leaf, intermediates, now, eku) {
       const certificate = parseCertificate(Uint8Array.from(leaf))
       const between = [...intermediates.map(parseOnce), ...chain].filter(counts)
-      const result = validateChain({ leaf: certificate, intermediates: between, roots: roots.filter(counts), at: now })
+      const purpose = eku === undefined ? {} : { eku }
+      const result = validateChain({ leaf: certificate, intermediates: between, roots: roots.filter(counts), at: now, ...purpose })
       if (!result.ok)
         throw new Problem('unauthenticated', `a certificate that does not lead to our root: ${result.why} at ${result.at}`, { reason: 'certificate.chain' })
       return certificate
@@ -119,12 +126,21 @@ const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
 }
 
 /**
+ * The time that a message states, which its signature covers; null for those that state none. Fresh in all of them: `challenge` and `identity` answer this
+ * device's own randomness, `welcome` is the first word of its connection. A challenge says until when it waits.
+ */
+const statedIn = (body: Body): number | null => {
+  if (body.type === 'welcome' || body.type === 'identity') return body.time
+  return body.type === 'challenge' ? body.expires : null
+}
+
+/**
  * Reads and verifies one message of the server: form, direction, tenant, addressee, signer's certificate and role, signature.
  * `client`: the client id of the connection it came through. Throws Problem; nothing of the message counts then.
  */
 export const readFromServer = (
   bytes: Uint8Array,
-  of: { readonly trust: Trust; readonly tenant: string; readonly client: string; readonly now: number; readonly max: number },
+  of: { readonly trust: Trust; readonly tenant: string; readonly client: string; readonly time: Belief; readonly max: number },
 ): SignedMessage => {
   const message = readMessage(bytes, { max: of.max })
   const { envelope } = message
@@ -132,6 +148,6 @@ export const readFromServer = (
   if (roles === undefined) throw new Problem('unsupported', `${envelope.body.type} does not come from a server`, { reason: 'message.direction' })
   if (envelope.tenant !== of.tenant) throw new Problem('forbidden', `a message of tenant ${envelope.tenant}`, { reason: 'message.tenant' })
   if (envelope.device !== of.client) throw new Problem('forbidden', `a message to ${envelope.device}`, { reason: 'message.device' })
-  verifyMessage(message, of.trust.signerOf(message.kid, roles, of.now))
+  verifyMessage(message, of.trust.signerOf(message.kid, roles, of.time, statedIn(envelope.body)))
   return message
 }

@@ -227,6 +227,13 @@ export const DeviceView = DeviceSummary.extend({
   revocationCode: z.string().nullable(),
   /** How it enrols, by the manifest. */
   method: EnrolmentMethod,
+  /** End of the certificate that it connects with; a renewed one that was not used yet counts only once it was. */
+  tlsNotAfter: time.nullable(),
+  ldevidNotAfter: time.nullable(),
+  /** A renewal whose certificate was not used yet. */
+  renewal: z.strictObject({ issuedAt: time, serial: z.string(), notAfter: time.nullable() }).nullable(),
+  /** `left`: recoveries that may still begin; `attempts`: certificates of one that is under way. Held: a person decides. */
+  recovery: z.strictObject({ left: z.int(), budget: z.int(), days: z.int(), begun: z.array(time), attempts: z.int(), heldAt: time.nullable() }).nullable(),
   ekHash: z.string().nullable(),
   idevidHash: z.string().nullable(),
   /** Whether a TPM measures its firmware, for ever anew; null before it has an identity. */
@@ -649,6 +656,14 @@ export const operations = {
     path: '/api/1/devices/{id}/blast-radius',
     summary: 'Keys, epochs and topics that this identity could read, from when to when',
     response: BlastRadiusView,
+  },
+
+  'device.recover': {
+    method: 'POST',
+    path: '/api/1/devices/{id}/recover',
+    summary: 'Let a device prove itself anew again: its recovery budget is whole',
+    body: z.strictObject({ reason: z.string().min(1).max(200) }),
+    response: z.strictObject({ held: z.boolean() }),
   },
 
   'device.attest': {

@@ -4,8 +4,18 @@ import { parseArgs } from 'node:util'
 import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { z } from 'zod'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
+import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
 
 const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
+
+/** `COUNT/DAYSd`: so many recoveries in so many days. */
+const budget = z
+  .string()
+  .regex(/^[1-9]\d{0,3}\/[1-9]\d{0,2}d$/, 'not a budget such as 8/30d')
+  .transform((said): RecoveryBudget => {
+    const [count = '', days = ''] = said.slice(0, -1).split('/')
+    return { count: Number(count), window: Number(days) * 86_400_000 }
+  })
 
 /** Settings of the server: schema first, read once, passed down. Port 0 lets the system choose (the chosen ones are in cli.json). */
 export const Settings = z.strictObject({
@@ -25,6 +35,8 @@ export const Settings = z.strictObject({
     .nullable(),
   /** Host names and addresses that devices and operators use; they go into the server's certificate besides localhost. */
   names: z.array(z.string().regex(/^[A-Za-z0-9.:-]{1,253}$/)).max(32),
+  /** How often a device may prove itself anew before a person decides. */
+  recoveries: budget,
   json: z.boolean(),
 })
 export type Settings = z.infer<typeof Settings> & {
@@ -82,6 +94,7 @@ const optionOf: Readonly<Record<string, string>> = {
   estPort: '--est-port',
   statusUrl: '--status-url',
   names: '--name',
+  recoveries: '--recoveries',
 }
 
 /** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
@@ -100,6 +113,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'est-port': { type: 'string' },
         'status-url': { type: 'string' },
         name: { type: 'string', multiple: true },
+        recoveries: { type: 'string' },
         'passphrase-file': { type: 'string' },
         config: { type: 'string' },
         json: { type: 'boolean' },
@@ -118,6 +132,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     estPort: values['est-port'] ?? null,
     statusUrl: values['status-url'] ?? null,
     names: values.name ?? [],
+    recoveries: values.recoveries ?? `${defaultBudget.count}/${defaultBudget.window / 86_400_000}d`,
     json: values.json ?? false,
   })
   if (!parsed.success)

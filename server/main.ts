@@ -115,7 +115,16 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   })
   const bus = around.bus?.(broker) ?? broker
   let status: StatusService | undefined
-  const ctx: Context = { ...base, authority, vault, bus, sessions: liveSessions(), wake: bell.wake, certificatesChanged: (rows) => status?.changed(rows) }
+  const ctx: Context = {
+    ...base,
+    authority,
+    vault,
+    bus,
+    sessions: liveSessions(),
+    recoveries: settings.recoveries,
+    wake: bell.wake,
+    certificatesChanged: (rows) => status?.changed(rows),
+  }
   const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
   // Lists name each other by URL: where nobody has said what it is, by one that only tells them apart.
   if (settings.httpPort !== null) status = statusService(ctx, settings.statusUrl ?? `http://${name}`)

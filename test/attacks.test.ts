@@ -5,6 +5,7 @@ import type { Attester } from '@fleetkey/device-agent/attesters/attester.ts'
 import { tpm2Attester } from '@fleetkey/device-agent/attesters/tpm2.ts'
 import { trustOfBundle } from '@fleetkey/device-agent/config.ts'
 import { openConnection, type Connection } from '@fleetkey/device-agent/connection.ts'
+import { openDeviceClock } from '@fleetkey/device-agent/device-clock.ts'
 import { enrol, Refused } from '@fleetkey/device-agent/enrol.ts'
 import { openTrust } from '@fleetkey/device-agent/trust.ts'
 import type { Board } from '@fleetkey/firmware-sim/board/board.ts'
@@ -61,11 +62,12 @@ interface Attack {
   readonly wiretap?: (client: string, bytes: Uint8Array) => void
 }
 
+const deviceClock = () => openDeviceClock({ wall: () => Date.now(), monotonic: () => performance.now() })
 const connectTo =
   (port: number) =>
   async (of: Pick<Parameters<typeof openConnection>[0], 'client' | 'credentials' | 'topics' | 'onMessage' | 'onClose'>): Promise<Connection> => {
     const { tenant, trust } = trustOfBundle(world.bundle)
-    return await openConnection({ server: { host: '127.0.0.1', port }, trust: [...trust.trust, ...trust.chain], tenant, ...of })
+    return await openConnection({ server: { host: '127.0.0.1', port }, trust: openTrust(trust), time: deviceClock().belief(), tenant, ...of })
   }
 
 /** One enrolment as the attack has it: `admitted`, or the public code of the refusal. */
@@ -98,7 +100,7 @@ const attempt = async (of: Attack): Promise<string> => {
       agent: 'attacker',
       eventLog: async () => of.eventLog?.(of.machine.eventLog()) ?? of.machine.eventLog(),
       random,
-      now: () => Date.now(),
+      clock: deviceClock(),
       step: () => undefined,
     })
     return 'admitted'

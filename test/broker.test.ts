@@ -174,7 +174,7 @@ describe('CONNECT', () => {
     ['unavailable', 3],
     ['unauthenticated', 4],
     ['forbidden', 5],
-    ['expired', 5],
+    ['expired', 4],
   ] as const)(
     'the decision %s becomes return code %d',
     async (verdict, code) =>

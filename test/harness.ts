@@ -8,6 +8,7 @@ import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import type { Base, Bus, Context, DeviceRef } from '@fleetkey/server/flows/context.ts'
+import { defaultBudget } from '@fleetkey/server/fleet/recovery.ts'
 import { liveSessions } from '@fleetkey/server/flows/sessions.ts'
 import { openVault } from '@fleetkey/server/flows/vault.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
@@ -111,6 +112,7 @@ export const testContext = async (of: { tenant?: string; onStep?: (name: string)
     authority,
     vault,
     sessions: liveSessions(),
+    recoveries: defaultBudget,
     wake: (campaign) => void woken.push(campaign),
     certificatesChanged: (certificates) => void published.push(...certificates),
     published,

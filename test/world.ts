@@ -167,6 +167,8 @@ export interface World {
       readonly outputs?: Settings['outputs']
       readonly socket?: string
       readonly tpmAuth?: PasswordFiles
+      /** What its clock shows, milliseconds since 1970. */
+      readonly now?: () => number
       /** Nobody answers where it looks for its server. */
       readonly offline?: boolean
       /** Called at every named durable step. */
@@ -299,7 +301,7 @@ export const openWorld = async (
         settings,
         ...hardware,
         files: nodeFileSystem,
-        now,
+        now: with_.now ?? now,
         random,
         log: (line) => void lines.push(`${machine.serial}: ${line}`),
         step: with_.step ?? (() => undefined),

@@ -38,6 +38,11 @@ const campaignsText = (campaigns: readonly string[]): string => (campaigns.lengt
 const measuredText = ({ entries, pending, violations, unlisted, at }: NonNullable<ResponseOf<'device.show'>['ima']>): string =>
   [`${entries} proven (${when(at)})`, ...(pending > 0 ? [`${pending} not yet`] : []), `${violations} violations`, `${unlisted} not listed`].join(', ')
 
+const recoveryText = (id: string, { left, budget, days, attempts, heldAt }: NonNullable<ResponseOf<'device.show'>['recovery']>): string =>
+  heldAt !== null
+    ? `HELD since ${when(heldAt)}: device recover ${id}`
+    : `${left} of ${budget} left in ${days} days${attempts === 0 ? '' : `, one under way (${attempts} certificates issued, none used)`}`
+
 export const deviceCommands: readonly Command[] = [
   {
     name: 'device list',
@@ -79,8 +84,9 @@ export const deviceCommands: readonly Command[] = [
     summary: 'one device: identity, verdict and claims, certificates, keys it holds, why it was refused last',
     args: [1, 1],
     async run(call) {
-      const device = await call.client().call('device.show', { params: { id: deviceId(call.args[0] ?? '') } })
-      const { certificates, holdings, lastRefusal, claims, ima, keyGeneration, ...rest } = device
+      const id = deviceId(call.args[0] ?? '')
+      const device = await call.client().call('device.show', { params: { id } })
+      const { certificates, holdings, lastRefusal, claims, ima, keyGeneration, renewal, recovery, ...rest } = device
       call.out.result(device, () =>
         [
           facts({
@@ -95,6 +101,10 @@ export const deviceCommands: readonly Command[] = [
             revokedAt: when(device.revokedAt),
             measuredFiles: ima === null ? '-' : measuredText(ima),
             keyGeneration: keyGeneration === null ? '-' : `${keyGeneration.keys ?? 'unknown'} of ${keyGeneration.current}`,
+            tlsNotAfter: when(device.tlsNotAfter),
+            ldevidNotAfter: when(device.ldevidNotAfter),
+            renewal: renewal === null ? '-' : `${renewal.serial} until ${when(renewal.notAfter)}, issued ${when(renewal.issuedAt)}, not used yet`,
+            recovery: recovery === null ? '-' : recoveryText(id, recovery),
             refusal: lastRefusal === null ? '-' : `${lastRefusal.reason} (${when(lastRefusal.at)})`,
           }),
           table([['CLAIM', 'VALUE'], ...claims.map(({ name, value }) => [name, value])]),
@@ -122,6 +132,19 @@ export const deviceCommands: readonly Command[] = [
       call.out.result({ id, asked }, () =>
         asked === 'asked' ? `${id} asked: device show ${id} tells the verdict` : `${id} is offline: asked when it next connects`,
       )
+      return exit.ok
+    },
+  },
+  {
+    name: 'device recover',
+    usage: 'DEVICE --reason TEXT',
+    summary: 'let a device that spent its recovery budget prove itself anew again',
+    args: [1, 1],
+    options: { reason: { type: 'string' } },
+    async run(call) {
+      const id = deviceId(call.args[0] ?? '')
+      const result = await call.client().call('device.recover', { params: { id }, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
+      call.out.result({ id, ...result }, () => `${id} ${result.held ? 'is not held any more' : 'was not held'}: its recovery budget is whole`)
       return exit.ok
     },
   },

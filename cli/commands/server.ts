@@ -7,7 +7,7 @@ export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
     usage:
-      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--passphrase-file F] [--config F]',
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--passphrase-file F] [--config F] [--recoveries COUNT/DAYSd]',
     summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
     args: [0, 0],
     options: {
@@ -21,10 +21,11 @@ export const serverCommands: readonly Command[] = [
       name: { type: 'string', multiple: true },
       'passphrase-file': { type: 'string' },
       config: { type: 'string' },
+      recoveries: { type: 'string' },
     },
     async run(call) {
       const args = ['--data', call.data]
-      for (const option of ['tenant', 'host', 'mqtt-port', 'https-port', 'http-port', 'est-port', 'status-url', 'passphrase-file', 'config']) {
+      for (const option of ['tenant', 'host', 'mqtt-port', 'https-port', 'http-port', 'est-port', 'status-url', 'passphrase-file', 'config', 'recoveries']) {
         const value = text(call, option)
         if (value !== undefined) args.push(`--${option}`, value)
       }

@@ -16,11 +16,12 @@ const callers: readonly (readonly [string, Caller])[] = [
 const only: Readonly<Record<string, readonly string[]>> = {
   auditor: ['audit.read', 'fleet.read'],
   factory: ['batch.import', 'fleet.read', 'release.import'],
-  unidentified: ['device.connect', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue', 'est.enrol'],
+  unidentified: ['device.connect', 'device.hold', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue', 'est.enrol'],
   device: [
     'device.acknowledge',
     'device.connect',
     'device.evidence',
+    'device.hold',
     'device.message',
     'device.renew',
     'device.report',
@@ -59,6 +60,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'campaign.pause',
     'campaign.resume',
     'device.attest',
+    'device.recover',
     'device.reinstate',
     'device.revoke',
     'device.suspend',

@@ -33,6 +33,8 @@ export const actions = {
   'device.suspend': ['owner', 'operator', 'system'],
   'device.reinstate': ['owner', 'operator', 'system'],
   'device.attest': ['owner', 'operator'],
+  'device.recover': ['owner', 'operator'],
+  'device.hold': ['unidentified', 'device'],
   'device.quarantine': ['system'],
   'appraisal.settle': ['system'],
   'rotation.settle': ['system'],

@@ -3,19 +3,18 @@ import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { messagesFromDevice, type Body, type BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
-import { methodOf, type AttestationPolicy } from '../attestation/methods.ts'
+import { methodOf } from '../attestation/methods.ts'
 import { hasIdentity, isMeasured, type IdentifiedDevice } from '../fleet/device.ts'
 import { acknowledge } from '../flows/acknowledge.ts'
 import { sendApprovals } from '../flows/approvals.ts'
 import { hearReport, takeEvidence } from '../flows/attest.ts'
 import type { Context, DeviceRef } from '../flows/context.ts'
-import { callerOf, finishEnrolment, startEnrolment } from '../flows/enrol.ts'
+import { callerOf, finishEnrolment, startEnrolment, type EnrolServices } from '../flows/enrol.ts'
 import { messageTo } from '../flows/message.ts'
 import { refuse } from '../flows/perform.ts'
-import { renew } from '../flows/renew.ts'
+import { renew, renewalAgain } from '../flows/renew.ts'
 
-export interface DeviceServices {
-  readonly policy: AttestationPolicy
+export interface DeviceServices extends EnrolServices {
   /** Seconds between reports of a device that stays connected. */
   readonly reportEvery: number
 }
@@ -106,7 +105,10 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
   const greet = async (session: Session): Promise<void> => {
     await welcome(session)
     const device = session.from.device === null ? undefined : await ctx.store.get('device', session.from.device)
-    if (hasIdentity(device) && isMeasured(device)) await sendApprovals(ctx, device.id, device.model)
+    if (!hasIdentity(device)) return
+    const renewed = await renewalAgain(ctx, session.from, device)
+    if (renewed !== undefined) await answer(session.from, renewed)
+    if (isMeasured(device)) await sendApprovals(ctx, device.id, device.model)
   }
 
   /** Tells the peer the public code, audits the reason, and closes the connection of a peer that earns too many. */

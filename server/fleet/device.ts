@@ -1,5 +1,6 @@
 import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
+import type { Recovery } from './recovery.ts'
 
 /** One row of a factory's batch manifest: this hardware is this device. Immutable but by a second approver. */
 export interface ManifestEntry {
@@ -117,6 +118,17 @@ export interface VerdictRecord {
   readonly claims: readonly ClaimRecord[]
 }
 
+/** One renewal of the TLS certificate. `request`: id of the device's message, hex; the same request has the same certificate for answer. */
+export interface Renewal {
+  readonly request: string
+  readonly serial: string
+  /** Serial of a new certificate for the same LDevID key that came with it; null: the LDevID stayed. */
+  readonly ldevid: string | null
+  /** Hex SHA-256 of the new key. */
+  readonly spkiHash: string
+  readonly issuedAt: number
+}
+
 interface WithIdentity extends DeviceCommon {
   readonly keys: DeviceKeys
   readonly enrolledAt: number
@@ -124,6 +136,10 @@ interface WithIdentity extends DeviceCommon {
   readonly ldevidSerial: string
   readonly tlsSerial: string
   readonly previousTlsSerial: string | null
+  /** The renewal that gave `tlsSerial`, if a renewal did. Under way while `previousTlsSerial` is there, over once the new certificate was used. */
+  readonly renewal?: Renewal | null
+  /** How often it had to prove itself anew although it had an identity; absent: never. */
+  readonly recovery?: Recovery
   /** As last proven by a quote. */
   readonly resetCount: number
   /** As last reported: when it differs from what is proven, the device has booted since and no key is released before it attests. */

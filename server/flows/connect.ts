@@ -4,6 +4,7 @@ import { verifySignature } from '@fleetkey/protocol/signed.ts'
 import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
+import { recovered } from '../fleet/recovery.ts'
 import type { Context } from './context.ts'
 import { policyOf } from './membership.ts'
 import { sha256hex } from './message.ts'
@@ -64,18 +65,21 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
       throw new Problem('unauthenticated', 'the connection proof does not verify', { reason: 'connect.proof' })
   }
   // A quarantined device may hold its newest certificate in memory only, since its keys do not open under such firmware: the one on its disk stays good.
-  if (certificate.id === device.tlsSerial && device.previousTlsSerial !== null && device.state === 'enrolled') await retirePrevious(ctx, device.id, connect)
+  const isNew = device.previousTlsSerial !== null && device.state === 'enrolled'
+  if (certificate.id === device.tlsSerial && (isNew || (device.recovery?.attempts ?? 0) > 0)) await retirePrevious(ctx, device.id, connect)
   return device
 }
 
-/** The new TLS certificate is in use: the one before it stops now. */
+/** The new TLS certificate is in use: the one before it stops now, and what it was issued for is over. */
 const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Promise<void> => {
   await perform(
     ctx,
     { caller: { kind: 'device', id, from: connect.from }, action: 'device.connect', subject: id, detail: 'new TLS certificate in use' },
     async (tx) => {
       const device = await ctx.store.get('device', id)
-      if (hasIdentity(device) && device.previousTlsSerial !== null) tx.update('device', { ...device, previousTlsSerial: null })
+      if (!hasIdentity(device)) return
+      const previousTlsSerial = device.state === 'enrolled' ? null : device.previousTlsSerial
+      tx.update('device', { ...device, previousTlsSerial, ...(device.recovery === undefined ? {} : { recovery: recovered(device.recovery) }) })
     },
   )
   // A crash here: both certificates were valid until now, only the new one is from now on.

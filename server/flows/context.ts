@@ -7,6 +7,7 @@ import type { Campaign, Target } from '../campaigns/campaign.ts'
 import type { Certificate, Intent } from '../ca/certificate.ts'
 import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
 import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
+import type { RecoveryBudget } from '../fleet/recovery.ts'
 import type { Authority } from './authority.ts'
 import type { Sessions } from './sessions.ts'
 import type { Vault } from './vault.ts'
@@ -235,6 +236,8 @@ export interface Context extends Base {
   readonly authority: Authority
   readonly vault: Vault
   readonly sessions: Sessions
+  /** How often a device may prove itself anew before a person decides. */
+  readonly recoveries: RecoveryBudget
   /** Has the clock look at this campaign soon: something happened that may change its next step. */
   readonly wake: (campaign: string) => void
   /** Tells whoever publishes their status that these rows are durable. Nothing that decides here depends on it. */

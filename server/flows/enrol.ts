@@ -18,11 +18,12 @@ import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
 import { identified, keysOf, sameRecipient } from './identified.ts'
-import { claimSpki, prepareCertificates, recordIssued, type Issued } from './issue.ts'
+import { claimSpki, prepareCertificates, recordIssued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
 import { perform, type Intent } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
 import { reappraise } from './reappraise.ts'
+import { keptLdevid, mayAsk, recoverOrHold, recoveryOf } from './recover.ts'
 import { auditedFor } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
@@ -103,7 +104,10 @@ export const startEnrolment = async (ctx: Context, services: EnrolServices, from
     verifyMessage(message, presented.ldevidSpki)
     const entry = await manifestEntry(ctx, hello, presented)
     known.device = entry.device
-    await tokenFor(ctx, hello, await admissible(ctx, from, hello, presented, entry))
+    const device = await admissible(ctx, from, hello, presented, entry)
+    await keptLdevid(ctx, device, hello, presented.ldevidSpki)
+    mayAsk(ctx, device)
+    await tokenFor(ctx, hello, device)
     const id = ctx.random(16)
     const firmware = (await firmwareOf(ctx, entry.model)).policy
     let shared: Secret | undefined
@@ -191,6 +195,7 @@ export const finishEnrolment = async (ctx: Context, services: EnrolServices, fro
     secret?.destroy()
     const approvals = await approvalsFor(ctx, device.model, challenge)
     const verdict = await judged(ctx, device, hello, claims)
+    await recoverOrHold(ctx, caller, device)
     if (token !== null && hello.presented.method === 'token')
       await spendToken(ctx, { caller, action: 'enrol.answer', subject: device.id }, hello.presented, device)
     return await admit(ctx, services, { caller, from, message, device, hello, claims, verdict, approvals, pending })
@@ -269,13 +274,17 @@ interface Admission {
 const admit = async (ctx: Context, services: EnrolServices, of: Admission): Promise<Uint8Array> => {
   const { device, claims } = of
   const intent: Intent = { caller: of.caller, action: 'enrol.issue', subject: device.id }
+  // A return keeps its LDevID: only an enrolment gives a new one.
+  const kept = await keptLdevid(ctx, device, of.hello, claims.ldevidSpki)
+  const ordered = { device: device.id, subject: device.id }
   const issued = await prepareCertificates(ctx, ctx.authority, intent, [
-    { profile: 'device-identity', device: device.id, subject: device.id, spki: claims.ldevidSpki },
-    { profile: 'device-tls', device: device.id, subject: device.id, spki: claims.tlsSpki },
+    { ...ordered, profile: 'device-tls', spki: claims.tlsSpki, ...(kept === null ? {} : { until: kept.notAfter }) },
+    ...(kept === null ? [{ ...ordered, profile: 'device-identity' as const, spki: claims.ldevidSpki }] : []),
   ])
-  const [ldevid, tls] = issued
-  if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'two certificates were ordered')
-  const identity = await identityMessage(ctx, of.from, of.message, { device: device.id, ldevid, tls, approvals: of.approvals })
+  const [tls, fresh] = issued
+  const ldevid = kept ?? (fresh === undefined ? undefined : { id: fresh.intent.id, der: fresh.der })
+  if (ldevid === undefined || tls === undefined) throw new Problem('internal', 'certificates were ordered')
+  const identity = await identityMessage(ctx, of.from, of.message.envelope.id, { device: device.id, ldevid: ldevid.der, tls: tls.der, approvals: of.approvals })
   const consequence = await perform(ctx, { ...intent, detail: of.verdict.note }, async (tx) => {
     const row = await ctx.store.get('device', device.id)
     if (row === undefined) throw new Problem('not-found', `no device ${device.id}`)
@@ -286,13 +295,16 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
       recordIssued(tx, one)
     }
     const { judgement } = of.verdict
+    // Once more, on what the record says now.
+    const recovery = recoveryOf(ctx, row)
     const next = identified(ctx.now(), row, {
       keys: keysOf(claims, of.hello),
       agent: of.hello.agent,
       claims,
       verdict: judgement.verdict,
-      ldevid: ldevid.intent.id,
+      ldevid: ldevid.id,
       tls: tls.intent.id,
+      recovery,
     })
     const accepted = judgement.verdict.verdict !== 'contraindicated'
     if (accepted) tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
@@ -301,7 +313,7 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
     tx.insert('request', { id: requestId(of.from, of.message), answer: identity, createdAt: ctx.now() })
     const waiting = await ctx.store.get('challenge', of.pending.id)
     if (waiting !== undefined) tx.remove('challenge', waiting)
-    tx.note(`hardware ${claims.hardware}, LDevID ${ldevid.intent.id}, TLS ${tls.intent.id}`)
+    tx.note(`hardware ${claims.hardware}, ${kept === null ? 'LDevID' : 'kept LDevID'} ${ldevid.id}, TLS ${tls.intent.id}`)
     return accepted ? undefined : await quarantine(ctx, tx, next, judgement.verdict)
   })
   // A crash here: the device is enrolled and does not know it; it says hello again and gets certificates for the same identity.
@@ -312,20 +324,26 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
   return identity
 }
 
-/** The signed answer to an enrolment or a renewal: certificates, trust, the certificates of the server's message keys, signed time. */
+/** What leads from these certificates to a root: an LDevID that is kept may come from an older CA than the new TLS certificate. */
+const chainFor = ({ authority }: Context, { ldevid, tls }: { readonly ldevid: Uint8Array | null; readonly tls: Uint8Array }): Uint8Array[] => {
+  const chain = [...authority.chainOf(tls), ...(ldevid === null ? [] : authority.chainOf(ldevid))]
+  return [...new Map(chain.map((der) => [hex(der), der])).values()]
+}
+
+/** The signed answer to the request `re`, an enrolment or a renewal: certificates (DER), trust, the certificates of the server's message keys, signed time. */
 export const identityMessage = async (
   ctx: Context,
   to: DeviceRef,
-  request: SignedMessage,
-  of: { readonly device: DeviceId; readonly ldevid: Issued | null; readonly tls: Issued; readonly approvals: ApprovalSet | null },
+  re: Uint8Array,
+  of: { readonly device: DeviceId; readonly ldevid: Uint8Array | null; readonly tls: Uint8Array; readonly approvals: ApprovalSet | null },
 ): Promise<Uint8Array> =>
   await messageTo(ctx, ctx.authority.roles.challenge, to.client, {
     type: 'identity',
-    re: request.envelope.id,
+    re,
     device: of.device,
-    ldevid: of.ldevid?.der ?? null,
-    tls: of.tls.der,
-    chain: [...ctx.authority.chainOf(of.tls.der)],
+    ldevid: of.ldevid,
+    tls: of.tls,
+    chain: chainFor(ctx, of),
     trust: [ctx.authority.root],
     keys: Object.values(ctx.authority.roles).map(({ certificate }) => certificate),
     approvals: of.approvals,

@@ -2,6 +2,7 @@ import type { Hello } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Claims } from '../attestation/claims.ts'
 import { hasIdentity, type Device, type DeviceKeys, type EnrolledDevice, type IdentifiedDevice, type VerdictRecord } from '../fleet/device.ts'
+import type { Recovery } from '../fleet/recovery.ts'
 import { recipientPoint } from '../fleet/firmware.ts'
 
 /** Whether what is wrapped for the one opens with the other. */
@@ -27,10 +28,11 @@ export interface Admitted {
   readonly verdict: VerdictRecord
   readonly ldevid: string
   readonly tls: string
+  readonly recovery: Recovery | undefined
 }
 
 /** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
-export const identified = (now: number, row: Device, { keys, agent, claims, verdict, ldevid, tls }: Admitted): IdentifiedDevice => {
+export const identified = (now: number, row: Device, { keys, agent, claims, verdict, ldevid, tls, recovery }: Admitted): IdentifiedDevice => {
   const { id, version, serial, model, batch, registeredAt } = row
   const before = hasIdentity(row) ? row : undefined
   const resetCount = claims.method === 'tpm2' ? claims.resetCount : 0
@@ -47,9 +49,11 @@ export const identified = (now: number, row: Device, { keys, agent, claims, verd
     enrolledAt: now,
     ldevidSerial: ldevid,
     tlsSerial: tls,
-    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so a lost answer strands nobody.
-    // What a device was issued while quarantined it may have lost with its memory: the one before that is kept.
-    previousTlsSerial: (before?.state === 'quarantined' ? before.previousTlsSerial : null) ?? before?.tlsSerial ?? null,
+    // Older TLS certificates stop when the new one is first used (flows/connect.ts), so that lost answers strand nobody, however many: what was issued and never
+    // used the device may never have had. What it was issued while quarantined it may have lost with its memory: the one before that is kept.
+    previousTlsSerial: before?.previousTlsSerial ?? before?.tlsSerial ?? null,
+    renewal: null,
+    ...(recovery === undefined ? {} : { recovery }),
     resetCount,
     reportedResetCount: resetCount,
     release: before?.release ?? null,

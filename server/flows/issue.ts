@@ -21,6 +21,8 @@ export interface Issuer extends IssuerName {
 
 export interface Order extends CertificateOrder {
   readonly device: DeviceId | null
+  /** No later end than this, milliseconds since 1970. */
+  readonly until?: number
 }
 
 /** A signed certificate that is not recorded yet. */
@@ -39,16 +41,10 @@ export interface Issued {
 export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
   const issuer = by.fixed ?? by
   const now = ctx.now()
-  const intents = orders.map(({ profile, subject, spki }): CertificateIntent => ({
-    id: serialOf(ctx.random(16)),
-    version: 1,
-    profile,
-    subject,
-    spki,
-    ...validityOf(issuer.profiles[profile], now),
-    state: 'open',
-    createdAt: now,
-  }))
+  const intents = orders.map(({ profile, subject, spki, until = Infinity }): CertificateIntent => {
+    const { notBefore, notAfter } = validityOf(issuer.profiles[profile], now)
+    return { id: serialOf(ctx.random(16)), version: 1, profile, subject, spki, notBefore, notAfter: Math.min(notAfter, until), state: 'open', createdAt: now }
+  })
   await perform(ctx, { ...intent, detail: `to be signed: ${intents.map(({ profile, id }) => `${profile} ${id}`).join(', ')}` }, (tx) => {
     for (const row of intents) tx.insert('intent', row)
   })

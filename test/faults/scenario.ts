@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync, existsSync } from 'node:fs'
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync, existsSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, Refused, Unreachable, type Call, type Client } from '@fleetkey/cli/client.ts'
@@ -18,6 +18,13 @@ export interface ScenarioResult {
 }
 
 const sleep = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
+
+const hour = 3_600_000
+/**
+ * How far the server's clock is ahead while devices are away: a day and a half passes, then a week. It ends a little behind the operator's, whose client takes no
+ * certificate of the future.
+ */
+const away = { begin: -206 * hour, renewed: -172 * hour, expired: -4 * hour } as const
 
 /** For each step of the path. A restart beside other work takes seconds, and the devices' pauses grow meanwhile. */
 const patience = 90_000
@@ -76,22 +83,27 @@ const openBoards = async (of: {
 const base64 = (text: string): string => Buffer.from(text).toString('base64')
 
 /**
- * From an empty folder to a revoked device, with one process killed at one durable step and started again. Every operator's act is repeated until it is
+ * From an empty folder to a revoked device, or to devices that renewed and returned, with one process killed at one durable step and started again. Every operator's act is repeated until it is
  * done, as an operator would. Throws when it does not complete or an invariant does not hold.
  */
 export const runScenario = async (of: {
   readonly factory: string
   readonly serials: readonly [string, string]
+  /** They renew and return instead of being rotated and revoked. */
+  readonly away?: boolean
   readonly server?: NodeJS.ProcessEnv
   readonly boards?: NodeJS.ProcessEnv
 }): Promise<ScenarioResult> => {
   const folder = mkdtempSync(join(tmpdir(), 'fk-fault-'))
   const data = join(folder, 'server')
+  const clock = join(folder, 'clock')
+  writeFileSync(clock, String(of.away === true ? away.begin : 0))
   const [mqtt, https] = [await freePort(), await freePort()]
   const server = await supervise({
     script: './server-process.ts',
     args: ['--data', data, '--mqtt-port', String(mqtt), '--https-port', String(https), '--json'],
     fault: of.server ?? {},
+    env: { FLEETKEY_CLOCK: clock },
     isReady: (line) => line.startsWith('{"ready":true'),
     onLine: () => undefined,
   })
@@ -157,72 +169,112 @@ export const runScenario = async (of: {
       verify: async (key, epoch, text, mac) => (await ask({ do: 'verify', serial, key, epoch, data: base64(text), mac }))['valid'] === true,
     })
     await until('both use both keys', () => using('telemetry', 1) && using('command-auth', 1))
-    const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.latest ?? 0
-    if ((await latest()) === 1) await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
-    await until('a rotation was started', async () => {
-      // The order may have been lost with the process that took it.
-      if ((await latest()) === 2) return true
-      await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
-      return false
-    })
-    await until('both use epoch 2', () => using('telemetry', 2))
-    await until(
-      'epoch 1 is destroyed',
-      async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed',
-    )
-    // Power off and on: each proves its new boot before anything else is sent to it. A kill meanwhile boots them as well.
-    const verdicts = async (): Promise<readonly number[]> =>
-      await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.verdictAt ?? 0))
-    const before = await verdicts()
-    for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
-    await until('both have attested the new boot', async () => (await verdicts()).every((at, index) => at > (before[index] ?? 0)))
-    // A policy that they do not meet, and back: quarantined, then asked, then theirs again.
-    const states = async (): Promise<readonly (string | undefined)[]> =>
-      await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.state))
-    await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 2 } })
-    await until('both are quarantined', async () => (await states()).every((state) => state === 'quarantined'))
-    await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 0 } })
-    await until('both are back', async () => (await states()).every((state) => state === 'enrolled'))
-    // I4 between two devices: afterwards only one is left. A kill may come between question and answer: then it is asked again.
-    await until('both hold the same values', async () => {
-      const asked = sameValues((await call('key.list'))?.items ?? [], of.serials.map(evidence)).then(
-        () => true,
-        (thrown: unknown) => {
-          // A board that was just killed cannot answer; two values are two values.
-          if (thrown instanceof assert.AssertionError) throw thrown
-          return false
-        },
+    /** Rotated, booted anew, quarantined and back; one of the two is revoked. Who is left. */
+    const rotateAndRevoke = async (): Promise<readonly string[]> => {
+      const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.latest ?? 0
+      if ((await latest()) === 1) await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
+      await until('a rotation was started', async () => {
+        // The order may have been lost with the process that took it.
+        if ((await latest()) === 2) return true
+        await call('key.rotate', { params: { id: 'telemetry' }, body: policy })
+        return false
+      })
+      await until('both use epoch 2', () => using('telemetry', 2))
+      await until(
+        'epoch 1 is destroyed',
+        async () => (await call('key.show', { params: { id: 'telemetry' } }))?.epochs.find(({ epoch }) => epoch === 1)?.state === 'destroyed',
       )
-      return await Promise.race([asked, sleep(10_000).then(() => false)])
-    })
-    const [stays, goes] = of.serials
-    const gone = goes.toLowerCase()
-    await call('device.revoke', { params: { id: gone }, body: { reason: 'stolen' } })
-    await until('it is revoked', async () => (await call('device.show', { params: { id: gone } }))?.state === 'revoked')
-    await until('its session is closed', () => status.get(goes)?.connected === false)
-    await until(
-      'the other uses newer epochs',
-      () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2,
-    )
-    await until(
-      'every rotation is settled',
-      async () =>
-        (await call('campaign.list'))?.items.every(
-          ({ counts, key, state }) =>
-            state === 'aborted' ||
-            ((key !== 'telemetry' || state === 'done') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0),
-        ) === true,
-    )
-    await until('the server has every statement', async () => {
-      const view = await call('device.show', { params: { id: stays.toLowerCase() } })
-      // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
-      const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
-      // No older epoch of telemetry may be read any more: each erasure is stated. Those of command-auth stay for days.
-      const erased = view?.holdings.every(
-        ({ key, epoch, stage }) => key !== 'telemetry' || epoch === newest[0]?.epoch || (stage !== 'installed' && stage !== 'active'),
+      // Power off and on: each proves its new boot before anything else is sent to it. A kill meanwhile boots them as well.
+      const verdicts = async (): Promise<readonly number[]> =>
+        await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.verdictAt ?? 0))
+      const before = await verdicts()
+      for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
+      await until('both have attested the new boot', async () => (await verdicts()).every((at, index) => at > (before[index] ?? 0)))
+      // A policy that they do not meet, and back: quarantined, then asked, then theirs again.
+      const states = async (): Promise<readonly (string | undefined)[]> =>
+        await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.state))
+      await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 2 } })
+      await until('both are quarantined', async () => (await states()).every((state) => state === 'quarantined'))
+      await call('group.policy.set', { params: { id: 'plant' }, body: { minimumRelease: 0 } })
+      await until('both are back', async () => (await states()).every((state) => state === 'enrolled'))
+      // I4 between two devices: afterwards only one is left. A kill may come between question and answer: then it is asked again.
+      await until('both hold the same values', async () => {
+        const asked = sameValues((await call('key.list'))?.items ?? [], of.serials.map(evidence)).then(
+          () => true,
+          (thrown: unknown) => {
+            // A board that was just killed cannot answer; two values are two values.
+            if (thrown instanceof assert.AssertionError) throw thrown
+            return false
+          },
+        )
+        return await Promise.race([asked, sleep(10_000).then(() => false)])
+      })
+      const [stays, goes] = of.serials
+      const gone = goes.toLowerCase()
+      await call('device.revoke', { params: { id: gone }, body: { reason: 'stolen' } })
+      await until('it is revoked', async () => (await call('device.show', { params: { id: gone } }))?.state === 'revoked')
+      await until('its session is closed', () => status.get(goes)?.connected === false)
+      await until(
+        'the other uses newer epochs',
+        () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2,
       )
-      return erased === true && newest.every((one) => one?.stage === 'active')
-    })
+      await until(
+        'every rotation is settled',
+        async () =>
+          (await call('campaign.list'))?.items.every(
+            ({ counts, key, state }) =>
+              state === 'aborted' ||
+              ((key !== 'telemetry' || state === 'done') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0),
+          ) === true,
+      )
+      await until('the server has every statement', async () => {
+        const view = await call('device.show', { params: { id: stays.toLowerCase() } })
+        // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
+        const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
+        // No older epoch of telemetry may be read any more: each erasure is stated. Those of command-auth stay for days.
+        const erased = view?.holdings.every(
+          ({ key, epoch, stage }) => key !== 'telemetry' || epoch === newest[0]?.epoch || (stage !== 'installed' && stage !== 'active'),
+        )
+        return erased === true && newest.every((one) => one?.stage === 'active')
+      })
+      assert.ok(status.get(goes)?.connected === false, 'the revoked device is connected')
+      return [stays]
+    }
+    const setClock = (ahead: number): void => {
+      writeFileSync(`${clock}.new`, String(ahead))
+      renameSync(`${clock}.new`, clock)
+    }
+    const powerCycle = (): void => {
+      for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
+    }
+    /** A day and a half pass: each renews, and uses what it got. A week passes: each comes back by a fresh quote. Nobody is given more than one certificate in use. */
+    const renewAndReturn = async (): Promise<readonly string[]> => {
+      const views = async () => await Promise.all(of.serials.map(async (serial) => await call('device.show', { params: { id: serial.toLowerCase() } })))
+      const ends = async (): Promise<readonly number[]> => (await views()).map((view) => view?.tlsNotAfter ?? 0)
+      const first = await ends()
+      setClock(away.renewed)
+      powerCycle()
+      await until('both use a renewed certificate', async () =>
+        (await views()).every((view, at) => (view?.tlsNotAfter ?? 0) > (first[at] ?? 0) && view?.renewal === null && view.online),
+      )
+      assert.ok(
+        (await views()).every((view) => view?.recovery?.begun.length === 0 && view.recovery.attempts === 0),
+        'a renewal was paid for with a recovery',
+      )
+      const second = await ends()
+      setClock(away.expired)
+      powerCycle()
+      await until('both are back', async () =>
+        (await views()).every((view, at) => (view?.tlsNotAfter ?? 0) > (second[at] ?? 0) && view?.online === true && view.recovery?.attempts === 0),
+      )
+      await until('both use both keys again', () => using('telemetry', 1) && using('command-auth', 1))
+      for (const view of await views()) {
+        // However often it was killed meanwhile: nothing but completed recoveries counts.
+        assert.deepEqual([view?.recovery?.begun.length, view?.recovery?.heldAt], [1, null], `${view?.id}: ${JSON.stringify(view?.recovery)}`)
+      }
+      return of.serials
+    }
+    const left = of.away === true ? await renewAndReturn() : await rotateAndRevoke()
     const ended = Date.now()
 
     // The evidence, at rest.
@@ -234,11 +286,10 @@ export const runScenario = async (of: {
     await server.stop()
     const store = await openSqliteStore(join(data, 'store'), { now: () => Date.now(), log: () => undefined, step: () => undefined })
     try {
-      for (const invariant of invariants) await invariant({ store, devices: [evidence(stays)], history, log, auditKey })
+      for (const invariant of invariants) await invariant({ store, devices: left.map(evidence), history, log, auditKey })
     } finally {
       await store.close()
     }
-    assert.ok(status.get(goes)?.connected === false, 'the revoked device is connected')
     return { kills, afterRestart }
   } finally {
     client?.close()

@@ -1,5 +1,10 @@
+import { readFileSync } from 'node:fs'
 import { runServer } from '@fleetkey/server/main.ts'
 import { killAt } from './kill-at.ts'
 
+/** `FLEETKEY_CLOCK`: a file with the milliseconds by which this server's clock is ahead, read at every look. */
+const file = process.env['FLEETKEY_CLOCK']
+const now = (): number => Date.now() + (file === undefined ? 0 : Number(readFileSync(file, 'utf8')))
+
 let kms = process.pid
-await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted: (pid) => (kms = pid) })
+await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted: (pid) => (kms = pid), now })

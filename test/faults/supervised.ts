@@ -19,6 +19,8 @@ export const supervise = async (of: {
   readonly script: string
   readonly args: readonly string[]
   readonly fault: NodeJS.ProcessEnv
+  /** At every start. */
+  readonly env?: NodeJS.ProcessEnv
   readonly onLine: (line: string) => void
   readonly isReady: (line: string) => boolean
   readonly onReady?: () => void
@@ -29,7 +31,7 @@ export const supervise = async (of: {
   const start = (env: NodeJS.ProcessEnv): void => {
     child = spawn(process.execPath, [fileURLToPath(new URL(of.script, import.meta.url)), ...of.args], {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: { ...process.env, ...env },
+      env: { ...process.env, ...of.env, ...env },
     })
     child.stdin?.on('error', () => undefined)
     child.stderr?.on('data', (chunk: Buffer) => (errors = (errors + chunk.toString()).slice(-20_000)))

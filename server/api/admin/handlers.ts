@@ -23,6 +23,7 @@ import { caStatus } from '../../flows/ca-status.ts'
 import { activateCa, distributeCa, prepareCa, retireCa, taintCa } from '../../flows/rollover.ts'
 import { approvals, grantApproval } from '../../flows/second-person.ts'
 import { importRelease } from '../../flows/import-release.ts'
+import { allowRecovery } from '../../flows/recover.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
 import { addStation, removeStation, revokeStation, signedBy } from '../../flows/station.ts'
@@ -268,6 +269,9 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'device.show'({ caller, params }) {
       read(caller)
       return await deviceView(ctx, await need(ctx, 'device', params.id))
+    },
+    async 'device.recover'({ caller, params, body }) {
+      return await allowRecovery(ctx, caller, deviceId(params.id), body.reason)
     },
     'device.revoke': async ({ caller, params, body }) => effectView(await revokeDevice(ctx, caller, deviceId(params.id), body.reason, body.code)),
     'device.suspend': async ({ caller, params, body }) => effectView(await suspendDevice(ctx, caller, deviceId(params.id), body.reason)),

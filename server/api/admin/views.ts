@@ -24,6 +24,8 @@ import {
 } from '../../fleet/device.ts'
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
+import { recoveriesLeft } from '../../fleet/recovery.ts'
+import type { Certificate } from '../../ca/certificate.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
 import { progressOf } from '../../flows/rotate.ts'
@@ -169,6 +171,32 @@ export const tokenView = (token: EnrolmentToken, now: number): Item<'token.list'
   return { id, batch, device, state, createdAt, createdBy, expiresAt, revokedAt, spentAt: spent?.at ?? null, spentBy: spent?.device ?? null }
 }
 
+/** How long its certificates last, what is under way to replace them, and what is left when none lasts. */
+const lifeView = (
+  ctx: Context,
+  device: Device,
+  certificates: readonly Certificate[],
+): Pick<ResponseOf<'device.show'>, 'tlsNotAfter' | 'ldevidNotAfter' | 'renewal' | 'recovery'> => {
+  if (!hasIdentity(device)) return { tlsNotAfter: null, ldevidNotAfter: null, renewal: null, recovery: null }
+  const { recovery, renewal, tlsSerial, previousTlsSerial } = device
+  const endOf = (serial: string): number | null => certificates.find(({ id }) => id === serial)?.notAfter ?? null
+  const isUnderWay = renewal?.serial === tlsSerial && previousTlsSerial !== null
+  const { count, window } = ctx.recoveries
+  return {
+    tlsNotAfter: endOf(isUnderWay ? previousTlsSerial : tlsSerial),
+    ldevidNotAfter: endOf(device.ldevidSerial),
+    renewal: isUnderWay ? { issuedAt: renewal.issuedAt, serial: renewal.serial, notAfter: endOf(renewal.serial) } : null,
+    recovery: {
+      left: recoveriesLeft(recovery, ctx.recoveries, ctx.now()),
+      budget: count,
+      days: window / 86_400_000,
+      begun: [...(recovery?.begun ?? [])],
+      attempts: recovery?.attempts ?? 0,
+      heldAt: recovery?.heldAt ?? null,
+    },
+  }
+}
+
 export const deviceView = async (ctx: Context, device: Device): Promise<ResponseOf<'device.show'>> => {
   const [certificates, members, holdings, manifest] = await Promise.all([
     allOf(ctx, 'certificate', { device: device.id }),
@@ -195,6 +223,7 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     ...hardwareView(manifest[0]?.id ?? ''),
     measured: hasIdentity(device) ? isMeasured(device) : null,
     trust: hasIdentity(device) ? (device.trust ?? null) : null,
+    ...lifeView(ctx, device, certificates),
     certificates: certificates.map(({ id, profile, status, notBefore, notAfter, der }) => ({
       serial: id,
       profile,

@@ -41,7 +41,8 @@ const endpointOf = (socket: Socket): string => `${socket.remoteAddress ?? ''} ${
 const returnCodeFor = (refused: string): 2 | 3 | 4 | 5 => {
   if (refused === 'malformed') return 2
   if (refused === 'unavailable' || refused === 'rate-limited' || refused === 'internal') return 3
-  return refused === 'unauthenticated' ? 4 : 5
+  // 4 tells a device that its credentials are what is wrong: it proves itself anew at once.
+  return refused === 'unauthenticated' || refused === 'expired' ? 4 : 5
 }
 
 const refusal = (returnCode: 2 | 3 | 4 | 5, why: string): Error & { returnCode: number } => Object.assign(new Error(why), { returnCode })
