@@ -192,6 +192,8 @@ const elements = (bytes: Uint8Array): readonly Element[] => {
   return found
 }
 
+const utf8Text = new TextDecoder('utf-8')
+
 /** Last common name of a Name (RFC 5280 §4.1.2.4). */
 const commonNameOf = (name: Element): string | null => {
   const rdns = inside(name)
@@ -205,7 +207,7 @@ const commonNameOf = (name: Element): string | null => {
       attribute.end()
       if (type !== oids.commonName) continue
       if (value.tag !== tags.utf8 && value.tag !== tags.printable && value.tag !== tags.ia5) fail('a common name of another string type')
-      found = new TextDecoder('utf-8').decode(value.content)
+      found = utf8Text.decode(value.content)
       if (/[\0\r\n]/.test(found)) fail('a common name with control characters')
     }
   }

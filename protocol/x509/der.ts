@@ -201,7 +201,8 @@ export const readBits = (element: Element): Uint8Array =>
 
 /** Named bits (X.680 §22.7): the set of positions that are one. */
 export const readNamedBits = (element: Element): ReadonlySet<number> => {
-  const [unused = 8, ...bytes] = element.content
+  const unused = element.content[0] ?? 8
+  const bytes = element.content.subarray(1)
   const last = bytes.at(-1)
   if (
     element.tag !== tags.bitString ||
@@ -210,7 +211,9 @@ export const readNamedBits = (element: Element): ReadonlySet<number> => {
     (last === undefined ? unused !== 0 : ((last >> unused) & 1) === 0 || (last & ((1 << unused) - 1)) !== 0)
   )
     return fail('not a minimal list of named bits')
-  return new Set(bytes.flatMap((byte, at) => [0, 1, 2, 3, 4, 5, 6, 7].filter((bit) => (byte & (0x80 >> bit)) !== 0).map((bit) => at * 8 + bit)))
+  const positions = new Set<number>()
+  for (let at = 0; at < bytes.length * 8; at++) if (((bytes[at >> 3] ?? 0) & (0x80 >> (at & 7))) !== 0) positions.add(at)
+  return positions
 }
 
 const latin1 = new TextDecoder('latin1')
