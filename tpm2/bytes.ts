@@ -27,19 +27,27 @@ export class Reader {
     return this.#bytes.length - this.#at
   }
 
+  /** Passes over `length` bytes that are there; where they start. */
+  #pass(length: number): number {
+    if (length > this.left) throw new TpmFormatError(`${length} bytes announced, ${this.left} left`)
+    const start = this.#at
+    this.#at += length
+    return start
+  }
+
   /** `length` bytes, a view. */
   bytes(length: number): Uint8Array {
-    if (length > this.left) throw new TpmFormatError(`${length} bytes announced, ${this.left} left`)
-    this.#at += length
-    return this.#bytes.subarray(this.#at - length, this.#at)
+    const start = this.#pass(length)
+    return this.#bytes.subarray(start, start + length)
   }
 
   u8(): number {
-    return this.bytes(1)[0] ?? 0
+    return this.#bytes[this.#pass(1)] ?? 0
   }
 
   u16(): number {
-    return this.u8() * 0x100 + this.u8()
+    const start = this.#pass(2)
+    return (this.#bytes[start] ?? 0) * 0x100 + (this.#bytes[start + 1] ?? 0)
   }
 
   u32(): number {
@@ -80,7 +88,17 @@ export const u8 = (value: number): Uint8Array => Uint8Array.of(value)
 export const u16 = (value: number): Uint8Array => Uint8Array.of(value >>> 8, value)
 export const u32 = (value: number): Uint8Array => Uint8Array.of(value >>> 24, value >>> 16, value >>> 8, value)
 export const u64 = (value: bigint): Uint8Array => concat(u32(Number(value >> 32n)), u32(Number(value & 0xffff_ffffn)))
-export const concat = (...parts: readonly Uint8Array[]): Uint8Array => new Uint8Array(Buffer.concat(parts))
+export const concat = (...parts: readonly Uint8Array[]): Uint8Array => {
+  let length = 0
+  for (const part of parts) length += part.length
+  const all = new Uint8Array(length)
+  let at = 0
+  for (const part of parts) {
+    all.set(part, at)
+    at += part.length
+  }
+  return all
+}
 /** TPM2B of these bytes. */
 export const sized = (bytes: Uint8Array): Uint8Array => concat(u16(bytes.length), bytes)
 export const ascii = (text: string): Uint8Array => utf8.encode(text)

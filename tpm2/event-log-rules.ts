@@ -35,6 +35,14 @@ export const knownData = (event: Event, hash: number = alg.sha256): Uint8Array |
   return sameBytes(digest(hash, event.data), own) ? event.data : undefined
 }
 
+// A handful of banks, asked for with every log.
+const knownSeparators = new Map<number, readonly Uint8Array[]>()
+const separatorDigests = (hash: number): readonly Uint8Array[] => {
+  const known = knownSeparators.get(hash) ?? separatorValues.map((value) => digest(hash, value))
+  knownSeparators.set(hash, known)
+  return known
+}
+
 const refuse = (reason: string, pcr: number): never => {
   throw new TpmFormatError(`event log: PCR ${pcr}: ${reason} separator`, `log.separator.${reason}`)
 }
@@ -60,7 +68,7 @@ const checkPcr = (rule: PcrRule, measured: readonly Event[], isSeparator: (event
  * reports an error, or something else calls itself a separator), `log.after-separator`. Judges the bank `hash`, which must be the quoted one.
  */
 export const checkSeparators = (events: readonly Event[], profile: SeparatorProfile, hash: number = alg.sha256): void => {
-  const separators = separatorValues.map((value) => digest(hash, value))
+  const separators = separatorDigests(hash)
   const isSeparator = ({ digests }: Event): boolean => {
     const own = digests.get(hash)
     return own !== undefined && separators.some((one) => sameBytes(one, own))

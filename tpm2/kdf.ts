@@ -18,11 +18,15 @@ export const hashName = (hash: number): { readonly name: string; readonly size: 
   }
 }
 
+/** Of what is public: it passes through a string, since a Buffer of its own costs more than the hash. */
 export const digest = (hash: number, ...data: readonly Uint8Array[]): Uint8Array => {
   const [only] = data
-  const bytes = only !== undefined && data.length === 1 ? only : concat(...data)
-  return new Uint8Array(oneShot(hashName(hash).name, bytes, 'buffer'))
+  const bytes = only !== undefined && data.length === 1 ? only : Buffer.concat(data)
+  return new Uint8Array(Buffer.from(oneShot(hashName(hash).name, bytes, 'binary'), 'latin1'))
 }
+
+/** Of what nobody may find in memory later. */
+const digestOfSecret = (hash: number, ...data: readonly Uint8Array[]): Uint8Array => new Uint8Array(oneShot(hashName(hash).name, concat(...data), 'buffer'))
 
 export const hmac = (hash: number, key: Uint8Array, ...data: readonly Uint8Array[]): Uint8Array => {
   const state = createHmac(hashName(hash).name, key)
@@ -42,7 +46,7 @@ export const kdfA = (hash: number, key: Uint8Array, label: string, contextU: Uin
 export const kdfE = (hash: number, z: Uint8Array, label: string, partyU: Uint8Array, partyV: Uint8Array, bits: number): Uint8Array => {
   const blocks: Uint8Array[] = []
   for (let done = 0, counter = 1; done < bits / 8; done += hashName(hash).size, counter++)
-    blocks.push(digest(hash, u32(counter), z, ascii(label), u8(0), partyU, partyV))
+    blocks.push(digestOfSecret(hash, u32(counter), z, ascii(label), u8(0), partyU, partyV))
   return concat(...blocks).slice(0, bits / 8)
 }
 

@@ -16,20 +16,28 @@ export class LittleEndianReader {
     return this.#at === this.#bytes.length
   }
 
-  /** `length` bytes, a view. */
-  bytes(length: number): Uint8Array {
+  /** Passes over `length` bytes that are there; where they start. */
+  #pass(length: number): number {
     const left = this.#bytes.length - this.#at
     if (length > left) throw new TpmFormatError(`${length} bytes announced, ${left} left`, this.#truncated)
+    const start = this.#at
     this.#at += length
-    return this.#bytes.subarray(this.#at - length, this.#at)
+    return start
+  }
+
+  /** `length` bytes, a view. */
+  bytes(length: number): Uint8Array {
+    const start = this.#pass(length)
+    return this.#bytes.subarray(start, start + length)
   }
 
   u8(): number {
-    return this.bytes(1)[0] ?? 0
+    return this.#bytes[this.#pass(1)] ?? 0
   }
 
   u16(): number {
-    return this.u8() + this.u8() * 0x100
+    const start = this.#pass(2)
+    return (this.#bytes[start] ?? 0) + (this.#bytes[start + 1] ?? 0) * 0x100
   }
 
   u32(): number {

@@ -125,7 +125,7 @@ export const marshalPoint = (x: Uint8Array, y: Uint8Array): Uint8Array => concat
 
 const left = (bytes: Uint8Array, length: number): Uint8Array => {
   if (bytes.length > length) throw new TpmFormatError('a coordinate longer than its field')
-  return concat(new Uint8Array(length - bytes.length), bytes)
+  return bytes.length === length ? bytes : concat(new Uint8Array(length - bytes.length), bytes)
 }
 
 /** Public point of a P-256 TPMT_PUBLIC: 65 bytes, uncompressed. Whether it lies on the curve shows when it is used. */

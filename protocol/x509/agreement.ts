@@ -6,12 +6,14 @@ import { directoryNames, nameAttributes, type NameAttribute } from './name.ts'
  * of OpenSSL apart only as far as it is unambiguous.
  */
 
-export type Legacy = ReturnType<X509Certificate['toLegacyObject']>
-
 /** Every value of the subject, whatever OpenSSL calls its attribute. */
-export const sameSubject = (native: Legacy, subject: Uint8Array): boolean => {
-  const theirs = Object.values((native.subject ?? {}) as unknown as Readonly<Record<string, string | readonly string[]>>).flat()
-  const ours = nameAttributes(subject).map(({ value }) => value)
+export const sameSubject = (native: X509Certificate, subject: Uint8Array): boolean => {
+  const attributes = nameAttributes(subject)
+  // As OpenSSL prints names of one attribute a line, each by its name: then nothing is left to compare.
+  if (attributes.map(printed).join('\n') === ((native.subject as string | undefined) ?? '')) return true
+  const legacy = native.toLegacyObject().subject as unknown as Readonly<Record<string, string | readonly string[]>> | undefined
+  const theirs = Object.values(legacy ?? {}).flat()
+  const ours = attributes.map(({ value }) => value)
   return theirs.length === ours.length && theirs.toSorted().every((value, at) => value === ours.toSorted()[at])
 }
 
@@ -41,22 +43,26 @@ const escapedChar = (char: string): string => {
 }
 
 /** RFC 4514 §2.4 as OpenSSL writes it. */
-const escaped = (value: string): string =>
+const escaped = (value: string): string => (/^[\w.:()/-][\w.:()/ -]*$/.test(value) && !value.endsWith(' ') ? value : escapedThroughout(value))
+
+const escapedThroughout = (value: string): string =>
   Array.from(value, escapedChar)
     .join('')
     .replace(/^([ #])/, '\\$1')
     .replace(/ $/, '\\ ')
 
+const printed = ({ type, value }: NameAttribute): string => `${shortNames[type] ?? type}=${escaped(value)}`
+
 /** A Name the way `XN_FLAG_RFC2253` prints it: backwards. */
 const rendered = (name: readonly NameAttribute[]): string =>
   name
     .toReversed()
-    .map(({ type, value, rdn }, at, all) => `${at === 0 ? '' : all[at - 1]?.rdn === rdn ? '+' : ','}${shortNames[type] ?? type}=${escaped(value)}`)
+    .map((attribute, at, all) => `${at === 0 ? '' : all[at - 1]?.rdn === attribute.rdn ? '+' : ','}${printed(attribute)}`)
     .join('')
 
 /** Every directory name of the subjectAltName; what else stands there is compared by its being there. */
-export const sameAltNames = (native: Legacy, altNames: readonly Uint8Array[]): boolean => {
-  const text = native.subjectaltname
+export const sameAltNames = (native: X509Certificate, altNames: readonly Uint8Array[]): boolean => {
+  const text = native.subjectAltName
   if (text === undefined || altNames.length === 0) return text === undefined && altNames.length === 0
   const names = directoryNames(altNames)
   if (names.length === 0) return !text.includes('DirName:')

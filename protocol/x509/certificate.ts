@@ -1,7 +1,7 @@
-import { createHash, createPublicKey, X509Certificate } from 'node:crypto'
+import { createPublicKey, hash, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
 import { isCanonicalP256 } from '../signed.ts'
-import { sameAltNames, sameSubject, type Legacy } from './agreement.ts'
+import { sameAltNames, sameSubject } from './agreement.ts'
 import {
   inside,
   oid,
@@ -95,7 +95,7 @@ export const parseCertificate = (bytes: Uint8Array): Certificate => {
     signatureAlgorithm: readOid(inside(algorithm).next(tags.oid)),
     extensions,
     ...knownExtensions(extensions),
-    fingerprint: createHash('sha256').update(bytes).digest('hex'),
+    fingerprint: hash('sha256', bytes),
     native,
   }
   agree(certificate)
@@ -110,21 +110,24 @@ const nativeOf = (bytes: Uint8Array): X509Certificate => {
   }
 }
 
-/** Both readings, side by side: OpenSSL's comes out of it in one piece. */
+/** Both readings, side by side. Only what is compared is asked of OpenSSL: its reading in one piece costs more than parsing. */
 const agree = (certificate: Certificate): void => {
-  const native = certificate.native.toLegacyObject()
+  const { native } = certificate
   const serial = native.serialNumber.toLowerCase()
-  if (!sameKey(certificate, native)) fail('two readings of the public key', 'x509.disagree')
+  if (!sameKey(certificate)) fail('two readings of the public key', 'x509.disagree')
   if (serial.padStart(certificate.serial.length, '0') !== certificate.serial.padStart(serial.length, '0')) fail('two readings of the serial', 'x509.disagree')
   if (!sameSubject(native, certificate.subject)) fail('two readings of the subject', 'x509.disagree')
   if (!sameAltNames(native, certificate.altNames)) fail('two readings of the names', 'x509.disagree')
 }
 
 /** P-256 in its canonical form is compared with the point that OpenSSL read; any other key is written anew by OpenSSL from both readings. */
-const sameKey = ({ native, spki }: Certificate, legacy: Legacy): boolean => {
-  const { pubkey, asn1Curve } = legacy as { pubkey?: Uint8Array; asn1Curve?: string }
-  if (isCanonicalP256(spki) && asn1Curve === 'prime256v1' && pubkey !== undefined) return sameBytes(pubkey, spki.subarray(26))
+const sameKey = ({ native, spki }: Certificate): boolean => {
   try {
+    if (isCanonicalP256(spki)) {
+      const { crv, x, y } = native.publicKey.export({ format: 'jwk' })
+      const point = Buffer.from(spki.buffer, spki.byteOffset + 27, 64)
+      return crv === 'P-256' && x === point.toString('base64url', 0, 32) && y === point.toString('base64url', 32)
+    }
     const theirs = native.publicKey.export({ format: 'der', type: 'spki' })
     if (sameBytes(theirs, spki)) return true
     // An odd but legal encoding is not called a difference.
@@ -189,6 +192,8 @@ const elements = (bytes: Uint8Array): readonly Element[] => {
   return found
 }
 
+const utf8Text = new TextDecoder('utf-8')
+
 /** Last common name of a Name (RFC 5280 §4.1.2.4). */
 const commonNameOf = (name: Element): string | null => {
   const rdns = inside(name)
@@ -202,7 +207,7 @@ const commonNameOf = (name: Element): string | null => {
       attribute.end()
       if (type !== oids.commonName) continue
       if (value.tag !== tags.utf8 && value.tag !== tags.printable && value.tag !== tags.ia5) fail('a common name of another string type')
-      found = new TextDecoder('utf-8').decode(value.content)
+      found = utf8Text.decode(value.content)
       if (/[\0\r\n]/.test(found)) fail('a common name with control characters')
     }
   }

@@ -142,7 +142,9 @@ export const checkDer = (bytes: Uint8Array, depth: number): void => {
 
 const checkPrimitive = (element: Element): void => {
   const { tag, content } = element
-  const [first = 0, second = 0] = content
+  // By index here and below: destructuring bytes goes through an iterator.
+  const first = content[0] ?? 0
+  const second = content[1] ?? 0
   if (tag === tags.boolean) readBoolean(element)
   else if (tag === tags.oid) readOid(element)
   else if (tag === tags.null && content.length > 0) fail('a NULL with content')
@@ -154,20 +156,24 @@ const checkPrimitive = (element: Element): void => {
 /** Dotted form of an OBJECT IDENTIFIER. */
 export const readOid = (element: Element): string => {
   if (element.tag !== tags.oid || element.content.length === 0 || element.content.length > 64) return fail('not an OBJECT IDENTIFIER')
-  const arcs: number[] = []
+  const { content } = element
+  let dotted = ''
   let value = 0
   let fresh = true
-  for (const byte of element.content) {
+  for (let at = 0; at < content.length; at++) {
+    const byte = content[at] ?? 0
     if (fresh && byte === 0x80) fail('an arc that is not minimal')
     if (value > 2 ** 45) fail('an arc too large')
     value = value * 128 + (byte & 0x7f)
     fresh = byte < 0x80
     if (!fresh) continue
-    if (arcs.length === 0) arcs.push(Math.min(2, Math.floor(value / 40)), value - 40 * Math.min(2, Math.floor(value / 40)))
-    else arcs.push(value)
+    if (dotted === '') {
+      const first = Math.min(2, Math.floor(value / 40))
+      dotted = `${first}.${value - 40 * first}`
+    } else dotted += `.${value}`
     value = 0
   }
-  return fresh ? arcs.join('.') : fail('an OBJECT IDENTIFIER that ends early')
+  return fresh ? dotted : fail('an OBJECT IDENTIFIER that ends early')
 }
 
 export const readBoolean = (element: Element): boolean => {
@@ -178,7 +184,8 @@ export const readBoolean = (element: Element): boolean => {
 /** Content of a minimal, non-negative INTEGER, as big-endian bytes with its sign byte. */
 export const readUnsigned = (element: Element): Uint8Array => {
   const { content } = element
-  const [first = 0x80, second = 0x80] = content
+  const first = content[0] ?? 0x80
+  const second = content[1] ?? 0x80
   if (element.tag !== tags.integer || first >= 0x80 || (content.length > 1 && first === 0 && second < 0x80)) return fail('not a minimal, non-negative INTEGER')
   return content
 }
@@ -194,7 +201,8 @@ export const readBits = (element: Element): Uint8Array =>
 
 /** Named bits (X.680 §22.7): the set of positions that are one. */
 export const readNamedBits = (element: Element): ReadonlySet<number> => {
-  const [unused = 8, ...bytes] = element.content
+  const unused = element.content[0] ?? 8
+  const bytes = element.content.subarray(1)
   const last = bytes.at(-1)
   if (
     element.tag !== tags.bitString ||
@@ -203,12 +211,16 @@ export const readNamedBits = (element: Element): ReadonlySet<number> => {
     (last === undefined ? unused !== 0 : ((last >> unused) & 1) === 0 || (last & ((1 << unused) - 1)) !== 0)
   )
     return fail('not a minimal list of named bits')
-  return new Set(bytes.flatMap((byte, at) => [0, 1, 2, 3, 4, 5, 6, 7].filter((bit) => (byte & (0x80 >> bit)) !== 0).map((bit) => at * 8 + bit)))
+  const positions = new Set<number>()
+  for (let at = 0; at < bytes.length * 8; at++) if (((bytes[at >> 3] ?? 0) & (0x80 >> (at & 7))) !== 0) positions.add(at)
+  return positions
 }
+
+const latin1 = new TextDecoder('latin1')
 
 /** UTCTime or GeneralizedTime in the one form RFC 5280 §4.1.2.5 allows, as milliseconds since 1970. */
 export const readTime = (element: Element): number => {
-  const text = new TextDecoder('latin1').decode(element.content)
+  const text = latin1.decode(element.content)
   const utc = element.tag === tags.utcTime
   if (!utc && element.tag !== tags.generalizedTime) return fail('not a time')
   if (!(utc ? /^\d{12}Z$/ : /^\d{14}Z$/).test(text)) return fail('a time of another form than RFC 5280 allows')

@@ -35,9 +35,14 @@ const textOf = ({ tag, content }: Element): string => {
   }
 }
 
-const decoded = (encoding: string, content: Uint8Array): string => {
+const decoders = {
+  'utf-8': new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }),
+  'utf-16be': new TextDecoder('utf-16be', { fatal: true, ignoreBOM: true }),
+} as const
+
+const decoded = (encoding: keyof typeof decoders, content: Uint8Array): string => {
   try {
-    return new TextDecoder(encoding, { fatal: true, ignoreBOM: true }).decode(content)
+    return decoders[encoding].decode(content)
   } catch (cause) {
     throw new Problem('malformed', `name: not ${encoding}`, { reason: 'x509.certificate', cause })
   }

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
@@ -36,7 +36,7 @@ export interface Vouched {
 const remembering = <T>(parse: (bytes: Uint8Array) => T, most: number): ((bytes: Uint8Array) => T) => {
   const known = new Map<string, T>()
   return (bytes) => {
-    const key = createHash('sha256').update(bytes).digest('base64')
+    const key = hash('sha256', bytes)
     const found = known.get(key)
     if (found !== undefined) return found
     if (known.size >= most) known.clear()

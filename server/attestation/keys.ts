@@ -84,7 +84,7 @@ export const usableKey = (role: KeyRole, bytes: Uint8Array, key: RsaPublic | Ecc
   return {
     bytes,
     public: key,
-    name: nameOf(bytes),
+    name: nameOf(bytes, key.nameAlg),
     spki,
     get object() {
       return object()

@@ -7,13 +7,17 @@ import type { StatementRole } from './reasons/quote.ts'
 import { fail, parsed } from './reasons.ts'
 
 /** Order of each curve (SEC 2), and the length of a coordinate. */
-const orders: ReadonlyMap<number, { readonly size: number; readonly order: Uint8Array }> = new Map([
-  [curve.p256, { size: 32, order: new Uint8Array(Buffer.from('ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551', 'hex')) }],
+const orders: ReadonlyMap<number, { readonly size: number; readonly order: Uint8Array; readonly zero: Uint8Array }> = new Map([
+  [
+    curve.p256,
+    { size: 32, order: new Uint8Array(Buffer.from('ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551', 'hex')), zero: new Uint8Array(32) },
+  ],
   [
     curve.p384,
     {
       size: 48,
       order: new Uint8Array(Buffer.from('ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973', 'hex')),
+      zero: new Uint8Array(48),
     },
   ],
 ])
@@ -22,13 +26,13 @@ type Ecdsa = Extract<Signature, { readonly scheme: typeof alg.ecdsa }>
 
 /** r‖s, each at the length of its field and from 1 to the order of the curve less one (FIPS 186-5 §6.4.2). */
 const rawOf = (role: StatementRole, of: Ecdsa, at: number): Uint8Array => {
-  const { size, order } = orders.get(at) ?? fail('ak.curve')
+  const { size, order, zero } = orders.get(at) ?? fail('ak.curve')
   const raw = new Uint8Array(2 * size)
   for (const [index, value] of [of.r, of.s].entries()) {
     if (value.length > size) fail(`${role}.signature.range`, 'longer than its field')
     raw.set(value, (index + 1) * size - value.length)
     const number = raw.subarray(index * size, (index + 1) * size)
-    if (Buffer.compare(number, order) >= 0 || number.every((byte) => byte === 0)) fail(`${role}.signature.range`, 'zero, or beyond the order')
+    if (Buffer.compare(number, order) >= 0 || Buffer.compare(number, zero) === 0) fail(`${role}.signature.range`, 'zero, or beyond the order')
   }
   return raw
 }

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import type { AnswerOf, ChallengeOf, HelloOf } from '@fleetkey/protocol/messages.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { activationProof, enrolmentNonce, enrolmentTranscript, qualifyingData } from '@fleetkey/protocol/transcript.ts'
@@ -39,7 +39,7 @@ const keysOf = ({ presented }: HelloOf<'tpm2'>): Keys => ({
 const recipientOf = ({ demanded }: ChallengeOf<'tpm2'>, { proven }: AnswerOf<'tpm2'>): TpmKey =>
   checkKey('recipient', proven.recipient, authPolicyOf(demanded.firmware))
 
-const ekHashOf = ({ presented }: HelloOf<'tpm2'>): string => createHash('sha256').update(presented.ek).digest('hex')
+const ekHashOf = ({ presented }: HelloOf<'tpm2'>): string => hash('sha256', presented.ek)
 
 /** Who vouches for the EK; nobody but the signed manifest when there is no certificate and policy allows that. */
 const endorsed = (hello: HelloOf<'tpm2'>, ek: TpmKey, endorsements: readonly EndorsementCa[], policy: AttestationPolicy, now: number) => {

@@ -40,5 +40,5 @@ export const judgeRequest = (
   const key = readKey(structure.spki, policy.keys)
   const object = known !== undefined && Buffer.compare(known.spki, key.spki) === 0 ? known.object : importKey(key)
   checkPossession(structure, key, object)
-  return { spki: Uint8Array.from(key.spki), kind: key.kind, object, ...checkWishes(structure, policy) }
+  return { spki: new Uint8Array(key.spki), kind: key.kind, object, ...checkWishes(structure, policy) }
 }

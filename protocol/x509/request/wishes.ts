@@ -14,19 +14,23 @@ export interface Wishes {
 
 type Extensions = RequestStructure['extensions']
 
-const isControl = (char: string): boolean => char < ' ' || char === '\u007f'
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+const hasControl = (text: string): boolean => {
+  for (const char of text) if (char < ' ' || char === '\u007f') return true
+  return false
+}
 
 const textOf = ({ tag, content }: Element): string => {
   // Mail addresses and domain components are IA5String (RFC 5280 §A.1).
   if (tag !== tags.utf8 && tag !== tags.printable && tag !== tags.ia5) refuseRequest('csr.subject.string', `string type ${tag}`)
   let text: string
   try {
-    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(content)
+    text = utf8.decode(content)
   } catch (cause) {
     return refuseRequest('csr.subject.encoding', undefined, cause)
   }
   if (tag !== tags.utf8 && content.some((byte) => byte >= 0x80)) refuseRequest('csr.subject.encoding')
-  return Array.from(text).some(isControl) ? refuseRequest('csr.subject.control') : text
+  return hasControl(text) ? refuseRequest('csr.subject.control') : text
 }
 
 /** Common name, and the types of the other attributes, of a Name (DER). Throws Problem with a reason of `requestReasons`, or DerProblem. */
