@@ -52,6 +52,7 @@ const serverSteps = [
   'rotate.retire',
   'rotate.finish',
   'key.destroyed',
+  'connect.certificate',
   'attest.boot',
   'attest.asked',
   'attest.accepted',
