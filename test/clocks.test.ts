@@ -38,7 +38,7 @@ beforeAll(async () => {
   machines = await Promise.all(clocks.map(async ([serial]) => await world.simulated(serial)))
   await world.enlist(machines, 'plant')
   agents = machines.map((machine, at) => world.agent(machine, { now: clocks[at]?.[1] ?? Date.now }))
-  await world.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
+  await world.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed', recipientUsage: 0 } })
   await world.client.call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
 }, 60_000)
 afterAll(async () => await world.stop())
