@@ -231,7 +231,7 @@ describe('every profile', () => {
     }))
 
   test('what we issue, three parsers read the same, and OpenSSL accepts the signature', async () => {
-    const isCa = ({ profile }: Order): boolean => profile === 'root-ca' || profile === 'issuing-ca'
+    const isCa = ({ profile }: Order): boolean => profile === 'root-ca' || profile === 'cross-ca' || profile === 'issuing-ca'
     // Its key does not sign a CA, whatever the flow asks of it.
     expect(await reasonOf(prepareCertificates(ctx, ctx.authority, intent, everyOrder().filter(isCa)))).toBe('kms.content')
     for (let round = 0; round < 20; round++) {
@@ -285,7 +285,7 @@ describe('every profile', () => {
               ? authority.issuing
               : order === undefined
                 ? new Uint8Array()
-                : ((await prepareCertificates(real, authority, intent, [order]))[0]?.der ?? new Uint8Array())
+                : ((await prepareCertificates(real, profile === 'cross-ca' ? authority.byRoot : authority, intent, [order]))[0]?.der ?? new Uint8Array())
         const leaf = path('leaf.pem', toPem('CERTIFICATE', der))
         const [root, issuing] = [path('root.pem', toPem('CERTIFICATE', authority.root)), path('issuing.pem', toPem('CERTIFICATE', authority.issuing))]
         const text = execFileSync('openssl', ['x509', '-in', leaf, '-noout', '-text', '-certopt', 'ext_error'], { encoding: 'utf8' })
@@ -301,7 +301,10 @@ describe('every profile', () => {
         expect(info.status).toBe(0)
         expect(info.stdout).toContain('Version: 3')
         if (defaultProfiles[profile].names === 'device') expect(info.stdout).toContain('URI: spiffe://plant/device/gw-1')
-        const chain = [der, ...(profile === 'root-ca' ? [] : profile === 'issuing-ca' ? [authority.root] : [authority.issuing, authority.root])]
+        const chain = [
+          der,
+          ...(profile === 'root-ca' ? [] : profile === 'issuing-ca' || profile === 'cross-ca' ? [authority.root] : [authority.issuing, authority.root]),
+        ]
         const whole_ = path('chain.pem', chain.map((one) => toPem('CERTIFICATE', one)).join(''))
         const gnutls = spawnSync('certtool', ['--verify', '--load-ca-certificate', root, '--infile', whole_, '--verify-profile', 'high'], { encoding: 'utf8' })
         expect(gnutls.stdout + gnutls.stderr).toContain('Chain verification output: Verified. The certificate is trusted.')
