@@ -194,7 +194,7 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
       await record(ctx, tx, issued)
       const keys = { hardware: claims.hardware, recipientSpki: null, ldevidSpki: claims.ldevidSpki }
       const serials = { ldevid: issued.intent.id, tls: issued.intent.id }
-      const next = identified(ctx.now(), row, { keys, agent, claims, verdict: judgement.verdict, ...serials, recovery: undefined })
+      const next = identified(ctx.now(), row, { keys, agent, claims, verdict: judgement.verdict, ...serials })
       tx.update('device', { ...next, ...acceptedWith(next.floor, judgement) })
     })
     // A crash here: the device is enrolled and does not know it; it asks again, with the same key where a token let it in.

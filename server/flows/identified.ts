@@ -28,13 +28,15 @@ export interface Admitted {
   readonly verdict: VerdictRecord
   readonly ldevid: string
   readonly tls: string
-  readonly recovery: Recovery | undefined
+  /** What this costs; that of before unless told. */
+  readonly recovery?: Recovery | undefined
 }
 
 /** The record with its new keys and certificates; what is known of its firmware and state is that of before. */
 export const identified = (now: number, row: Device, { keys, agent, claims, verdict, ldevid, tls, recovery }: Admitted): IdentifiedDevice => {
   const { id, version, serial, model, batch, registeredAt } = row
   const before = hasIdentity(row) ? row : undefined
+  const recoveries = recovery ?? before?.recovery
   const resetCount = claims.method === 'tpm2' ? claims.resetCount : 0
   const device: EnrolledDevice = {
     id,
@@ -53,7 +55,7 @@ export const identified = (now: number, row: Device, { keys, agent, claims, verd
     // used the device may never have had. What it was issued while quarantined it may have lost with its memory: the one before that is kept.
     previousTlsSerial: before?.previousTlsSerial ?? before?.tlsSerial ?? null,
     renewal: null,
-    ...(recovery === undefined ? {} : { recovery }),
+    ...(recoveries === undefined ? {} : { recovery: recoveries }),
     resetCount,
     reportedResetCount: resetCount,
     release: before?.release ?? null,
