@@ -12,16 +12,8 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { bitString, der, explicit, octetString, oid, sequence, set, tags } from '@fleetkey/protocol/x509/der.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { hasProgram } from './programs.ts'
 import { openWorld, type World } from './world.ts'
-
-const has = (program: string): boolean => {
-  try {
-    execFileSync('which', [program])
-    return true
-  } catch {
-    return false
-  }
-}
 
 interface Key {
   readonly spki: Uint8Array
@@ -129,7 +121,7 @@ test('csrattrs: P-256, ECDSA with SHA-256', async () => {
   for (const name of ['id-ecPublicKey', 'prime256v1', 'ecdsa-with-SHA256']) expect(out).toContain(name)
 })
 
-test.skipIf(!has('curl'))('curl and openssl enrol with a token and re-enrol with the certificate', async () => {
+test.skipIf(!hasProgram('curl'))('curl and openssl enrol with a token and re-enrol with the certificate', async () => {
   const url = `https://127.0.0.1:${port}/.well-known/est`
   const run = async (program: string, args: string[]): Promise<Buffer> => (await promisify(execFile)(program, args, { encoding: 'buffer' })).stdout
   const request = async (name: string): Promise<void> => {
@@ -187,7 +179,7 @@ test.skipIf(!has('curl'))('curl and openssl enrol with a token and re-enrol with
   })
 })
 
-test.skipIf(!has('pki'))('strongSwan asks for the CAs, enrols and re-enrols', { timeout: 30_000 }, async () => {
+test.skipIf(!hasProgram('pki'))('strongSwan asks for the CAs, enrols and re-enrols', { timeout: 30_000 }, async () => {
   const run = async (args: string[]): Promise<Buffer> => (await promisify(execFile)('pki', args, { encoding: 'buffer' })).stdout
   const url = `https://127.0.0.1:${port}`
   await run(['--estca', '--url', url, '--cacert', at('root.pem'), '--caout', at('got.pem'), '--outform', 'pem', '--force'])
