@@ -5,6 +5,7 @@ import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { z } from 'zod'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
 import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
+import type { Backend } from './kms/orders.ts'
 
 const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
 
@@ -40,8 +41,8 @@ export const Settings = z.strictObject({
   json: z.boolean(),
 })
 export type Settings = z.infer<typeof Settings> & {
-  /** File with the passphrase of the KMS. Its content is for the KMS process alone: it is not read here. */
-  readonly passphraseFile: string | undefined
+  /** Where the CA keys and the KEK are. Files with secrets that it names are for the KMS process alone: they are not read here. */
+  readonly backend: Backend
   /** Lifetimes and kinds of keys of certificates, within the bounds of each profile. */
   readonly profiles: ProfileSettings
 }
@@ -84,6 +85,24 @@ const credential = (folder: string | undefined): string | undefined => {
   return path !== undefined && existsSync(path) ? path : undefined
 }
 
+/** Each kind of back end reads what it takes from the command line and the environment. */
+const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv) => Backend } = {
+  file(values, env) {
+    const passphraseFile = textOf(values, 'passphrase-file') ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'])
+    return { kind: 'file', passphraseFile: readable(passphraseFile) ?? null, keyFile: null }
+  },
+}
+
+const textOf = (values: Readonly<Record<string, unknown>>, option: string): string | undefined => {
+  const value = values[option]
+  return typeof value === 'string' ? value : undefined
+}
+
+const backendOf = (kind: string, values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): Backend => {
+  if (!Object.hasOwn(backends, kind)) throw new SettingsError(`--kms: ${kind} is none of ${Object.keys(backends).join(', ')}`)
+  return backends[kind as Backend['kind']](values, env)
+}
+
 const optionOf: Readonly<Record<string, string>> = {
   data: '--data',
   tenant: '--tenant',
@@ -97,7 +116,7 @@ const optionOf: Readonly<Record<string, string>> = {
   recoveries: '--recoveries',
 }
 
-/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
+/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_KMS, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
 export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): Settings => {
   let values
   try {
@@ -114,6 +133,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'status-url': { type: 'string' },
         name: { type: 'string', multiple: true },
         recoveries: { type: 'string' },
+        kms: { type: 'string' },
         'passphrase-file': { type: 'string' },
         config: { type: 'string' },
         json: { type: 'boolean' },
@@ -140,6 +160,6 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   return {
     ...parsed.data,
     profiles: fileOf(values.config ?? env['FLEETKEY_CONFIG']).profiles ?? {},
-    passphraseFile: readable(values['passphrase-file'] ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'])),
+    backend: backendOf(values.kms ?? env['FLEETKEY_KMS'] ?? 'file', values, env),
   }
 }

@@ -89,7 +89,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const store = await openSqliteStore(join(settings.data, 'store'), { now, log, step })
   const kms = await startKms({
     folder: join(settings.data, 'kms'),
-    passphraseFile: settings.passphraseFile,
+    backend: settings.backend,
     log,
     step: around.step,
     started: around.kmsStarted,
@@ -156,7 +156,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
-    kms: settings.passphraseFile === undefined ? 'file, key file' : 'file, passphrase',
+    kms: settings.backend.passphraseFile === null ? 'file, key file' : 'file, passphrase',
     bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
       tenant: settings.tenant,
@@ -286,7 +286,7 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
         ...(httpPort === null ? [] : [`  status     http://${settings.host}:${httpPort} (revocation lists, OCSP)`]),
         ...(estPort === null ? [] : [`  EST        https://${settings.host}:${estPort}/.well-known/est/`]),
         `  data       ${settings.data} (store/, kms/)`,
-        `  KEK        ${settings.passphraseFile === undefined ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
+        `  KEK        ${settings.backend.passphraseFile === null ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
         `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,
         '',
       ].join('\n'),

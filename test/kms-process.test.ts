@@ -96,7 +96,11 @@ describe('the KMS process', () => {
 
   test('what keeps it from starting is thrown: the file of another passphrase, one too short', async () => {
     const file = join(place, 'passphrase')
-    const options = { folder: join(place, 'kms'), passphraseFile: file, log: () => undefined }
+    const options = {
+      folder: join(place, 'kms'),
+      backend: { kind: 'file', passphraseFile: file, keyFile: null },
+      log: () => undefined,
+    } as const
     writeFileSync(file, 'short\n', { mode: 0o600 })
     await expect(startKms(options)).rejects.toMatchObject({ code: 'malformed', reason: 'kms.passphrase' })
     writeFileSync(file, 'correct horse battery\r\n', { mode: 0o600 })

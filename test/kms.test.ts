@@ -20,13 +20,13 @@ const inFolder = (options: Parameters<typeof openFileKms>[1]) => async () => {
 kmsConformance('file, key file', inFolder({}))
 kmsConformance('file, passphrase', inFolder({ passphrase: new Secret(Buffer.from('correct horse battery')) }))
 
-const behindSocket = (passphraseFile?: string) => async () => {
+const behindSocket = (passphraseFile: string | null) => async () => {
   const own = join(folder, String(++count))
-  const again = async () => await startKms({ folder: own, passphraseFile, log: () => undefined })
+  const again = async () => await startKms({ folder: own, backend: { kind: 'file', passphraseFile, keyFile: null }, log: () => undefined })
   return { kms: await again(), again }
 }
 const passphraseFile = join(folder, 'passphrase')
 writeFileSync(passphraseFile, 'correct horse battery\n', { mode: 0o600 })
 
-kmsConformance('process, key file', behindSocket())
+kmsConformance('process, key file', behindSocket(null))
 kmsConformance('process, passphrase', behindSocket(passphraseFile))

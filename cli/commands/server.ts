@@ -7,7 +7,7 @@ export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
     usage:
-      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--passphrase-file F] [--config F] [--recoveries COUNT/DAYSd]',
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file] [--passphrase-file F] [--config F] [--recoveries COUNT/DAYSd]',
     summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
     args: [0, 0],
     options: {
@@ -19,13 +19,26 @@ export const serverCommands: readonly Command[] = [
       'est-port': { type: 'string' },
       'status-url': { type: 'string' },
       name: { type: 'string', multiple: true },
+      kms: { type: 'string' },
       'passphrase-file': { type: 'string' },
       config: { type: 'string' },
       recoveries: { type: 'string' },
     },
     async run(call) {
       const args = ['--data', call.data]
-      for (const option of ['tenant', 'host', 'mqtt-port', 'https-port', 'http-port', 'est-port', 'status-url', 'passphrase-file', 'config', 'recoveries']) {
+      for (const option of [
+        'tenant',
+        'host',
+        'mqtt-port',
+        'https-port',
+        'http-port',
+        'est-port',
+        'status-url',
+        'kms',
+        'passphrase-file',
+        'config',
+        'recoveries',
+      ]) {
         const value = text(call, option)
         if (value !== undefined) args.push(`--${option}`, value)
       }

@@ -1,12 +1,12 @@
-import { chmodSync, readFileSync, readSync, rmSync, writeSync } from 'node:fs'
+import { chmodSync, readSync, rmSync, writeSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
 import { dirname } from 'node:path'
 import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms, KmsKeyPurpose } from '../flows/context.ts'
-import { openFileKms } from './file.ts'
 import { lockKeys } from './lock.ts'
+import { openKms } from './open.ts'
 import { isOrders, type Orders } from './orders.ts'
 import { keyParts, limits, problemParts, readRequest, type Request } from './wire.ts'
 
@@ -26,19 +26,6 @@ const strangerPatience = 10_000
 const askedAtEachStep = (name: string): void => {
   writeSync(3, `${name}\n`)
   if (readSync(3, Buffer.alloc(1)) === 0) process.exit(0)
-}
-
-const passphraseIn = (path: string): Secret => {
-  const bytes = readFileSync(path)
-  let { length } = bytes
-  if (bytes[length - 1] === 0x0a) length--
-  if (bytes[length - 1] === 0x0d) length--
-  try {
-    if (length < 12) throw new Problem('malformed', `the passphrase in ${path} is shorter than 12 bytes`, { reason: 'kms.passphrase' })
-    return new Secret(bytes.subarray(0, length))
-  } finally {
-    bytes.fill(0)
-  }
 }
 
 const carryOut = async (kms: Kms, request: Exclude<Request, { op: 'hello' | 'close' }>): Promise<unknown> => {
@@ -124,11 +111,7 @@ const serve = (socket: Socket, of: { readonly kms: Kms; readonly secret: Secret;
 
 const run = async (orders: Orders): Promise<void> => {
   lockKeys(orders.folder)
-  const kms = await openFileKms(orders.folder, {
-    passphrase: orders.passphraseFile === null ? undefined : passphraseIn(orders.passphraseFile),
-    ...(orders.keyFile === null ? {} : { keyFile: orders.keyFile }),
-    ...(orders.steps ? { step: askedAtEachStep } : {}),
-  })
+  const kms = await openKms({ folder: orders.folder, step: orders.steps ? askedAtEachStep : undefined }, orders.backend)
   const secret = new Secret(orders.secret)
   orders.secret.fill(0)
   const server = createServer((socket) => serve(socket, { kms, secret, close: async () => await kms.close() }))

@@ -10,15 +10,14 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Kms } from '../flows/context.ts'
 import { kmsClient } from './client.ts'
 import { Lost, openConnection, type Connection } from './connection.ts'
-import type { Orders } from './orders.ts'
+import type { Backend, Orders } from './orders.ts'
 import { limits, readProblem } from './wire.ts'
 
 export interface KmsOptions {
   /** Folder of the keys. */
   readonly folder: string
-  /** Read by the KMS process, never here. */
-  readonly passphraseFile?: string | undefined
-  readonly keyFile?: string | undefined
+  /** A file with a secret that it names is read by the KMS process, never here. Default: a key file in the folder. */
+  readonly backend?: Backend
   readonly log: (line: string) => void
   /** Called at every durable step inside the KMS process, which waits meanwhile. For fault runs: each costs a round trip. */
   readonly step?: ((name: string) => void) | undefined
@@ -127,10 +126,9 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
   const runtime = runtimeFolder()
   const orders = (): Orders => ({
     folder: options.folder,
+    backend: options.backend ?? { kind: 'file', passphraseFile: null, keyFile: null },
     socket: join(runtime, 'kms.sock'),
     secret: new Uint8Array(randomBytes(32)),
-    passphraseFile: options.passphraseFile ?? null,
-    keyFile: options.keyFile ?? null,
     steps: options.step !== undefined,
   })
   let running: Running | undefined
