@@ -118,7 +118,7 @@ it('imports only downwards', () => {
 })
 
 /** What holds private keys, or opens them. */
-const keyCode = ['open', 'file', 'master', 'cell', 'process', 'lock'].map((name) => `server/kms/${name}.ts`)
+const keyCode = ['open', 'custody', 'file', 'master', 'cell', 'process', 'lock'].map((name) => `server/kms/${name}.ts`)
 
 it('loads the code that opens private keys in the KMS process only', () => {
   const [reached, next] = [new Set<string>(), ['server/main.ts']]
