@@ -32,6 +32,7 @@ import { openOutputs } from './outputs.ts'
 import { prepareRenewal, renewedIdentity } from './renew.ts'
 import { safeClock } from './safe-clock.ts'
 import type { SecureElement } from './secure-element.ts'
+import { openUsage, type UsageCounters } from './usage.ts'
 import { isTpmTrouble } from './tpm-trouble.ts'
 import { openTrust, type Trust } from './trust.ts'
 import { isTainted, judgeBundle, sourceOf, trustStore } from './trust-bundle.ts'
@@ -124,6 +125,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   let holder: Holder | undefined
   let identity: Identity | undefined
   let keyring: Keyring | undefined
+  let usage: UsageCounters | undefined
   let api: LocalApi | undefined
   let link: { readonly connection: Connection; readonly channel: Channel } | undefined
   /** Messages that came before the connection counts as open. */
@@ -319,6 +321,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       await outputs.remove(of.key, abort.signal)
       tellKey({ key: of.key, epoch: null })
     } else await giveOut(ring, of.key)
+    await usage?.keepOnly(ring.held().flatMap(({ key, epochs }) => epochs.map(({ epoch }) => ({ key, epoch }))))
     return held
   }
 
@@ -494,6 +497,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       session,
       sequence,
       holdings,
+      usage: usage?.of(holdings.flatMap(({ key, epochs }) => epochs.map(({ epoch }) => ({ key, epoch })))).slice(0, 256) ?? [],
       resetCount: await resetCountOf(holder),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
       trust: bundle === undefined ? null : { version: bundle.version, digest: trustDigest(bundle) },
@@ -771,6 +775,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     }
     try {
       holder = await openHolder()
+      usage = await openUsage({ document: document('usage'), step, onLoss: (why) => log(`counters of use are lost: ${why}`) })
       const { vault, known, isReplaced } = holder
       bundle = await trusted.load()
       trust = trustNow()
@@ -806,11 +811,12 @@ export const startAgent = (options: AgentOptions): Agent => {
     }
   }
 
-  const served = localKeys(() => {
+  const opened = <P>(part: P | undefined): P => {
     alive()
-    if (keyring === undefined) throw new Problem('unavailable', status().problem ?? 'this device has no identity yet', { reason: 'agent.not-ready' })
-    return keyring
-  }, random)
+    if (part === undefined) throw new Problem('unavailable', status().problem ?? 'this device has no identity yet', { reason: 'agent.not-ready' })
+    return part
+  }
+  const served = localKeys({ keyring: () => opened(keyring), usage: () => opened(usage), random })
 
   const kill = (): void => {
     if (dead) return
@@ -838,6 +844,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     await api?.close()
     // Waits for what is being written, then frees the TPM for the next process.
     await keyring?.setTime(0)
+    await usage?.settle().catch((thrown: unknown) => log(`counters of use: ${messageOf(thrown)}`))
     const freed = holder?.close().catch((thrown: unknown) => log(`closing the TPM: ${messageOf(thrown)}`))
     // A TPM that hangs is left as it is: the next start frees what is loaded.
     await Promise.race([freed, new Promise((resolve) => setTimeout(resolve, tpmFarewell).unref())])

@@ -42,6 +42,16 @@ const Request = z.discriminatedUnion('op', [
   z.strictObject({ id, op: z.literal('get'), key: KeyId, epoch: epoch.optional() }),
   z.strictObject({ id, op: z.literal('encrypt'), key: KeyId, plaintext: base64(limits.plaintext), aad: base64(4096).optional() }),
   z.strictObject({ id, op: z.literal('decrypt'), key: KeyId, ciphertext: base64(limits.plaintext + 256), aad: base64(4096).optional() }),
+  z.strictObject({
+    id,
+    op: z.literal('used'),
+    key: KeyId,
+    epoch,
+    messages: z
+      .int()
+      .min(1)
+      .max(2 ** 32),
+  }),
   z.strictObject({ id, op: z.literal('mac'), key: KeyId, data: base64(limits.data) }),
   z.strictObject({ id, op: z.literal('verify'), key: KeyId, epoch, data: base64(limits.data), mac: base64(64) }),
   z.strictObject({ id, op: z.literal('watch'), key: KeyId.optional() }),
@@ -67,12 +77,16 @@ const perform = async (keys: LocalKeys, status: () => object, client: Client, re
       return { key: got.key, epoch: got.epoch, algorithm: got.algorithm, material: text(got.material) }
     }
     case 'encrypt': {
-      const made = keys.encrypt(request.key, request.plaintext, request.aad)
+      const made = await keys.encrypt(request.key, request.plaintext, request.aad)
       return { epoch: made.epoch, ciphertext: text(made.ciphertext) }
     }
     case 'decrypt': {
       const opened = keys.decrypt(request.key, request.ciphertext, request.aad)
-      return { epoch: opened.epoch, plaintext: text(opened.plaintext) }
+      return { epoch: opened.epoch, run: text(opened.run), counter: opened.counter, plaintext: text(opened.plaintext) }
+    }
+    case 'used': {
+      await keys.count(request.key, request.epoch, request.messages)
+      return { counted: request.messages }
     }
     case 'mac': {
       const made = await keys.mac(request.key, request.data)

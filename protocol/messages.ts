@@ -176,6 +176,8 @@ export const Report = z.strictObject({
   session: fixed(16),
   sequence: z.int().min(0),
   holdings: z.array(z.strictObject({ key: KeyId, epochs: z.array(z.strictObject({ epoch: Epoch, stage: z.enum(['installed', 'active']) })).max(16) })).max(256),
+  /** Messages that this device has protected under an epoch that it holds, never less than it did; epochs that are not here: none. */
+  usage: z.array(z.strictObject({ key: KeyId, epoch: Epoch, messages: z.int().min(0) })).max(256),
   resetCount: z.int().min(0).max(0xffff_ffff),
   tlsNotAfter: time,
   /** The trust bundle that it has stored, and trustDigest of it (transcript.ts); null: that of its configuration. This is its acknowledgement. */

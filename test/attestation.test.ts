@@ -137,6 +137,7 @@ const report = async (of: Partial<BodyOf<'report'>> = {}): Promise<Body[]> =>
     session,
     sequence: ++sequence,
     holdings: [],
+    usage: [],
     resetCount: await attester.resetCount(),
     tlsNotAfter: 1,
     trust: null,

@@ -85,6 +85,7 @@ const report = (of: Partial<BodyOf<'report'>> = {}): Body => ({
   session,
   sequence: ++sequence,
   holdings: [],
+  usage: [],
   resetCount: 1,
   tlsNotAfter: 1,
   trust: null,

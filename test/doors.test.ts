@@ -53,7 +53,7 @@ test('a tpm key goes to the board with a TPM alone; what one encrypts the others
         .toSorted(),
     ),
   ).toEqual([['command-auth', 'telemetry'], ['telemetry'], ['telemetry']])
-  const { ciphertext } = at(2).encrypt('telemetry', bytes('hello'))
+  const { ciphertext } = await at(2).encrypt('telemetry', bytes('hello'))
   for (const agent of agents) expect(Buffer.from(agent.decrypt('telemetry', ciphertext).plaintext).toString()).toBe('hello')
 })
 

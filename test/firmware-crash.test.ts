@@ -64,7 +64,7 @@ describe('a board that loses its power while it goes over to a new generation', 
   test('at each step, all at once: every one comes back with all its keys, nothing of the old pair is left', { timeout: 240_000 }, async () => {
     for (const [step, machine] of boards) agents.set(step, world.agent(machine))
     await until('all use both keys', () => using([...agents.values()], 'telemetry', 1) && using([...agents.values()], 'command-auth', 1), 120_000)
-    const sealed = agents.get('attested')?.encrypt('telemetry', bytes('before')).ciphertext ?? new Uint8Array()
+    const sealed = (await agents.get('attested')?.encrypt('telemetry', bytes('before')))?.ciphertext ?? new Uint8Array()
     // Everybody starts anew, now with a trap.
     for (const [step, machine] of boards) {
       oldBlobs.set(step, (await stored(machine)).pairs[0]?.storage.private ?? new Uint8Array())

@@ -57,7 +57,7 @@ const reboot = (of: Parameters<World['agent']>[1] = {}): void => {
   agent = world.agent(board, of)
 }
 const usable = async (): Promise<boolean> => {
-  const { ciphertext } = agent.encrypt('telemetry', bytes('4.2 bar'))
+  const { ciphertext } = await agent.encrypt('telemetry', bytes('4.2 bar'))
   const { mac, epoch } = await agent.mac('command-auth', bytes('open'))
   return (
     Buffer.from(agent.decrypt('telemetry', ciphertext).plaintext).toString() === '4.2 bar' && (await agent.verify('command-auth', epoch, bytes('open'), mac))
@@ -114,7 +114,7 @@ describe('keys under firmware, over the life of a board', () => {
     board.board.flash.tamper('initrd', flip(9))
     reboot({ offline: true })
     await until('it is locked', () => agent.status().locked)
-    expect(() => agent.encrypt('telemetry', bytes('x'))).toThrow(/^locked: /)
+    await expect(agent.encrypt('telemetry', bytes('x'))).rejects.toThrow(/^locked: /)
     board.board.flash.tamper('initrd', flip(9))
     reboot()
     await until('it is back', () => agent.status().connected && !agent.status().locked)

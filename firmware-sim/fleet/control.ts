@@ -47,7 +47,7 @@ const carryOut = async (fleet: Fleet, order: Order): Promise<object> => {
       fleet.measureFile(order.serial, order.path, bytes(order.data))
       return {}
     case 'encrypt': {
-      const { epoch, ciphertext } = fleet.agent(order.serial).encrypt(order.key, bytes(order.data))
+      const { epoch, ciphertext } = await fleet.agent(order.serial).encrypt(order.key, bytes(order.data))
       return { epoch, data: text(ciphertext) }
     }
     case 'decrypt': {

@@ -7,7 +7,7 @@ const bytes = (text: string): Uint8Array => new TextEncoder().encode(text)
 export const evidenceOf = (device: string, agent: Agent): DeviceEvidence => ({
   device,
   status: agent.status(),
-  encrypt: async (key, plaintext) => Buffer.from(agent.encrypt(key, bytes(plaintext)).ciphertext).toString('base64'),
+  encrypt: async (key, plaintext) => Buffer.from((await agent.encrypt(key, bytes(plaintext))).ciphertext).toString('base64'),
   decrypt: async (key, ciphertext) => Buffer.from(agent.decrypt(key, Buffer.from(ciphertext, 'base64')).plaintext).toString(),
   mac: async (key, data) => {
     const { epoch, mac } = await agent.mac(key, bytes(data))
