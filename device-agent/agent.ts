@@ -56,6 +56,8 @@ export interface AgentOptions {
   readonly log: (line: string) => void
   /** Called after every durable step; fault tests end the agent there. */
   readonly step: (name: string) => void
+  /** The way to the server; a TCP connection of this machine unless told. */
+  readonly dial?: ConnectionOptions['dial']
   /** The firmware's event log when it is in no file. */
   readonly readEventLog?: () => Promise<Uint8Array>
   /** The kernel's list of measured files when it is in no file. */
@@ -327,7 +329,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   // --- connection ---
 
-  const common = { server: settings.server, tenant: settings.tenant }
+  const common = { server: settings.server, tenant: settings.tenant, dial: options.dial }
 
   const disconnect = (): void => {
     const old = link

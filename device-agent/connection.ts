@@ -1,5 +1,6 @@
 import { checkServerIdentity, connect, type TLSSocket } from 'node:tls'
 import { isIP } from 'node:net'
+import type { Duplex } from 'node:stream'
 import type { KeyObject } from 'node:crypto'
 import { connectProof, exporterLabel } from '@fleetkey/protocol/transcript.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
@@ -28,6 +29,8 @@ export interface ConnectionOptions {
   readonly credentials: Credentials | null
   readonly topics: { readonly up: string; readonly down: string }
   readonly keepAliveSeconds?: number
+  /** A connection to the server, which may still be on its way; TCP of this machine unless told. */
+  readonly dial?: ((to: ConnectionOptions['server']) => Duplex) | undefined
   onMessage(bytes: Uint8Array): void
   /** Called once, after the connection was open. */
   onClose(why: string): void
@@ -78,8 +81,7 @@ const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): P
   const { credentials, server } = of
   return await new Promise((resolve, reject) => {
     const socket = connect({
-      host: server.host,
-      port: server.port,
+      ...(of.dial === undefined ? { host: server.host, port: server.port } : { socket: of.dial(server) }),
       ...(isIP(server.host) === 0 ? { servername: server.host } : {}),
       // Judged below: OpenSSL would ask the system's clock, which may show 1970 or 2106.
       rejectUnauthorized: false,

@@ -2,20 +2,18 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { parseArgs, type ParseArgsConfig } from 'node:util'
-import { SettingsError, trustOfBundle } from '@fleetkey/device-agent/config.ts'
-import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
-import { Bundle } from '@fleetkey/protocol/admin.ts'
+import { SettingsError } from '@fleetkey/device-agent/config.ts'
 import { z } from 'zod'
 import { stateFile } from './board/state-file.ts'
 import { boardMethods, makeBatch, openFactory, writeBatch } from './factory/factory.ts'
-import { serveControl } from './fleet/control.ts'
-import { openFleet } from './fleet/fleet.ts'
-import { stages, type StageName } from './release/release.ts'
+import { leave, run } from './fleet/run.ts'
+import { optionsOf, parsed, required, UsageError } from './options.ts'
 import { serveSoftwareTpm } from './tpm/serve.ts'
 
 const usage = `usage: fleetkey-sim factory --out DIR [--method tpm2|idevid|token] [--devices N] [--model NAME] [--batch NAME] [--station NAME]
        fleetkey-sim run --factory DIR --bundle FILE --data DIR [--tokens FILE] [--tamper SERIAL[:STAGE]]… [--claim SERIAL=OTHER]… [--starting N] [--control]
+       fleetkey-sim run --devices N --data DIR (--server URL --token-file FILE --ca FILE | --server-data DIR | --bundle FILE --factory DIR)
+                    [--group NAME] [--profile HABIT=SHARE,…] [--seed N] [--processes N] [--starting N] [--for SECONDS] [--json]
        fleetkey-sim board --factory DIR --serial SERIAL --data DIR (--unix PATH | --port N)
 
 factory  makes boards with TPMs and EK certificates of its own EK CA (--method idevid: with secure elements and IDevIDs of its
@@ -24,13 +22,16 @@ factory  makes boards with TPMs and EK certificates of its own EK CA (--method i
 run      runs the real agent on every board of a batch, in this process; JSON lines on standard output.
          --tokens FILE has a token a line, for the boards without a key, in their order;
          --tamper changes a byte of a boot stage (kernel unless named); --claim makes a board claim another's serial;
-         --control takes orders as JSON lines on standard input (on, off, status, stop, measure, encrypt, decrypt, mac, verify)
+         --control takes orders as JSON lines on standard input (on, off, unplug, live, counts, status, stop, measure, encrypt,
+         decrypt, mac, verify), --quiet says nothing else
+         --devices: a fleet in several processes, its boards made at the first run and kept in DIR, so that the next one starts
+         enrolled. With a token it hands its batch to the server itself (--server-data: the cli.json of a server's data folder);
+         without one, import the batch of --factory first. --profile: what is not steady, of duty-cycled, flaky, dead, slow-tpm,
+         wrong-clock, power-cuts; --seed decides who. A table on a terminal, else progress lines; --json one object a line
 board    boots one board of a batch and serves its TPM on swtpm's protocol, for an agent of its own ("tpm": "unix:PATH",
          "eventLog": "DIR/event.log", "imaList": "DIR/ima.list") and for tpm2-tools; SIGUSR2 measures one more file
 
 Everything here is a simulation in software: no secret in it is protected from whoever runs it.`
-
-class UsageError extends Error {}
 
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 const now = (): number => Date.now()
@@ -38,22 +39,6 @@ const say = (line: string): void => void process.stderr.write(`fleetkey-sim: ${l
 const print = (value: object): void => void process.stdout.write(`${JSON.stringify(value)}\n`)
 
 const Name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/)
-const required = (value: string | undefined, option: string): string => {
-  if (value === undefined) throw new UsageError(`${option} is missing`)
-  return value
-}
-const parsed = <T>(schema: z.ZodType<T>, value: unknown, option: string): T => {
-  const result = schema.safeParse(value)
-  if (!result.success) throw new UsageError(`${option}: ${result.error.issues[0]?.message ?? 'not acceptable'}`)
-  return result.data
-}
-const optionsOf = <T extends NonNullable<ParseArgsConfig['options']>>(argv: readonly string[], options: T) => {
-  try {
-    return parseArgs({ args: [...argv], options }).values
-  } catch (error) {
-    throw new UsageError(error instanceof Error ? error.message : String(error))
-  }
-}
 
 const factory = async (argv: readonly string[]): Promise<void> => {
   const text = { type: 'string' } as const
@@ -85,91 +70,6 @@ const factory = async (argv: readonly string[]): Promise<void> => {
     devices,
     serials: batch.boards.slice(0, 3).map(({ serial }) => serial),
   })
-}
-
-const tamperedOf = (texts: readonly string[]): ReadonlyMap<string, StageName> =>
-  new Map(
-    texts.map((text) => {
-      const [serial = '', name = 'kernel'] = text.split(':')
-      const found = stages.find(({ stage }) => stage === name)
-      if (found === undefined) throw new UsageError(`--tamper: no boot stage ${name}`)
-      return [serial, found.stage]
-    }),
-  )
-
-const claimsOf = (texts: readonly string[]): ReadonlyMap<string, string> =>
-  new Map(
-    texts.map((text) => {
-      const [serial, other, ...more] = text.split('=')
-      if (serial === undefined || other === undefined || more.length > 0) throw new UsageError('--claim SERIAL=OTHER')
-      return [serial, other]
-    }),
-  )
-
-const bundleOf = (path: string): z.infer<typeof Bundle> => {
-  try {
-    return Bundle.parse(JSON.parse(readFileSync(path, 'utf8')))
-  } catch (error) {
-    throw new UsageError(`--bundle ${path}: ${error instanceof Error ? error.message : String(error)}`)
-  }
-}
-
-const linesOf = (path: string): readonly string[] => {
-  try {
-    return readFileSync(path, 'utf8')
-      .split('\n')
-      .filter((line) => line !== '')
-  } catch (error) {
-    throw new UsageError(`--tokens ${path}: ${error instanceof Error ? error.message : String(error)}`)
-  }
-}
-
-/** Ends once everything that was said is out: the last words of a thousand boards do not fit into a pipe at once. */
-const leave = (): void => void process.stdout.write('', () => process.exit(0))
-
-const run = async (argv: readonly string[]): Promise<void> => {
-  const text = { type: 'string' } as const
-  const many = { type: 'string', multiple: true } as const
-  const values = optionsOf(argv, {
-    factory: text,
-    bundle: text,
-    data: text,
-    tokens: text,
-    tamper: many,
-    claim: many,
-    starting: text,
-    control: { type: 'boolean' },
-  })
-  const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
-  const said = new Map<string, string>()
-  const fleet = openFleet(
-    {
-      factory: open,
-      trust: trustOfBundle(bundleOf(required(values.bundle, '--bundle FILE'))),
-      data: resolve(required(values.data, '--data DIR')),
-      files: nodeFileSystem,
-      random,
-      now,
-      log: say,
-      tokens: values.tokens === undefined ? [] : linesOf(values.tokens),
-      tampered: tamperedOf(values.tamper ?? []),
-      claims: claimsOf(values.claim ?? []),
-      starting: parsed(z.coerce.number().int().min(1).max(1_000), values.starting ?? '16', '--starting'),
-    },
-    (serial, status) => {
-      const line = JSON.stringify({ event: 'status', serial, ...status })
-      if (said.get(serial) === line) return
-      said.set(serial, line)
-      process.stdout.write(`${line}\n`)
-    },
-  )
-  for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void fleet.stop().then(leave))
-  if (values.control === true) {
-    print({ event: 'ready', boards: open.serials.length })
-    return await serveControl(fleet, process.stdin, print)
-  }
-  await fleet.on(open.serials)
-  print({ event: 'started', boards: open.serials.length })
 }
 
 const board = async (argv: readonly string[]): Promise<void> => {

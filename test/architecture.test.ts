@@ -21,7 +21,9 @@ const may: Readonly<Record<string, readonly string[]>> = {
   'server/api': [...common, ...nouns, 'server/flows'],
   server: [...common, ...nouns, 'server/flows', 'server/store', 'server/kms', 'server/api'],
   'device-agent': common,
-  'firmware-sim': [...common, 'device-agent'],
+  'firmware-sim': [...common, 'device-agent', 'firmware-sim/fleet'],
+  // A fleet hands its batch to a server as an operator does, by the operator's own client.
+  'firmware-sim/fleet': [...common, 'device-agent', 'firmware-sim', 'cli'],
   cli: ['protocol'],
   // Offline judgements are the server's own pure functions: a second implementation of them would be a second truth.
   'cli/offline': [...common, 'server/attestation', 'server/ca', 'server/audit', 'cli'],
@@ -37,12 +39,26 @@ const may: Readonly<Record<string, readonly string[]>> = {
     'server',
     'device-agent',
     'firmware-sim',
+    'firmware-sim/fleet',
     'cli',
     'cli/offline',
     'demo',
     'bench',
   ],
-  bench: [...common, ...nouns, 'server/flows', 'server/store', 'server/kms', 'server/api', 'server', 'device-agent', 'firmware-sim', 'cli', 'test'],
+  bench: [
+    ...common,
+    ...nouns,
+    'server/flows',
+    'server/store',
+    'server/kms',
+    'server/api',
+    'server',
+    'device-agent',
+    'firmware-sim',
+    'firmware-sim/fleet',
+    'cli',
+    'test',
+  ],
 }
 
 /** Packages from outside, and the only places that may know them. */

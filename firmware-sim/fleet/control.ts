@@ -3,7 +3,10 @@ import type { Readable } from 'node:stream'
 import { KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { z } from 'zod'
+import { countBoards, type Counts } from './counts.ts'
 import type { Fleet } from './fleet.ts'
+import type { Habit } from './habits.ts'
+import type { Life } from './life.ts'
 
 const serials = z.array(z.string().min(1).max(64)).max(100_000)
 const base64 = z
@@ -16,6 +19,9 @@ const one = { serial: z.string(), key: KeyId }
 const Order = z.discriminatedUnion('do', [
   z.strictObject({ id: z.int(), do: z.literal('on'), serials }),
   z.strictObject({ id: z.int(), do: z.literal('off'), serials }),
+  z.strictObject({ id: z.int(), do: z.literal('unplug'), serials }),
+  z.strictObject({ id: z.int(), do: z.literal('live'), serials }),
+  z.strictObject({ id: z.int(), do: z.literal('counts'), serials }),
   z.strictObject({ id: z.int(), do: z.literal('status') }),
   z.strictObject({ id: z.int(), do: z.literal('stop') }),
   z.strictObject({ id: z.int(), do: z.literal('measure'), serial: z.string(), path: z.string().min(1).max(1024), data: base64 }),
@@ -24,13 +30,23 @@ const Order = z.discriminatedUnion('do', [
   z.strictObject({ id: z.int(), do: z.literal('mac'), ...one, data: base64 }),
   z.strictObject({ id: z.int(), do: z.literal('verify'), ...one, epoch: z.int(), data: base64, mac: base64 }),
 ])
-type Order = z.infer<typeof Order>
+export type Order = z.infer<typeof Order>
+
+/** What orders are carried out on. */
+export interface Controlled {
+  readonly fleet: Fleet
+  readonly life: Life
+  readonly habitFor: (serial: string) => Habit
+  /** Connections that were opened so far. */
+  readonly connections: () => number
+}
 
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'base64'))
 const text = (of: Uint8Array): string => Buffer.from(of).toString('base64')
 
 /** Carries out one order on the real agents: what an application on the device would ask of its local socket. */
-const carryOut = async (fleet: Fleet, order: Order): Promise<object> => {
+const carryOut = async (of: Controlled, memoryBefore: number, order: Order): Promise<object> => {
+  const { fleet, life } = of
   switch (order.do) {
     case 'on':
       await fleet.on(order.serials)
@@ -38,9 +54,24 @@ const carryOut = async (fleet: Fleet, order: Order): Promise<object> => {
     case 'off':
       fleet.off(order.serials)
       return {}
+    case 'unplug':
+      fleet.unplug(order.serials)
+      return {}
+    case 'live':
+      await life.begin(order.serials)
+      return {}
+    case 'counts': {
+      const counts: Counts = {
+        ...countBoards(fleet.status(order.serials), (serial) => of.habitFor(serial).name),
+        connections: of.connections(),
+        memory: { now: process.memoryUsage.rss(), before: memoryBefore },
+      }
+      return { counts }
+    }
     case 'status':
       return { devices: Object.fromEntries(fleet.status()) }
     case 'stop':
+      life.stop()
       await fleet.stop()
       return {}
     case 'measure':
@@ -69,7 +100,8 @@ const problemOf = (thrown: unknown): object =>
     : { code: 'failed', message: thrown instanceof Error ? thrown.message : String(thrown) }
 
 /** Orders as JSON lines on `input`, replies `{reply, …}` or `{reply, error}` to `say`. Resolves at `stop` or at the end of the input. */
-export const serveControl = async (fleet: Fleet, input: Readable, say: (value: object) => void): Promise<void> => {
+export const serveControl = async (of: Controlled, input: Readable, say: (value: object) => void): Promise<void> => {
+  const memoryBefore = process.memoryUsage.rss()
   const lines = createInterface({ input })
   const stopped = Promise.withResolvers<void>()
   lines.on('line', (line) => {
@@ -79,7 +111,7 @@ export const serveControl = async (fleet: Fleet, input: Readable, say: (value: o
     } catch (thrown) {
       return say({ reply: null, error: problemOf(thrown) })
     }
-    carryOut(fleet, order).then(
+    carryOut(of, memoryBefore, order).then(
       (result) => {
         say({ reply: order.id, ...result })
         if (order.do === 'stop') stopped.resolve()
@@ -90,5 +122,6 @@ export const serveControl = async (fleet: Fleet, input: Readable, say: (value: o
   lines.on('close', stopped.resolve)
   await stopped.promise
   lines.close()
-  await fleet.stop()
+  of.life.stop()
+  await of.fleet.stop()
 }

@@ -1,12 +1,16 @@
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import { startAgent, type Agent, type AgentOptions, type AgentStatus } from '@fleetkey/device-agent/agent.ts'
 import type { Settings } from '@fleetkey/device-agent/config.ts'
 import type { FileSystem } from '@fleetkey/device-agent/filesystem.ts'
+import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import type { Board } from '../board/board.ts'
 import { stateFile } from '../board/state-file.ts'
 import type { FactoryFolder } from '../factory/factory.ts'
 import type { StageName } from '../release/release.ts'
+import type { Habit } from './habits.ts'
 
 export interface FleetOptions {
   readonly factory: FactoryFolder
@@ -26,6 +30,8 @@ export interface FleetOptions {
   readonly claims: ReadonlyMap<string, string>
   /** Agents that may be on their way to a connection at the same time. */
   readonly starting: number
+  /** What its TPM and its clock are like; as they should be unless told. */
+  readonly habit?: (serial: string) => Pick<Habit, 'tpmDelay' | 'clockOff'>
   /** Called at every named durable step of an agent; fault runs end the process there. */
   readonly step?: (name: string) => void
 }
@@ -36,11 +42,16 @@ export interface Fleet {
   on(serials: readonly string[]): Promise<void>
   /** Pulls their power: nothing is finished, nothing is said. */
   off(serials: readonly string[]): void
+  /** Their agents stop in order, then they are off. */
+  sleep(serials: readonly string[]): Promise<void>
+  /** Breaks their network connections; the agents run on. */
+  unplug(serials: readonly string[]): void
   /** A board's kernel measures one more file, as when a program runs for the first time since the boot. Throws when the board was never on. */
   measureFile(serial: string, path: string, content: Uint8Array): void
   /** The running agent; throws when the board is off or unknown. */
   agent(serial: string): Agent
-  status(): ReadonlyMap<string, AgentStatus | null>
+  /** Of these boards, or all; null for one that is off. */
+  status(of?: readonly string[]): ReadonlyMap<string, AgentStatus | null>
   /** Agents stop in order. */
   stop(): Promise<void>
 }
@@ -48,14 +59,26 @@ export interface Fleet {
 /** A start that got nowhere gives its place to the next after this. */
 const patience = 15_000
 
+/** A TPM that takes its time over each command. */
+const slowed = (transport: Transport, delay: number): Transport => ({
+  async send(command) {
+    await pause(delay)
+    return await transport.send(command)
+  },
+  close: async () => await transport.close(),
+})
+
 /** Many boards in one process, each with its own TPM, flash and files, each running the real agent. `tell` hears every change of a status. */
 export const openFleet = (options: FleetOptions, tell: (serial: string, status: AgentStatus) => void): Fleet => {
   const { factory, random, now } = options
   const known = new Set(factory.serials)
   const boards = new Map<string, Board>()
   const agents = new Map<string, Agent>()
-  /** Starts in progress, by serial; a board that is switched off meanwhile is no longer among them. */
-  const queue: { readonly serial: string; readonly done: () => void }[] = []
+  /** Starts that wait for their turn, by serial; a board that is switched off meanwhile is no longer among them. */
+  const queue = new Map<string, () => void>()
+  const cables = new Map<string, Socket>()
+  /** Ends the wait for a start that is over: the board is off again. */
+  const starts = new Map<string, () => void>()
   let starting = 0
 
   const boardOf = async (serial: string): Promise<Board> => {
@@ -93,9 +116,11 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     if (method === 'token') return { settings: { tpm: null, token: tokenFile(serial) } }
     const board = await boardOf(serial)
     board.boot()
+    const delay = options.habit?.(serial).tpmDelay ?? 0
+    const transport = (): Transport => (delay === 0 ? board.transport() : slowed(board.transport(), delay))
     return {
       settings: { tpm: 'in-process' },
-      openTpm: async () => board.transport(),
+      openTpm: async () => transport(),
       readEventLog: async () => board.eventLog(),
       readImaList: async function* () {
         yield board.imaList()
@@ -114,39 +139,58 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       socket: null,
       outputs: [],
     }
+    const clockOff = options.habit?.(serial).clockOff ?? 0
     const agent = startAgent({
       settings,
       ...hardware,
       files: options.files,
-      now,
+      now: () => now() + clockOff,
+      dial(to) {
+        const cable = connect(to)
+        cables.set(serial, cable)
+        cable.on('error', () => undefined)
+        cable.once('close', () => {
+          if (cables.get(serial) === cable) cables.delete(serial)
+        })
+        return cable
+      },
       random,
       log: (line) => options.log(`${serial}: ${line}`),
       step: options.step ?? (() => undefined),
     })
     agents.set(serial, agent)
     const settled = Promise.withResolvers<void>()
+    starts.set(serial, settled.resolve)
     const timer = setTimeout(settled.resolve, patience)
     agent.onChange((status) => {
       tell(serial, status)
       if (status.connected || status.lastRefusal !== null || status.state === 'failed' || status.state === 'waiting') settled.resolve()
     })
     await settled.promise
+    starts.delete(serial)
     clearTimeout(timer)
   }
 
   const pump = (): void => {
     while (starting < options.starting) {
-      const next = queue.shift()
+      const [next] = queue
       if (next === undefined) return
+      const [serial, done] = next
+      queue.delete(serial)
       starting++
-      void startOne(next.serial)
-        .catch((thrown: unknown) => options.log(`${next.serial}: ${thrown instanceof Error ? thrown.message : String(thrown)}`))
+      void startOne(serial)
+        .catch((thrown: unknown) => options.log(`${serial}: ${thrown instanceof Error ? thrown.message : String(thrown)}`))
         .finally(() => {
           starting--
-          next.done()
+          done()
           pump()
         })
     }
+  }
+
+  const leaveQueue = (serial: string): void => {
+    queue.get(serial)?.()
+    queue.delete(serial)
   }
 
   const mustKnow = (serials: readonly string[]): void => {
@@ -158,24 +202,35 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     async on(serials) {
       mustKnow(serials)
       const waiting = serials
-        .filter((serial) => !agents.has(serial) && !queue.some((one) => one.serial === serial))
-        .map(
-          async (serial) =>
-            await new Promise<void>((done) => {
-              queue.push({ serial, done })
-            }),
-        )
+        .filter((serial) => !agents.has(serial) && !queue.has(serial))
+        .map(async (serial) => await new Promise<void>((done) => void queue.set(serial, done)))
       pump()
       await Promise.all(waiting)
     },
     off(serials) {
       mustKnow(serials)
       for (const serial of serials) {
-        const at = queue.findIndex((one) => one.serial === serial)
-        if (at !== -1) for (const { done } of queue.splice(at, 1)) done()
+        leaveQueue(serial)
         agents.get(serial)?.kill()
         agents.delete(serial)
+        starts.get(serial)?.()
       }
+    },
+    async sleep(serials) {
+      mustKnow(serials)
+      await Promise.all(
+        serials.map(async (serial) => {
+          leaveQueue(serial)
+          const agent = agents.get(serial)
+          await agent?.stop()
+          if (agents.get(serial) === agent) agents.delete(serial)
+          starts.get(serial)?.()
+        }),
+      )
+    },
+    unplug(serials) {
+      mustKnow(serials)
+      for (const serial of serials) cables.get(serial)?.destroy()
     },
     measureFile(serial, path, content) {
       mustKnow([serial])
@@ -189,9 +244,9 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       if (agent === undefined) throw new Error(`board ${serial} is off`)
       return agent
     },
-    status: () => new Map(factory.serials.map((serial) => [serial, agents.get(serial)?.status() ?? null])),
+    status: (of = factory.serials) => new Map(of.map((serial) => [serial, agents.get(serial)?.status() ?? null])),
     async stop() {
-      for (const { done } of queue.splice(0)) done()
+      for (const serial of [...queue.keys()]) leaveQueue(serial)
       await Promise.all([...agents.values()].map(async (agent) => await agent.stop()))
       agents.clear()
     },

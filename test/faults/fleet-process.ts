@@ -5,6 +5,8 @@ import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { openFactory } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { serveControl } from '@fleetkey/firmware-sim/fleet/control.ts'
 import { openFleet } from '@fleetkey/firmware-sim/fleet/fleet.ts'
+import { habitOf } from '@fleetkey/firmware-sim/fleet/habits.ts'
+import { livingAs } from '@fleetkey/firmware-sim/fleet/life.ts'
 import { Bundle } from '@fleetkey/protocol/admin.ts'
 import { killAt } from './kill-at.ts'
 
@@ -28,4 +30,5 @@ const fleet = openFleet(
   (serial, status) => print({ event: 'status', serial, ...status }),
 )
 print({ event: 'ready' })
-await serveControl(fleet, process.stdin, print)
+const habitFor = (serial: string) => habitOf({}, 1, serial)
+await serveControl({ fleet, life: livingAs(fleet, habitFor), habitFor, connections: () => 0 }, process.stdin, print)
