@@ -32,7 +32,7 @@ const added = (one: Share, other: Share): Share => ({
 const shareOf = (status: AgentStatus | null): Share => ({
   boards: 1,
   on: status === null ? 0 : 1,
-  enrolled: status?.device == null ? 0 : 1,
+  enrolled: (status?.device ?? null) === null ? 0 : 1,
   connected: status?.connected === true ? 1 : 0,
   // A device that got in after a refusal, or is on its way again, is not held for refused.
   refused: status?.connected === false && status.lastRefusal !== null ? 1 : 0,

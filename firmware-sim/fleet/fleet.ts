@@ -246,7 +246,7 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     },
     status: (of = factory.serials) => new Map(of.map((serial) => [serial, agents.get(serial)?.status() ?? null])),
     async stop() {
-      for (const serial of [...queue.keys()]) leaveQueue(serial)
+      for (const serial of queue.keys()) leaveQueue(serial)
       await Promise.all([...agents.values()].map(async (agent) => await agent.stop()))
       agents.clear()
     },
