@@ -189,6 +189,48 @@ export interface KmsKey {
   readonly uses: number
 }
 
+/** How the process that holds the keys stands: sealed, it does nothing before it is given what opens them. */
+export interface SealStatus {
+  readonly sealed: boolean
+  /** What is missing, in words; null while it is open. */
+  readonly reason: string | null
+  /** What opens it besides shares. */
+  readonly ways: readonly ('file' | 'passphrase')[]
+  /** Sets of shares that open it: the one in force, and perhaps one that nobody has confirmed. */
+  readonly sets: readonly {
+    /** 16 hex digits. */
+    readonly set: string
+    readonly shares: number
+    readonly threshold: number
+    readonly confirmed: boolean
+    /** Once confirmed nothing else opens it. */
+    readonly only: boolean
+    /** Numbers of the shares that are at hand. */
+    readonly gathered: readonly number[]
+  }[]
+  /** Wrong shares since it was last opened by shares. */
+  readonly wrong: number
+  /** To which shares are sealed on their way to it (65 bytes, P-256); another at each of its starts. */
+  readonly recipient: Uint8Array
+}
+
+export interface SplitOrder {
+  readonly shares: number
+  readonly threshold: number
+  /** Once this set is confirmed nothing else opens the keys. */
+  readonly only: boolean
+}
+
+/** What opens the keys. Shares pass through as they were sealed (protocol/share.ts): only the process that holds the keys reads them. */
+export interface Seal {
+  status(): Promise<SealStatus>
+  /** One share. `reset`: forgets those gathered before it. Throws Problem: `conflict` when it is open, `malformed`, `forbidden` (reason `seal.share.…`) for a wrong one. */
+  unseal(share: Uint8Array, reset: boolean): Promise<SealStatus>
+  /** A new set, sealed to `recipient` (65 bytes, P-256). Nothing is replaced before it is confirmed. */
+  split(order: SplitOrder, recipient: Uint8Array): Promise<{ readonly set: string; readonly shares: readonly Uint8Array[] }>
+  confirm(set: string): Promise<SealStatus>
+}
+
 /** Who sent a message, as the transport proved it. */
 export interface DeviceRef {
   /** Client id: device id, or `e-…` without identity. */

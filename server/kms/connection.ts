@@ -19,8 +19,19 @@ export interface Connection {
 /** Longer than the slowest token needs for a batch; then the caller is told, and the answer is dropped when it comes. */
 const deadline = 30_000
 
-/** Connects and says the secret of this start. Throws Lost, or the Problem that the process answers. */
-export const openConnection = async (path: string, secret: Uint8Array, onClose: () => void): Promise<Connection> => {
+/** What happens on a connection besides answers. */
+export interface ConnectionEvents {
+  /** The process says that the keys were opened. */
+  readonly onOpen: () => void
+  readonly onClose: () => void
+}
+
+/** Connects and says the secret of this start; `state`: what the process answers to that. Throws Lost, or the Problem that the process answers. */
+export const openConnection = async (
+  path: string,
+  secret: Uint8Array,
+  { onOpen, onClose }: ConnectionEvents,
+): Promise<Connection & { readonly state: unknown }> => {
   const socket = connect(path)
   const reader = new FrameReader(limits.frame)
   const waiting = new Map<number, { readonly resolve: (result: unknown) => void; readonly reject: (error: Error) => void; readonly timer: NodeJS.Timeout }>()
@@ -36,6 +47,10 @@ export const openConnection = async (path: string, secret: Uint8Array, onClose: 
     try {
       for (const value of reader.push(chunk)) {
         const answer = readAnswer(value)
+        if (answer.id === 0) {
+          onOpen()
+          continue
+        }
         const one = settle(answer.id)
         if ('problem' in answer) one?.reject(answer.problem)
         else one?.resolve(answer.result)
@@ -61,9 +76,10 @@ export const openConnection = async (path: string, secret: Uint8Array, onClose: 
       waiting.set(id, { resolve, reject, timer })
       socket.write(frame([id, op, argument]))
     })
-  await ask('hello', secret)
+  const state = await ask('hello', secret)
   return {
     ask,
+    state,
     get waiting() {
       return waiting.size
     },

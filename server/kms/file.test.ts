@@ -20,10 +20,10 @@ const made = async (options: Parameters<typeof openFileKms>[1] = {}): Promise<vo
   await kms.close()
 }
 
-test('wrong or missing passphrase, passphrase where a key file is: unauthenticated', async () => {
+test('wrong passphrase, or one where a key file is: unauthenticated; without it the keys are sealed', async () => {
   await made(passphrase('correct horse'))
-  for (const options of [passphrase('correct horsf'), {}])
-    await expect(openFileKms(folder, options)).rejects.toMatchObject({ code: 'unauthenticated', reason: 'kms.passphrase' })
+  await expect(openFileKms(folder, passphrase('correct horsf'))).rejects.toMatchObject({ code: 'unauthenticated', reason: 'kms.passphrase' })
+  await expect(openFileKms(folder)).rejects.toMatchObject({ code: 'unavailable', reason: 'kms.sealed' })
   await (await openFileKms(folder, passphrase('correct horse'))).close()
   rmSync(folder, { recursive: true })
   await made()
@@ -37,7 +37,7 @@ test('key file: another one, a missing one and one that others can read are refu
   writeFileSync(path, Buffer.alloc(32, 7))
   await expect(openFileKms(folder)).rejects.toMatchObject({ code: 'unauthenticated', reason: 'kms.key-file' })
   rmSync(path)
-  await expect(openFileKms(folder)).rejects.toMatchObject({ code: 'unavailable', reason: 'kms.key-file' })
+  await expect(openFileKms(folder)).rejects.toMatchObject({ code: 'unavailable', reason: 'kms.sealed' })
   expect(existsSync(path)).toBe(false)
   writeFileSync(path, right, { mode: 0o600 })
   chmodSync(path, 0o640)

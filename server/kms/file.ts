@@ -8,15 +8,18 @@ import type { Kms, KmsKeyPurpose } from '../flows/context.ts'
 import { open, seal } from './cell.ts'
 import { kmsOf, wrapContext, type HeldKey, type Holder } from './custody.ts'
 import { removeFile, removeLeftovers, replaceFile } from './durable.ts'
-import { openMaster } from './master.ts'
+import { openMaster, removeStaleKeyFile } from './master.ts'
 import { isKeyName, isPurpose, purposes } from './policy.ts'
 import { hasExactly, isCount } from './shape.ts'
+import { splitter, type Splitter } from './shares.ts'
 
 export interface FileKmsOptions {
   /** Protects the folder; without one a key file does. */
   readonly passphrase?: Secret | undefined
   /** Where the key file is, when it should not lie beside the keys. Default `<folder>/master.key`. */
   readonly keyFile?: string | undefined
+  /** The master key, where shares gave it: neither of the two is asked for. */
+  readonly master?: KeyObject | undefined
   readonly now?: () => number
   /** Nonces, salts and AES keys. EC keys come from OpenSSL's own generator. */
   readonly random?: (length: number) => Uint8Array
@@ -44,6 +47,11 @@ const isKeyFile = (value: unknown): value is KeyFile =>
   Number.isSafeInteger(value['createdAt']) &&
   isCount(value['uses'], 0, Number.MAX_SAFE_INTEGER) &&
   value['cell'] instanceof Uint8Array
+
+/** What opens the folder can be split among people. */
+interface FileShares {
+  readonly shares: Splitter
+}
 
 interface FileKey extends HeldKey {
   file: KeyFile
@@ -86,17 +94,19 @@ const load = (folder: string, entry: string, master: KeyObject): FileKey => {
 
 /**
  * Keys in a folder: one file per key, AES-256-GCM under a master key from a passphrase or a key file. Private keys stay inside this
- * module as KeyObjects. Throws Problem at opening: wrong passphrase or key file (`unauthenticated`), a changed file (`internal`,
- * reason `kms.tampered`). For one process at a time: the lock of the data folder sees to that.
+ * module as KeyObjects. Throws Problem at opening: passphrase or key file missing (`unavailable`, reason `kms.sealed`) or wrong (`unauthenticated`),
+ * a changed file (`internal`, reason `kms.tampered`). For one process at a time: the lock of the data folder sees to that.
  */
-export const openFileHolder = (folder: string, options: FileKmsOptions = {}): Holder<FileKey> => {
+export const openFileHolder = (folder: string, options: FileKmsOptions = {}): Holder<FileKey> & FileShares => {
   const { now = Date.now, random = (length) => new Uint8Array(randomBytes(length)), step = () => undefined } = options
   mkdirSync(folder, { recursive: true, mode: 0o700 })
   chmodSync(folder, 0o700)
   removeLeftovers(folder)
-  const master = openMaster(folder, { passphrase: options.passphrase, keyFile: options.keyFile, random, step })
+  const master = options.master ?? openMaster(folder, { passphrase: options.passphrase, keyFile: options.keyFile, random, step })
+  removeStaleKeyFile(folder)
   const pathOf = (name: string): string => join(folder, `${name}${suffix}`)
   return {
+    shares: splitter(folder, master, { random, step }),
     keys: readdirSync(folder)
       .filter((entry) => entry.endsWith(suffix) && !entry.startsWith('.'))
       .map((entry) => load(folder, entry, master)),
@@ -152,4 +162,7 @@ export const openFileHolder = (folder: string, options: FileKmsOptions = {}): Ho
 }
 
 /** The KMS of such a folder. */
-export const openFileKms = async (folder: string, options: FileKmsOptions = {}): Promise<Kms> => kmsOf(openFileHolder(folder, options))
+export const openFileKms = async (folder: string, options: FileKmsOptions = {}): Promise<Kms & FileShares> => {
+  const holder = openFileHolder(folder, options)
+  return { ...kmsOf(holder), shares: holder.shares }
+}

@@ -1,42 +1,14 @@
 import { argon2Sync, createSecretKey, type KeyObject } from 'node:crypto'
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
-import { open, seal } from './cell.ts'
-import { replaceFile } from './durable.ts'
-import { hasExactly, isBytes, isCount } from './shape.ts'
+import { removeFile, replaceFile } from './durable.ts'
+import { sealed } from './sealed.ts'
+import { makeCheck, putMaster, readHeader, takeMaster, writeHeader, type Cost, type Header, type Slot } from './slots.ts'
 
 /** RFC 9106 §4, second recommended option: 64 MiB, three passes, four lanes. */
 const cost = { memory: 65_536, passes: 3, parallelism: 4 } as const
-
-interface Cost {
-  /** KiB. */
-  readonly memory: number
-  readonly passes: number
-  readonly parallelism: number
-}
-type Header = { readonly format: 'fleetkey/kms/1'; readonly check: Uint8Array } & (
-  | { readonly kind: 'file' }
-  | ({ readonly kind: 'passphrase'; readonly salt: Uint8Array } & Cost)
-)
-
-/** Bounds also what a tampered header could make the process spend: 1 GiB, 64 passes. */
-const isHeader = (value: unknown): value is Header => {
-  const common = (header: Record<string, unknown>): boolean => header['format'] === 'fleetkey/kms/1' && isBytes(header['check'], 64)
-  if (hasExactly(value, ['format', 'kind', 'check'])) return common(value) && value['kind'] === 'file'
-  return (
-    hasExactly(value, ['format', 'kind', 'salt', 'memory', 'passes', 'parallelism', 'check']) &&
-    common(value) &&
-    value['kind'] === 'passphrase' &&
-    isBytes(value['salt'], 32) &&
-    value['salt'].length === 32 &&
-    isCount(value['memory'], 8192, 1_048_576) &&
-    isCount(value['passes'], 1, 64) &&
-    isCount(value['parallelism'], 1, 64)
-  )
-}
 
 export interface MasterOptions {
   readonly passphrase?: Secret | undefined
@@ -45,8 +17,6 @@ export interface MasterOptions {
   readonly random: (length: number) => Uint8Array
   readonly step: (name: string) => void
 }
-
-const checkContext = encode(['fleetkey/kms-check/1'])
 
 const derive = (passphrase: Secret, header: Cost & { readonly salt: Uint8Array }): KeyObject => {
   const { salt, memory, passes, parallelism } = header
@@ -58,15 +28,8 @@ const derive = (passphrase: Secret, header: Cost & { readonly salt: Uint8Array }
   }
 }
 
-/** The key file, made when there is none (and no header yet that was made with another). 32 random bytes, mode 0600. */
-const fromFile = (path: string, mayMake: boolean, { random, step }: MasterOptions): KeyObject => {
-  if (!existsSync(path)) {
-    if (!mayMake)
-      throw new Problem('unavailable', `the KMS key file ${path} is missing: restore it, no key can be opened without it`, { reason: 'kms.key-file' })
-    replaceFile(path, random(32))
-    // A crash here leaves a key file that has encrypted nothing; the next start uses it.
-    step('kms.key-file')
-  }
+/** The key file: 32 bytes, for its owner only. */
+const fromFile = (path: string): KeyObject => {
   const { mode } = statSync(path)
   if ((mode & 0o077) !== 0)
     throw new Problem('forbidden', `the KMS key file ${path} is readable by others (mode ${(mode & 0o777).toString(8)}): chmod 600`, {
@@ -81,47 +44,76 @@ const fromFile = (path: string, mayMake: boolean, { random, step }: MasterOption
   }
 }
 
-const readHeader = (path: string): Header | undefined => {
-  if (!existsSync(path)) return undefined
-  let value: unknown
+const fresh = (random: (length: number) => Uint8Array): KeyObject => {
+  const bytes = random(32)
   try {
-    value = decode(readFileSync(path))
-  } catch {
-    value = undefined
+    return createSecretKey(bytes)
+  } finally {
+    bytes.fill(0)
   }
-  if (!isHeader(value)) throw new Problem('internal', `${path} is damaged or was tampered with`, { reason: 'kms.tampered' })
-  return value
+}
+
+/** A random master key, with the one way to it that was asked for. */
+const make = (folder: string, keyFile: string, { passphrase, random, step }: MasterOptions): KeyObject => {
+  const master = fresh(random)
+  let slot: Slot
+  if (passphrase === undefined) {
+    if (!existsSync(keyFile)) {
+      replaceFile(keyFile, random(32))
+      // A crash here leaves a key file that has encrypted nothing; the next start uses it.
+      step('kms.key-file')
+    }
+    slot = { kind: 'file', cell: putMaster(master, fromFile(keyFile), { kind: 'file' }, random(12)) }
+  } else {
+    const salted = { salt: random(32), ...cost }
+    slot = { kind: 'passphrase', ...salted, cell: putMaster(master, derive(passphrase, salted), { kind: 'passphrase' }, random(12)) }
+  }
+  writeHeader(folder, { check: makeCheck(master, random(12)), slots: [slot] })
+  // A crash here leaves a KMS without keys; the next start opens it.
+  step('kms.header')
+  return master
+}
+
+const byPassphrase = (folder: string, header: Header, passphrase: Secret): KeyObject => {
+  const slot = header.slots.find(({ kind }) => kind === 'passphrase')
+  if (slot?.kind !== 'passphrase') {
+    if (!header.slots.some(({ kind }) => kind === 'file')) throw sealed('nothing but shares opens these keys: the passphrase is not one of the ways any more')
+    throw new Problem('unauthenticated', 'this KMS is protected by a key file, not by a passphrase', { reason: 'kms.passphrase' })
+  }
+  const master = takeMaster(folder, header, slot, derive(passphrase, slot))
+  if (master === undefined) throw new Problem('unauthenticated', 'wrong passphrase for this KMS', { reason: 'kms.passphrase' })
+  return master
+}
+
+const byKeyFile = (folder: string, header: Header, keyFile: string): KeyObject => {
+  const slot = header.slots.find(({ kind }) => kind === 'file')
+  if (slot === undefined)
+    throw sealed(
+      header.slots.some(({ kind }) => kind === 'passphrase')
+        ? 'these keys are protected by a passphrase: none was given'
+        : 'nothing but shares opens these keys',
+    )
+  if (!existsSync(keyFile)) throw sealed(`the KMS key file ${keyFile} is missing`)
+  const master = takeMaster(folder, header, slot, fromFile(keyFile))
+  if (master === undefined) throw new Problem('unauthenticated', `${keyFile} is not the key file of this KMS`, { reason: 'kms.key-file' })
+  return master
+}
+
+const keyFileIn = (folder: string): string => join(folder, 'master.key')
+
+/** Where nothing but shares opens the keys, a key file that is still there: what a crash has kept from being removed. */
+export const removeStaleKeyFile = (folder: string): void => {
+  const onlyShares = readHeader(folder)?.slots.every(({ kind }) => kind === 'shares') ?? false
+  if (onlyShares && existsSync(keyFileIn(folder))) removeFile(keyFileIn(folder))
 }
 
 /**
- * The key that encrypts every key of the folder: derived from the passphrase (Argon2id, RFC 9106) or kept in a key file.
- * Throws Problem: `unauthenticated` for a wrong passphrase or key file, `forbidden` for a key file others can read.
+ * The key that encrypts every key of the folder, by a passphrase (Argon2id, RFC 9106) or a key file; made when there is none yet. Throws Problem: reason
+ * `kms.sealed` when what would open it is missing, `unauthenticated` for a wrong passphrase or key file, `forbidden` for a key file others can read.
  */
 export const openMaster = (folder: string, options: MasterOptions): KeyObject => {
-  const path = join(folder, 'kms.cbor')
-  const header = readHeader(path)
-  const keyFile = options.keyFile ?? join(folder, 'master.key')
-  if (header === undefined) {
-    const salt = options.random(32)
-    const master = options.passphrase === undefined ? fromFile(keyFile, true, options) : derive(options.passphrase, { salt, ...cost })
-    const check = seal(master, new Uint8Array(0), checkContext, options.random(12))
-    const made: Header =
-      options.passphrase === undefined
-        ? { format: 'fleetkey/kms/1', kind: 'file', check }
-        : { format: 'fleetkey/kms/1', kind: 'passphrase', salt, ...cost, check }
-    replaceFile(path, encode(made))
-    // A crash here leaves a KMS without keys; the next start opens it.
-    options.step('kms.header')
-    return master
-  }
-  if (header.kind === 'passphrase' && options.passphrase === undefined)
-    throw new Problem('unauthenticated', 'this KMS is protected by a passphrase: none was given', { reason: 'kms.passphrase' })
-  if (header.kind === 'file' && options.passphrase !== undefined)
-    throw new Problem('unauthenticated', 'this KMS is protected by a key file, not by a passphrase', { reason: 'kms.passphrase' })
-  const master = header.kind === 'passphrase' ? derive(options.passphrase as Secret, header) : fromFile(keyFile, false, options)
-  if (open(master, header.check, checkContext) === undefined)
-    throw new Problem('unauthenticated', header.kind === 'passphrase' ? 'wrong passphrase for this KMS' : `${keyFile} is not the key file of this KMS`, {
-      reason: header.kind === 'passphrase' ? 'kms.passphrase' : 'kms.key-file',
-    })
-  return master
+  const keyFile = options.keyFile ?? keyFileIn(folder)
+  const header = readHeader(folder)
+  if (header === undefined) return make(folder, keyFile, options)
+  return options.passphrase === undefined ? byKeyFile(folder, header, keyFile) : byPassphrase(folder, header, options.passphrase)
 }

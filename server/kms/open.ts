@@ -1,12 +1,16 @@
-import { readFileSync } from 'node:fs'
+import type { KeyObject } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms } from '../flows/context.ts'
 import { openFileKms } from './file.ts'
 import type { Backend } from './orders.ts'
+import { sealed } from './sealed.ts'
+import type { Splitter } from './shares.ts'
 
-/** Passphrase in a file; the end of a line is no part of it. Throws Problem('malformed', reason `kms.passphrase`) when it is too short. */
+/** Passphrase in a file; the end of a line is no part of it. Throws Problem: reason `kms.sealed` when there is no file, `malformed` when it is too short. */
 const passphraseIn = (path: string): Secret => {
+  if (!existsSync(path)) throw sealed(`the passphrase file ${path} is missing`)
   const bytes = readFileSync(path)
   let { length } = bytes
   if (bytes[length - 1] === 0x0a) length--
@@ -25,18 +29,26 @@ export interface Place {
   readonly folder: string
   /** Called at every named durable step. */
   readonly step?: ((name: string) => void) | undefined
+  /** The master key of the folder, once shares gave it. */
+  readonly master?: KeyObject | undefined
 }
 
-type Opener<B extends Backend> = (place: Place, backend: B) => Promise<Kms>
+/** An open back end; `shares`: where what opens it can be split among people. */
+export interface Opened extends Kms {
+  readonly shares?: Splitter
+}
+
+type Opener<B extends Backend> = (place: Place, backend: B) => Promise<Opened>
 
 const openers: { readonly [B in Backend as B['kind']]: Opener<B> } = {
-  file: async ({ folder, step }, { passphraseFile, keyFile }) =>
+  file: async ({ folder, step, master }, { passphraseFile, keyFile }) =>
     await openFileKms(folder, {
-      ...(passphraseFile === null ? {} : { passphrase: passphraseIn(passphraseFile) }),
+      master,
+      ...(passphraseFile === null || master !== undefined ? {} : { passphrase: passphraseIn(passphraseFile) }),
       ...(keyFile === null ? {} : { keyFile }),
       ...(step === undefined ? {} : { step }),
     }),
 }
 
-/** The KMS of that back end. Throws Problem with what keeps it closed. */
-export const openKms = async (place: Place, backend: Backend): Promise<Kms> => await (openers[backend.kind] as Opener<Backend>)(place, backend)
+/** The KMS of that back end. Throws Problem with what keeps it closed; reason `kms.sealed` (sealed.ts) when it is something that may still come. */
+export const openKms = async (place: Place, backend: Backend): Promise<Opened> => await (openers[backend.kind] as Opener<Backend>)(place, backend)

@@ -5,14 +5,16 @@ import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms, KmsKeyPurpose } from '../flows/context.ts'
+import { openSafe, type Safe } from './safe.ts'
 import { lockKeys } from './lock.ts'
 import { openKms } from './open.ts'
 import { isOrders, type Orders } from './orders.ts'
-import { keyParts, limits, problemParts, readRequest, type Request } from './wire.ts'
+import { keyParts, limits, problemParts, readRequest, sealParts, type KeyRequest, type Request, type SealRequest } from './wire.ts'
 
 /**
  * The process that alone holds the private keys. The server starts it (`supervisor.ts`), tells it on standard input where they are, and reaches it over
- * a UNIX socket; it ends when that input ends, however the server died. One frame on standard output: ready, or the Problem that keeps it from being so.
+ * a UNIX socket; it ends when that input ends, however the server died. One frame on standard output: ready, sealed or not (`safe.ts`), or the Problem
+ * that keeps it from being so.
  */
 const maxConnections = 16
 /** Requests of one connection that are under way; more wait unread. */
@@ -28,7 +30,7 @@ const askedAtEachStep = (name: string): void => {
   if (readSync(3, Buffer.alloc(1)) === 0) process.exit(0)
 }
 
-const carryOut = async (kms: Kms, request: Exclude<Request, { op: 'hello' | 'close' }>): Promise<unknown> => {
+const carryOut = async (kms: Kms, request: KeyRequest): Promise<unknown> => {
   switch (request.op) {
     case 'create':
       // The back end checks the purpose as it checks the name.
@@ -54,8 +56,23 @@ const carryOut = async (kms: Kms, request: Exclude<Request, { op: 'hello' | 'clo
   }
 }
 
-/** Serves one connection: strangers may only say the secret of this start, once, in time. */
-const serve = (socket: Socket, of: { readonly kms: Kms; readonly secret: Secret; readonly close: () => Promise<void> }): void => {
+const carryOutSeal = async (safe: Safe, request: SealRequest): Promise<unknown> => {
+  switch (request.op) {
+    case 'seal.status':
+      return sealParts(await safe.status())
+    case 'seal.unseal':
+      return sealParts(await safe.unseal(request.share, request.reset))
+    case 'seal.split': {
+      const { set, shares } = await safe.split(request.order, request.recipient)
+      return [set, shares]
+    }
+    case 'seal.confirm':
+      return sealParts(await safe.confirm(request.set))
+  }
+}
+
+/** Serves one connection: strangers may only say the secret of this start, once, in time. `known`: who is told when the keys are opened. */
+const serve = (socket: Socket, of: { readonly safe: Safe; readonly secret: Secret; readonly known: Set<Socket> }): void => {
   const reader = new FrameReader(limits.strangerFrame)
   let known = false
   let pending = 0
@@ -71,14 +88,17 @@ const serve = (socket: Socket, of: { readonly kms: Kms; readonly secret: Secret;
     if (request.op === 'hello') {
       if (known || request.secret.length !== of.secret.length || !request.secret.equals(of.secret)) throw new Problem('unauthenticated', 'wrong secret')
       known = true
+      of.known.add(socket)
       clearTimeout(stranger)
       reader.max = limits.frame
-      return null
+      return sealParts(await of.safe.status())
     }
     if (!known) throw new Problem('unauthenticated', 'say hello first')
-    if (request.op !== 'close') return await carryOut(of.kms, request)
-    await of.close()
-    return null
+    if (request.op === 'close') {
+      await of.safe.close()
+      return null
+    }
+    return 'seal' in request ? await carryOutSeal(of.safe, request) : await carryOut(of.safe.kms(), request)
   }
   socket.on('data', (chunk: Buffer) => {
     try {
@@ -106,15 +126,27 @@ const serve = (socket: Socket, of: { readonly kms: Kms; readonly secret: Secret;
   })
   socket.on('drain', flow)
   socket.on('error', () => socket.destroy())
-  socket.on('close', () => clearTimeout(stranger))
+  socket.on('close', () => {
+    clearTimeout(stranger)
+    of.known.delete(socket)
+  })
 }
 
 const run = async (orders: Orders): Promise<void> => {
   lockKeys(orders.folder)
-  const kms = await openKms({ folder: orders.folder, step: orders.steps ? askedAtEachStep : undefined }, orders.backend)
+  const step = orders.steps ? askedAtEachStep : (): void => undefined
+  const known = new Set<Socket>()
+  const safe = await openSafe({
+    folder: orders.folder,
+    open: async (master) => await openKms({ folder: orders.folder, step, master }, orders.backend),
+    step,
+    onOpen: () => {
+      for (const socket of known) socket.write(frame([0, null, true]))
+    },
+  })
   const secret = new Secret(orders.secret)
   orders.secret.fill(0)
-  const server = createServer((socket) => serve(socket, { kms, secret, close: async () => await kms.close() }))
+  const server = createServer((socket) => serve(socket, { safe, secret, known }))
   server.maxConnections = maxConnections
   rmSync(orders.socket, { force: true })
   await new Promise<void>((resolve, reject) => {

@@ -7,11 +7,11 @@ import type { Readable, Writable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
-import type { Kms } from '../flows/context.ts'
-import { kmsClient } from './client.ts'
+import type { Kms, Seal } from '../flows/context.ts'
+import { kmsClient, sealClient } from './client.ts'
 import { Lost, openConnection, type Connection } from './connection.ts'
 import type { Backend, Orders } from './orders.ts'
-import { limits, readProblem } from './wire.ts'
+import { limits, readProblem, readSeal } from './wire.ts'
 
 export interface KmsOptions {
   /** Folder of the keys. */
@@ -26,7 +26,10 @@ export interface KmsOptions {
 }
 
 export interface SupervisedKms extends Kms {
-  readonly health: () => { readonly open: boolean; readonly reason: string | null }
+  readonly health: () => { readonly open: boolean; readonly sealed: boolean; readonly reason: string | null }
+  readonly seal: Seal
+  /** Resolves once the keys are open; `signal` ends the waiting with its reason. */
+  readonly opened: (signal?: AbortSignal) => Promise<void>
 }
 
 /** Pauses before a restart, in milliseconds: from the first to the last, doubled in between, from the first again after a minute without one. */
@@ -57,6 +60,8 @@ const runtimeFolder = (): string => {
 interface Running {
   readonly child: ChildProcess
   readonly connection: Connection
+  /** What keeps the keys sealed; undefined once they are open. */
+  sealed: string | undefined
 }
 
 /** What the process says first: nothing when it is ready. Throws its Problem, or that it ended without a word. */
@@ -79,7 +84,7 @@ const firstWord = async (child: ChildProcess): Promise<void> => {
   await promise
 }
 
-const start = async (orders: Orders, options: KmsOptions, onEnd: () => void): Promise<Running> => {
+const start = async (orders: Orders, options: KmsOptions, { onEnd, onOpen }: { readonly onEnd: () => void; readonly onOpen: () => void }): Promise<Running> => {
   const { NODE_COMPILE_CACHE: cache } = process.env
   const child = spawn(process.execPath, ['--disable-sigusr1', fileURLToPath(new URL('./process.ts', import.meta.url))], {
     stdio: ['pipe', 'pipe', 'inherit', ...(orders.steps ? (['pipe'] as const) : [])],
@@ -107,9 +112,21 @@ const start = async (orders: Orders, options: KmsOptions, onEnd: () => void): Pr
       child.kill('SIGKILL')
       onEnd()
     }
-    const connection = await openConnection(orders.socket, orders.secret, end)
+    let running: Running | undefined
+    let told = false
+    const connection = await openConnection(orders.socket, orders.secret, {
+      onClose: end,
+      onOpen() {
+        told = true
+        if (running === undefined) return
+        running.sealed = undefined
+        onOpen()
+      },
+    })
     child.once('exit', end)
-    return { child, connection }
+    const { sealed, reason } = readSeal(connection.state)
+    running = { child, connection, sealed: sealed && !told ? (reason ?? 'nothing opens the keys') : undefined }
+    return running
   } catch (thrown) {
     child.kill('SIGKILL')
     throw thrown instanceof Lost ? away(thrown.message) : thrown
@@ -118,7 +135,8 @@ const start = async (orders: Orders, options: KmsOptions, onEnd: () => void): Pr
 
 /**
  * Starts the KMS process and keeps it running: when it dies it is started again, and what was asked of it meanwhile is asked again. Whoever cannot be
- * served in time gets Problem('unavailable'): `kms.away`, `kms.slow`, `kms.busy`. Throws the Problem that keeps it from starting the first time.
+ * served in time gets Problem('unavailable'): `kms.away`, `kms.slow`, `kms.busy`, `kms.sealed`. Throws the Problem that keeps it from starting the first
+ * time; sealed it has started.
  */
 export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
   mkdirSync(options.folder, { recursive: true, mode: 0o700 })
@@ -145,8 +163,15 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
   }
 
   const begin = async (): Promise<void> => {
-    running = await start(orders(), options, died)
+    running = await start(orders(), options, {
+      onEnd: died,
+      onOpen() {
+        options.log('the keys are open')
+        wake()
+      },
+    })
     startedAt = performance.now()
+    if (running.sealed !== undefined) options.log(`SEALED: ${running.sealed.slice(0, 500)} (fleetkey seal status)`)
     wake()
   }
   const again = (): void => {
@@ -154,7 +179,7 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
     if (performance.now() - startedAt > pauses.calm) pause = pauses.first
     timer = setTimeout(() => {
       begin().then(
-        () => options.log('the KMS process runs again'),
+        () => options.log(running?.sealed === undefined ? 'the KMS process runs again' : 'ALARM: the KMS process runs again and is sealed'),
         (thrown: unknown) => {
           reason = toProblem(thrown).message
           options.log(`ALARM: the KMS process does not start: ${reason.slice(0, 500)}`)
@@ -219,7 +244,21 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
   }
   return {
     ...kmsClient(ask),
-    health: () => (running === undefined ? { open: false, reason: `KMS: ${reason}` } : { open: true, reason: null }),
+    seal: sealClient(ask),
+    health() {
+      if (running === undefined) return { open: false, sealed: false, reason: `KMS: ${reason}` }
+      return running.sealed === undefined ? { open: true, sealed: false, reason: null } : { open: false, sealed: true, reason: `sealed: ${running.sealed}` }
+    },
+    async opened(signal) {
+      while (running === undefined || running.sealed !== undefined) {
+        if (closed) throw new Problem('unavailable', 'the KMS is closed', { reason: 'kms.closed' })
+        signal?.throwIfAborted()
+        await new Promise<void>((resolve) => {
+          woken.add(resolve)
+          signal?.addEventListener('abort', () => resolve(), { once: true })
+        })
+      }
+    },
     async close() {
       if (closed) return
       const last = running

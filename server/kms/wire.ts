@@ -1,12 +1,14 @@
 import { Problem, problemStatus, type ProblemCode } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
-import type { Kms, KmsKey } from '../flows/context.ts'
+import { maxShares, sealedShareMax } from '@fleetkey/protocol/share.ts'
+import type { Kms, KmsKey, SealStatus, SplitOrder } from '../flows/context.ts'
 import { isKeyName, isPurpose } from './policy.ts'
 import { isBytes, isCount } from './shape.ts'
 
 /**
  * What goes over the socket of the KMS process. A request is [id, operation, argument], an answer [id, null, result] or [id, [code, detail, reason or null,
- * seconds or null], null]; id 0 is a notice of the process that nobody asked for. Frames: `protocol/frames.ts`.
+ * seconds or null], null]; id 0 is a notice of the process that nobody asked for: the keys
+ * were opened. Frames: `protocol/frames.ts`.
  */
 export const limits = {
   /** Bytes of a frame: a revocation list of 300,000 entries is signed in one. */
@@ -23,15 +25,24 @@ type SignItem = Parameters<Kms['sign']>[0][number]
 type WrapItem = Parameters<Kms['wrap']>[0][number]
 type UnwrapItem = Parameters<Kms['unwrap']>[0][number]
 
-export type Request =
-  | { readonly op: 'hello'; readonly secret: Secret }
+/** What needs the keys. */
+export type KeyRequest =
   | { readonly op: 'create'; readonly name: string; readonly purpose: string }
   | { readonly op: 'describe' | 'destroy'; readonly name: string }
   | { readonly op: 'list' }
-  | { readonly op: 'close' }
   | { readonly op: 'sign'; readonly batch: readonly SignItem[] }
   | { readonly op: 'wrap'; readonly batch: readonly WrapItem[] }
   | { readonly op: 'unwrap'; readonly batch: readonly UnwrapItem[] }
+
+/** What is about opening them. */
+export type SealRequest = { readonly seal: true } & (
+  | { readonly op: 'seal.status' }
+  | { readonly op: 'seal.unseal'; readonly share: Uint8Array; readonly reset: boolean }
+  | { readonly op: 'seal.split'; readonly order: SplitOrder; readonly recipient: Uint8Array }
+  | { readonly op: 'seal.confirm'; readonly set: string }
+)
+
+export type Request = { readonly op: 'hello'; readonly secret: Secret } | { readonly op: 'close' } | KeyRequest | SealRequest
 
 const malformed = (what: string): Problem => new Problem('malformed', `KMS request: ${what}`, { reason: 'kms.wire' })
 
@@ -47,6 +58,11 @@ const text = (value: unknown): string => {
 
 const bytes = (value: unknown, most: number): Uint8Array => {
   if (!isBytes(value, most)) throw malformed(`not bytes, or more than ${most}`)
+  return value
+}
+
+const flag = (value: unknown): boolean => {
+  if (typeof value !== 'boolean') throw malformed('not true or false')
   return value
 }
 
@@ -82,6 +98,19 @@ const readOperation = (op: unknown, argument: unknown): Request => {
     case 'list':
     case 'close':
       return { op }
+    case 'seal.status':
+      return { seal: true, op }
+    case 'seal.unseal': {
+      const [share, reset] = fields(argument, 2)
+      return { seal: true, op, share: bytes(share, sealedShareMax), reset: flag(reset) }
+    }
+    case 'seal.split': {
+      const [shares, threshold, only, recipient] = fields(argument, 4)
+      if (!isCount(shares, 2, maxShares) || !isCount(threshold, 2, shares)) throw malformed('not a number of shares')
+      return { seal: true, op, order: { shares, threshold, only: flag(only) }, recipient: bytes(recipient, 65) }
+    }
+    case 'seal.confirm':
+      return { seal: true, op, set: text(argument) }
     case 'sign':
       return {
         op,
@@ -154,3 +183,45 @@ export const readKey = (value: unknown): KmsKey => {
 
 /** Byte strings, as many as were asked for. */
 export const readByteStrings = (value: unknown, count: number): readonly Uint8Array[] => fields(value, count).map((one) => bytes(one, limits.frame))
+
+export const sealParts = ({ sealed, reason, ways, sets, wrong, recipient }: SealStatus): readonly unknown[] => [
+  sealed,
+  reason?.slice(0, 1000) ?? null,
+  ways,
+  sets.map(({ set, shares, threshold, confirmed, only, gathered }) => [set, shares, threshold, confirmed, only, gathered]),
+  wrong,
+  recipient,
+]
+
+export const readSeal = (value: unknown): SealStatus => {
+  const [sealed, reason, ways, sets, wrong, recipient] = fields(value, 6)
+  if (!isCount(wrong, 0, Number.MAX_SAFE_INTEGER) || !Array.isArray(ways) || !ways.every((way) => way === 'file' || way === 'passphrase'))
+    throw malformed('not the state of a seal')
+  return {
+    sealed: flag(sealed),
+    reason: typeof reason === 'string' ? reason : null,
+    ways,
+    sets: batch(sets, (item) => {
+      const [set, shares, threshold, confirmed, only, gathered] = fields(item, 6)
+      if (!isCount(shares, 2, maxShares) || !isCount(threshold, 2, shares)) throw malformed('not a number of shares')
+      return {
+        set: text(set),
+        shares,
+        threshold,
+        confirmed: flag(confirmed),
+        only: flag(only),
+        gathered: batch(gathered, (index) => {
+          if (!isCount(index, 1, shares)) throw malformed('not a share')
+          return index
+        }),
+      }
+    }),
+    wrong,
+    recipient: bytes(recipient, 65),
+  }
+}
+
+export const readSplit = (value: unknown, count: number): { readonly set: string; readonly shares: readonly Uint8Array[] } => {
+  const [set, shares] = fields(value, 2)
+  return { set: text(set), shares: readByteStrings(shares, count) }
+}
