@@ -128,6 +128,19 @@ const problemOf = (status: number, body: string): Error => {
 export const createClient = (connection: Connection): Client => {
   const agent = new Agent({ ca: connection.ca, minVersion: 'TLSv1.3', keepAlive: true, maxSockets: 8 })
   const send = async (method: string, path: string, body: unknown, authorised: boolean): Promise<IncomingMessage> => {
+    const { response, reused } = attempt(method, path, body, authorised)
+    return await response.catch(async (error: unknown) => {
+      // A server closes idle connections, and one may be on its way out when it is used again: what only reads is asked once more.
+      if (method === 'GET' && reused()) return await attempt(method, path, body, authorised).response
+      throw error
+    })
+  }
+  const attempt = (
+    method: string,
+    path: string,
+    body: unknown,
+    authorised: boolean,
+  ): { readonly response: Promise<IncomingMessage>; readonly reused: () => boolean } => {
     const payload = body === undefined ? undefined : JSON.stringify(body)
     const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
     const url = new URL(path, connection.server)
@@ -144,7 +157,7 @@ export const createClient = (connection: Connection): Client => {
     outgoing.on('timeout', () => outgoing.destroy(new Error('no answer within 60 s')))
     outgoing.on('error', (error) => reject(new Unreachable(`${connection.server}: ${error.message}`)))
     outgoing.end(payload)
-    return await promise
+    return { response: promise, reused: () => outgoing.reusedSocket }
   }
   return {
     server: connection.server,

@@ -39,6 +39,7 @@ const counts = z.partialRecord(Stage, z.int().min(0))
 
 const tokenId = z.string().regex(/^[0-9a-f]{32}$/)
 export const GenerationState = z.enum(['preparing', 'prepared', 'distributed', 'activating', 'active', 'superseded', 'tainted', 'retiring', 'retired'])
+const CaRevocation = z.strictObject({ at: time, by: z.string(), reason: z.string(), code: z.enum(revocationReasons) })
 /** The CA, its generations, and how the fleet stands to the newest trust bundle and the CA that is active or to follow. */
 export const CaView = z.strictObject({
   /** Of the trust bundle; 1: that of every configuration, which nobody has to acknowledge. */
@@ -53,6 +54,8 @@ export const CaView = z.strictObject({
       notAfter: time.nullable(),
       /** Devices whose certificates in use come from it; null while it is active. */
       devices: z.int().nullable(),
+      /** Set when it was revoked instead of retired. */
+      revoked: CaRevocation.nullable(),
     }),
   ),
   roots: z.array(z.strictObject({ number: z.int(), state: z.enum(['unknown', 'trusted', 'tainted', 'retired']) })),
@@ -68,6 +71,46 @@ export const CaView = z.strictObject({
   }),
 })
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
+/** What devices with certificates of one CA could read, and from when to when. */
+export const CaBlastRadiusView = z.strictObject({
+  generation: z.int(),
+  issuing: z.string(),
+  serial: z.string(),
+  state: GenerationState,
+  revoked: CaRevocation.nullable(),
+  /** While its certificates let somebody in; null: they do. */
+  from: time,
+  until: time.nullable(),
+  /** With certificates of it that have not run out; connected by them; some of them. */
+  devices: z.int(),
+  connected: z.int(),
+  first: z.array(DeviceId),
+  /** Messages that wait to be sent to them. */
+  waiting: z.int(),
+  /** Both topics of each device in `first`. */
+  topics: z.array(z.string()),
+  keys: z.array(
+    z.strictObject({
+      key: KeyId,
+      protection: Protection,
+      epochs: z.array(
+        z.strictObject({
+          epoch: z.int(),
+          state: z.string(),
+          /** How many of them had it; from when the first, until when the last of them. */
+          devices: z.int(),
+          heldFrom: time,
+          heldUntil: time.nullable(),
+          /** When others protected something under it. */
+          usedFrom: time.nullable(),
+          usedUntil: time.nullable(),
+        }),
+      ),
+    }),
+  ),
+  /** Keys that its revocation rotates, by the policies of their groups. */
+  rotated: z.array(KeyId),
+})
 const Forced = z.strictObject({ force: z.strictObject({ reason }).nullable().default(null) })
 export const ApprovalView = z.strictObject({
   id: z.string(),
@@ -481,6 +524,19 @@ export const operations = {
     summary: 'Refuse what a tainted CA has issued and destroy its key; refused while devices depend on it, unless a second person approves',
     body: Forced.extend({ generation: z.int().min(1).optional() }),
     response: Outcome,
+  },
+  'ca.blast-radius': {
+    method: 'GET',
+    path: '/api/1/ca/{name}/blast-radius',
+    summary: 'What stands behind an issuing CA: devices, keys and topics, from when to when. By generation, name of its lists, or serial',
+    response: CaBlastRadiusView,
+  },
+  'ca.revoke': {
+    method: 'POST',
+    path: '/api/1/ca/{name}/revoke',
+    summary: 'Revoke an issuing CA for good: cut what rests on it, list it, rotate keys; a second person approves. `force`: although it is the one that signs',
+    body: z.strictObject({ reason, code: z.enum(revocationReasons).optional(), force: z.boolean().default(false) }),
+    response: Outcome.extend({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
   },
   'approval.list': {
     method: 'GET',

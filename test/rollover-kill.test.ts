@@ -51,3 +51,9 @@ describe.concurrent('kill -9 of the server in a change of the issuing CA, at', {
     expect(await rollOverKilled({ root: false, fault: { FLEETKEY_KILL_AT: at } })).toBe(1),
   )
 })
+
+describe.concurrent('kill -9 of the server while it revokes the CA that signs, at', { timeout: 120_000 }, () => {
+  test.for(['rollover.revoking', 'rollover.revoked', 'rollover.destroyed'])('%s', async (at) =>
+    expect(await rollOverKilled({ root: at === 'rollover.destroyed', revoked: true, fault: { FLEETKEY_KILL_AT: at } })).toBe(1),
+  )
+})

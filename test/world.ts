@@ -43,6 +43,7 @@ import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import { templates } from '@fleetkey/tpm2/templates.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { openTransport, type Transport } from '@fleetkey/tpm2/transport.ts'
+import { supervise } from './faults/supervised.ts'
 import { startSwtpm } from './swtpm.ts'
 
 export const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
@@ -138,6 +139,19 @@ const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine &
   }
 }
 
+/** The server in a process of its own: of many connections, only their one end counts against what this process may open. */
+const serverApart = async (args: readonly string[]): Promise<RunningServer> => {
+  let ready: Omit<RunningServer, 'cliFile' | 'stop'> & { readonly cli: string } = { mqttPort: 0, httpsPort: 0, httpPort: null, estPort: null, cli: '' }
+  const process_ = await supervise({
+    script: './server-process.ts',
+    args: [...args, '--json'],
+    fault: {},
+    isReady: (line) => line.startsWith('{"ready":true'),
+    onLine: (line) => void (line.startsWith('{"ready":true') && (ready = JSON.parse(line) as typeof ready)),
+  })
+  return { ...ready, cliFile: ready.cli, stop: process_.stop }
+}
+
 /** One server with its operator, and what a factory needs to give it devices. */
 export interface World {
   readonly folder: string
@@ -193,18 +207,23 @@ export const openWorld = async (
     readonly args?: readonly string[]
     readonly now?: () => number
     readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
+    /** In a process of its own; what is put around a server does not reach it there. */
+    readonly apart?: boolean
   } = {},
 ): Promise<World> => {
   const folder = of.folder ?? mkdtempSync(join(tmpdir(), 'fk-world-'))
   const lines: string[] = []
-  const start = async (mqtt: number, https: number): Promise<RunningServer> =>
-    await startServer(readSettings(['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])], {}), {
+  const start = async (mqtt: number, https: number): Promise<RunningServer> => {
+    const args = ['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])]
+    if (of.apart === true) return await serverApart(args)
+    return await startServer(readSettings(args, {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),
       ...(of.kmsStarted === undefined ? {} : { kmsStarted: of.kmsStarted }),
       ...(of.now === undefined ? {} : { now: of.now }),
       ...(of.bus === undefined ? {} : { bus: of.bus }),
     })
+  }
   let server = await start(0, 0)
   const connection = JSON.parse(readFileSync(server.cliFile, 'utf8')) as { server: string; token: string; ca: string }
   let client = createClient(connection)

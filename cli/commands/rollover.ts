@@ -1,6 +1,7 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { exit, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
+import { reasonOf, reasonOptions } from './reason.ts'
 
 const number = (call: Invocation, option: string): number | undefined => {
   const given = text(call, option)
@@ -22,14 +23,13 @@ const force = (call: Invocation): { reason: string } | null =>
 
 type Outcome = ResponseOf<'ca.activate'>
 
+const waits = (approval: string): string =>
+  `nothing was done: another operator has to approve it (fleetkey approval grant ${approval}), then repeat this command`
+
 /** Exit 3 while it waits for a second person: nothing was done. */
 const tell = (call: Invocation, outcome: Outcome, done: string): number => {
   const { generation, already, approval } = outcome
-  call.out.result(outcome, () =>
-    approval === null
-      ? `generation ${generation}: ${already ? 'nothing was left to do' : done}`
-      : `nothing was done: another operator has to approve it (fleetkey approval grant ${approval}), then repeat this command`,
-  )
+  call.out.result(outcome, () => (approval === null ? `generation ${generation}: ${already ? 'nothing was left to do' : done}` : waits(approval)))
   return approval === null ? exit.ok : exit.refused
 }
 
@@ -40,7 +40,7 @@ const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.statu
       ...generations.map((one) => [
         String(one.number),
         String(one.root),
-        one.state,
+        one.revoked === null ? one.state : `revoked (${one.revoked.code})`,
         one.since === 0 ? '-' : when(one.since),
         one.issuing,
         one.notAfter === null ? '-' : when(one.notAfter),
@@ -57,6 +57,36 @@ const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.statu
       ...(readiness.first.length === 0 ? {} : { first: readiness.first.map(({ device, because }) => `${device} (${because})`).join(', ') }),
     }),
   ].join('\n')
+
+const stood = (radius: ResponseOf<'ca.blast-radius'>): string =>
+  [
+    facts({
+      'issuing CA': `${radius.issuing} (${radius.serial})`,
+      state:
+        radius.revoked === null ? radius.state : `revoked ${when(radius.revoked.at)} by ${radius.revoked.by}, ${radius.revoked.code}: ${radius.revoked.reason}`,
+      accepted: `${when(radius.from)} until ${radius.until === null ? 'now' : when(radius.until)}`,
+      devices: `${radius.devices}, ${radius.connected} of them connected by it${radius.first.length === 0 ? '' : `: ${radius.first.join(', ')}${radius.devices > radius.first.length ? ', …' : ''}`}`,
+      topics: radius.topics.slice(0, 6).join(', ') || '-',
+      'waiting messages': radius.waiting,
+      'keys that its revocation rotates': radius.rotated.join(', ') || '-',
+    }),
+    table([
+      ['KEY', 'PROTECTION', 'EPOCH', 'STATE', 'DEVICES', 'HELD FROM', 'ERASED', 'IN USE FROM', 'UNTIL'],
+      ...radius.keys.flatMap(({ key, protection, epochs }) =>
+        epochs.map((one) => [
+          key,
+          protection,
+          String(one.epoch),
+          one.state,
+          String(one.devices),
+          when(one.heldFrom),
+          when(one.heldUntil),
+          when(one.usedFrom),
+          one.usedFrom === null ? '-' : one.usedUntil === null ? 'now' : when(one.usedUntil),
+        ]),
+      ),
+    ]),
+  ].join('\n\n')
 
 const forcing = { force: { type: 'boolean', default: false }, reason: { type: 'string' } } as const
 
@@ -122,6 +152,50 @@ export const rolloverCommands: readonly Command[] = [
       const generation = number({ ...call, options: { generation: call.args[0] } }, 'generation')
       const body = { force: force(call), ...(generation === undefined ? {} : { generation }) }
       return tell(call, await call.client().call('ca.retire', { body }), 'retired; its key is destroyed')
+    },
+  },
+  {
+    name: 'ca blast-radius',
+    usage: 'NAME|SERIAL',
+    summary: 'what stands behind an issuing CA: devices, keys, epochs and topics, from when to when',
+    args: [1, 1],
+    async run(call) {
+      const radius = await call.client().call('ca.blast-radius', { params: { name: call.args[0] ?? '' } })
+      call.out.result(radius, () => stood(radius))
+      return exit.ok
+    },
+  },
+  {
+    name: 'ca revoke',
+    usage: 'NAME|SERIAL --reason TEXT [--code CODE] [--force] | --dry-run',
+    summary:
+      'for good, with the approval of another operator: cut what rests on an issuing CA, list it, destroy its key, rotate keys; --force for the one that signs',
+    args: [1, 1],
+    options: { ...reasonOptions, force: { type: 'boolean', default: false }, 'dry-run': { type: 'boolean', default: false } },
+    async run(call) {
+      const params = { name: call.args[0] ?? '' }
+      const before = await call.client().call('ca.blast-radius', { params })
+      if (call.options['dry-run'] === true) {
+        call.out.result(before, () => stood(before))
+        return exit.ok
+      }
+      const outcome = await call.client().call('ca.revoke', { params, body: { ...reasonOf(call), force: call.options['force'] === true } })
+      const { generation, already, approval, keys, campaigns } = outcome
+      if (approval !== null) {
+        call.out.result({ ...outcome, before }, () => `${stood(before)}\n\n${waits(approval)}`)
+        return exit.refused
+      }
+      const after = await call.client().call('ca.blast-radius', { params })
+      call.out.result({ ...outcome, before, after }, () =>
+        [
+          already
+            ? `generation ${generation} was revoked before`
+            : `generation ${generation} revoked; keys rotated: ${keys.join(', ') || 'none'}${campaigns.length === 0 ? '' : ` (campaigns ${campaigns.join(', ')})`}`,
+          `What stood behind it before:\n${stood(before)}`,
+          `And now:\n${stood(after)}`,
+        ].join('\n\n'),
+      )
+      return exit.ok
     },
   },
   {

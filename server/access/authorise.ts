@@ -44,6 +44,7 @@ export const actions = {
   'ca.activate': ['owner'],
   'ca.taint': ['owner'],
   'ca.retire': ['owner'],
+  'ca.revoke': ['owner'],
   'ca.settle': ['system'],
   'approval.ask': ['owner'],
   'approval.grant': ['owner'],

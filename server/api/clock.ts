@@ -4,6 +4,7 @@ import { sweepEnrolments } from '../flows/enrol.ts'
 import { perform } from '../flows/perform.ts'
 import { destroyEpochs, drive } from '../flows/rotate.ts'
 import { findAll } from '../flows/rows.ts'
+import { endSessions } from '../flows/sessions.ts'
 
 const every = { tick: 1000, minute: 60_000 } as const
 
@@ -43,6 +44,7 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
       }
       const round = async (): Promise<void> => {
         queued = false
+        await guarded('sessions', async () => await endSessions(ctx))
         for (const id of awake) if (!stopped) await driveOne(id)
         for (const [id, at] of due) if (!stopped && at <= ctx.now()) await driveOne(id)
         if (stopped || ctx.now() - lastMinute < every.minute) return

@@ -2,12 +2,14 @@ import { describe, expect, test } from 'vitest'
 import {
   activeOf,
   firstRollover,
+  isRootNeeded,
   published,
   rootState,
   rootsAt,
   rootsOf,
   ruling,
   withNext,
+  withRevoked,
   withState,
   type Command,
   type GenerationState,
@@ -66,7 +68,43 @@ describe('every command in every state', () => {
     [2, 'taint', 'refused: generation 2 is active: activate its successor first'],
     [3, 'taint', 'refused: generation 3 is prepared'],
     [9, 'retire', 'refused: there is no generation 9'],
+    [1, 'revoke', 'revoke 1'],
+    [2, 'revoke', 'refused: generation 2 is active, and no other is ready: `ca prepare` and `ca distribute` come first'],
+    [3, 'revoke', 'revoke 3'],
+    [9, 'revoke', 'refused: there is no generation 9'],
   ] as const)('generation %d, %s: %s', (number, command, want) => expect(outcome(rolled('superseded', 'active', 'prepared'), command, number)).toBe(want))
+})
+
+describe('a CA that is revoked', () => {
+  test.each([
+    [['active', 'distributed'], 1, 'revoke 1'],
+    [['active', 'distributed'], 2, 'revoke 2'],
+    [['active', 'activating'], 1, 'refused: generation 1 is active, and no other is ready'],
+    [['active', 'activating'], 2, 'refused: generation 2 is activating: repeat that command first'],
+    [['active', 'preparing'], 2, 'refused: generation 2 is preparing: repeat that command first'],
+    [['tainted', 'active'], 1, 'revoke 1'],
+    [['retiring', 'active'], 1, 'refused: generation 1 is retiring: nothing it has issued is accepted'],
+    [['retired', 'active'], 1, 'refused: generation 1 is retired: nothing it has issued is accepted'],
+  ] as const)('%o, generation %d: %s', (states, number, want) => expect(outcome(rolled(...states), 'revoke', number)).toContain(want))
+
+  const revoked = { at: 5, by: 'operator:alice', reason: 'stolen', code: 'cACompromise' } as const
+
+  test('the one that signs is succeeded in the same step; repeated, it goes on until it is over', () => {
+    const under = withRevoked(rolled('active', 'distributed'), 1, revoked)
+    expect(under.generations).toMatchObject([
+      { state: 'retiring', revoked },
+      { state: 'active', activatedAt: 5 },
+    ])
+    expect(outcome(under, 'revoke', 1)).toBe('revoke 1')
+    expect(outcome(withState(under, 1, 'retired', 6), 'revoke', 1)).toBe('already 1')
+    expect(withRevoked(rolled('active', 'distributed'), 2, revoked).generations).toMatchObject([{ state: 'active' }, { state: 'retiring', revoked }])
+  })
+
+  test('its root stays to list it, trusted no more', () => {
+    const alone = withRevoked(rolled(['superseded', 1], ['active', 2]), 1, revoked)
+    expect([rootState(alone, 1), isRootNeeded(alone, 1), isRootNeeded(alone, 2)]).toEqual(['retired', true, true])
+    expect(isRootNeeded(withState(rolled(['superseded', 1], ['active', 2]), 1, 'retired', 5), 1)).toBe(false)
+  })
 })
 
 test('a root lives as long as a CA under it; what a device trusts follows from the version it has acknowledged', () => {

@@ -1,3 +1,5 @@
+import type { RevocationReason } from '@fleetkey/protocol/x509/reasons.ts'
+
 /**
  * Generations of the CA, each with an issuing CA of its own under a root that it may share with the one before. One is active; its successor is prepared,
  * made known to the devices (distributed) and then takes its place; what it leaves is superseded, tainted (devices are renewed away from it) and retired.
@@ -14,6 +16,16 @@ export interface Generation {
   readonly since: number
   /** When it first signed for others; null while it has not. */
   readonly activatedAt: number | null
+  /** Set when it was revoked instead of retired. */
+  readonly revoked?: Revocation
+}
+
+/** Who has revoked a CA, when, and why: in words, and for the list of its root. */
+export interface Revocation {
+  readonly at: number
+  readonly by: string
+  readonly reason: string
+  readonly code: RevocationReason
 }
 
 export interface Rollover {
@@ -27,7 +39,7 @@ export interface Rollover {
   readonly history: readonly { readonly version: number; readonly roots: readonly number[]; readonly at: number }[]
 }
 
-export const commands = ['prepare', 'distribute', 'activate', 'taint', 'retire'] as const
+export const commands = ['prepare', 'distribute', 'activate', 'taint', 'retire', 'revoke'] as const
 export type Command = (typeof commands)[number]
 
 /** Milliseconds since 1970 at which the first CA was set up. */
@@ -38,7 +50,8 @@ export const firstRollover = (at: number): Rollover => ({
   history: [{ version: 1, roots: [1], at }],
 })
 
-const isOver = ({ state }: Generation): boolean => state === 'retiring' || state === 'retired'
+/** Nothing of it is accepted any more. */
+export const isOver = ({ state }: Generation): boolean => state === 'retiring' || state === 'retired'
 const isMade = ({ state }: Generation): boolean => state !== 'preparing' && state !== 'prepared'
 
 export const activeOf = ({ generations }: Rollover): Generation => {
@@ -61,6 +74,10 @@ export const rootState = ({ generations }: Rollover, root: number): 'unknown' | 
   if (own.every(isOver)) return 'retired'
   return own.every((one) => isOver(one) || one.state === 'tainted') ? 'tainted' : 'trusted'
 }
+
+/** Whether the key of a root is still needed: also when nothing under it counts any more, while its list says that it has revoked a CA. */
+export const isRootNeeded = (rollover: Rollover, root: number): boolean =>
+  rootState(rollover, root) !== 'retired' || rollover.generations.some((one) => one.root === root && one.revoked !== undefined)
 
 /** Numbers of the roots that a device is to trust, ascending. */
 export const rootsOf = (rollover: Rollover): readonly number[] =>
@@ -100,9 +117,26 @@ const ending = (rollover: Rollover, command: 'taint' | 'retire', number: number 
   return { refused: command === 'retire' && target.state === 'superseded' ? `${spoken(target)}: \`ca taint\` comes first` : spoken(target) }
 }
 
-/** Pure, so that every order of commands is a case of a table. `number`: of the generation to end; the oldest that can be when left out. */
-export const ruling = (rollover: Rollover, command: Command, number?: number): Ruling =>
-  command === 'taint' || command === 'retire' ? ending(rollover, command, number) : succession(rollover, command)
+/** A CA that signs is revoked only together with its succession: somebody has to sign. */
+const revoking = (rollover: Rollover, number: number | undefined): Ruling => {
+  const target = rollover.generations.find((one) => one.number === number)
+  if (target === undefined) return { refused: `there is no generation ${number ?? ''}` }
+  if (target.revoked !== undefined) return { do: target.state === 'retired' ? 'already' : 'revoke', generation: target }
+  if (isOver(target)) return { refused: `${spoken(target)}: nothing it has issued is accepted` }
+  if (target.state === 'preparing' || target.state === 'activating') return { refused: `${spoken(target)}: repeat that command first` }
+  if (target.state === 'active' && nextOf(rollover)?.state !== 'distributed')
+    return { refused: `${spoken(target)}, and no other is ready: \`ca prepare\` and \`ca distribute\` come first` }
+  return { do: 'revoke', generation: target }
+}
+
+/**
+ * Pure, so that every order of commands is a case of a table. `number`: of the generation to end; the oldest that can be when left out, which a revocation
+ * never does.
+ */
+export const ruling = (rollover: Rollover, command: Command, number?: number): Ruling => {
+  if (command === 'revoke') return revoking(rollover, number)
+  return command === 'taint' || command === 'retire' ? ending(rollover, command, number) : succession(rollover, command)
+}
 
 /** The same with one generation in another state. */
 export const withState = (rollover: Rollover, number: number, state: GenerationState, at: number): Rollover => ({
@@ -115,6 +149,14 @@ export const withState = (rollover: Rollover, number: number, state: GenerationS
         : one,
   ),
 })
+
+/** With this generation revoked; when it was the one that signs, the next one signs in the same step: there is no moment without. */
+export const withRevoked = (rollover: Rollover, number: number, revoked: Revocation): Rollover => {
+  const next = activeOf(rollover).number === number ? nextOf(rollover) : undefined
+  const succeeded = next === undefined ? rollover : withState(rollover, next.number, 'active', revoked.at)
+  const over = withState(succeeded, number, 'retiring', revoked.at)
+  return { ...over, generations: over.generations.map((one) => (one.number === number ? { ...one, revoked } : one)) }
+}
 
 /** With one more generation, to be prepared: under the root of the active one, or under a root of its own. */
 export const withNext = (rollover: Rollover, isNewRoot: boolean, at: number): Rollover => {

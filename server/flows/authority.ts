@@ -8,7 +8,18 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { Role } from '@fleetkey/protocol/x509/roles.ts'
 import type { Caller } from '../access/caller.ts'
 import { defaultProfiles, type Profiles } from '../ca/profiles.ts'
-import { activeOf, firstRollover, knownOf, rootState, rootsOf, type Generation, type GenerationState, type Rollover } from '../ca/rollover.ts'
+import {
+  activeOf,
+  firstRollover,
+  isOver,
+  isRootNeeded,
+  knownOf,
+  rootState,
+  rootsOf,
+  type Generation,
+  type GenerationState,
+  type Rollover,
+} from '../ca/rollover.ts'
 import type { StatusPlaces } from '../ca/tbs.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { certifyAgain, prepareCertificates, recordIssued, type Issuer, type Order } from './issue.ts'
@@ -183,8 +194,6 @@ const load = async (ctx: Base, rollover: Rollover) => {
   return { issuing, roots, crosses: crosses.flatMap(({ by, of, certificate }) => (certificate === undefined ? [] : [{ by, of, certificate }])) }
 }
 
-const isRetired = ({ state }: Generation): boolean => state === 'retiring' || state === 'retired'
-
 const bundleOf = async (ctx: Base, rollover: Rollover, { issuing, roots, crosses }: Awaited<ReturnType<typeof load>>): Promise<TrustBundle | null> => {
   if (rollover.version === 1) return null
   const trusted = rootsOf(rollover)
@@ -200,9 +209,7 @@ const bundleOf = async (ctx: Base, rollover: Rollover, { issuing, roots, crosses
     type: 'trust',
     version: rollover.version,
     roots: roots.filter(({ number }) => trusted.includes(number)).map(({ certificate }) => certificate.der),
-    chain: [...issuing.filter(({ generation }) => !isRetired(generation)), ...crosses.filter(({ by, of }) => by < of)].map(
-      ({ certificate }) => certificate.der,
-    ),
+    chain: [...issuing.filter(({ generation }) => !isOver(generation)), ...crosses.filter(({ by, of }) => by < of)].map(({ certificate }) => certificate.der),
     keys: present(keys).map(({ der }) => der),
     tainted: hashes(['tainted']).map(keyHash),
     retired: hashes(['retiring', 'retired']).map(keyHash).slice(0, 32),
@@ -222,10 +229,10 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
       return [role, { ...kmsSigner(ctx.kms, key, key, spki), certificate: der }]
     }),
   )
-  const alive = all.issuing.filter(({ generation }) => !isRetired(generation))
+  const alive = all.issuing.filter(({ generation }) => !isOver(generation))
   const issuers = [
     ...all.roots
-      .filter(({ number }) => rootState(rollover, number) !== 'retired')
+      .filter(({ number }) => isRootNeeded(rollover, number))
       .map(({ number, certificate }) => rootIssuer(ctx, number, certificate.spki, issuance.profiles)),
     ...alive.map(({ generation, certificate }) => issuingIssuer(ctx, generation.number, certificate.spki, issuance)),
   ]

@@ -1,4 +1,4 @@
-import { activeOf, nextOf, rootState, type GenerationState } from '../ca/rollover.ts'
+import { activeOf, nextOf, rootState, type GenerationState, type Revocation } from '../ca/rollover.ts'
 import { caCertificates, issuingKey, rolloverOf } from './authority.ts'
 import type { Context } from './context.ts'
 import { devicesUnder, readiness, type Readiness } from './trust.ts'
@@ -14,6 +14,7 @@ export interface CaStatus {
     readonly issuing: string
     readonly notAfter: number | null
     readonly devices: number | null
+    readonly revoked: Revocation | null
   }[]
   readonly roots: { readonly number: number; readonly state: ReturnType<typeof rootState> }[]
   readonly readiness: Omit<Readiness, 'first'> & { readonly until: number | null; readonly first: Readiness['first'][number][] }
@@ -27,11 +28,11 @@ export const caStatus = async (ctx: Context): Promise<CaStatus> => {
   const { first, ...counts } = await readiness(ctx, rollover.version === 1 ? 0 : rollover.version, judged)
   const { crosses } = await caCertificates(ctx, judged)
   const generations = await Promise.all(
-    rollover.generations.map(async ({ number, root, state, since }) => {
+    rollover.generations.map(async ({ number, root, state, since, revoked = null }) => {
       const made = state === 'preparing' ? undefined : (await caCertificates(ctx, { number })).issuing
       const counted = ['superseded', 'tainted', 'retiring'].includes(state)
       const devices = state === 'retired' ? 0 : counted ? (await devicesUnder(ctx, issuingKey(number))).length : null
-      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices }
+      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices, revoked }
     }),
   )
   return {

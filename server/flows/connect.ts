@@ -5,13 +5,14 @@ import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { recovered } from '../fleet/recovery.ts'
-import type { Context } from './context.ts'
+import type { Certificate } from '../ca/certificate.ts'
+import type { Context, SessionCertificate } from './context.ts'
 import { policyOf } from './membership.ts'
 import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
 import { findOne } from './rows.ts'
-import { issuerKeyOf } from './trust.ts'
+import { caMustCount, issuerKeyOf, mustBeInForce } from './trust.ts'
 
 /** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
 export interface Connect {
@@ -24,6 +25,12 @@ export interface Connect {
   readonly from: string
 }
 
+/** Who a connection is, and by which certificate: it lasts no longer than that. */
+export interface Admitted {
+  readonly device: DeviceId | null
+  readonly certificate: SessionCertificate | null
+}
+
 const signature = (password: Uint8Array): Uint8Array => {
   const text = new TextDecoder('latin1').decode(password)
   if (!/^[A-Za-z0-9_-]{86}$/.test(text)) throw new Problem('unauthenticated', 'the password is no connection proof', { reason: 'connect.proof-form' })
@@ -31,7 +38,11 @@ const signature = (password: Uint8Array): Uint8Array => {
 }
 
 /** Certificate, device and proof of a client that claims to be a device. Judged on every CONNECT, on our own rows, never by TLS alone. */
-const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId | null }): Promise<IdentifiedDevice> => {
+const proven = async (
+  ctx: Context,
+  connect: Connect,
+  known: { device: DeviceId | null },
+): Promise<{ readonly device: IdentifiedDevice; readonly certificate: Certificate }> => {
   const claimed = DeviceId.safeParse(connect.clientId)
   if (!claimed.success) throw new Problem('malformed', `client id ${JSON.stringify(connect.clientId.slice(0, 64))}`, { reason: 'connect.client-id' })
   if (connect.username !== undefined && connect.username !== claimed.data)
@@ -44,19 +55,15 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
   known.device = certificate.device
   if (certificate.device !== claimed.data)
     throw new Problem('forbidden', `the certificate of ${certificate.device} for ${claimed.data}`, { reason: 'connect.other-device' })
-  if (certificate.status !== 'valid')
-    throw new Problem('forbidden', `certificate ${certificate.id} is ${certificate.status}`, { reason: `certificate.${certificate.status}` })
-  if (ctx.authority.retired.has(issuerKeyOf(certificate)))
-    throw new Problem('forbidden', `certificate ${certificate.id} comes from a CA that is retired`, { reason: 'certificate.ca-retired' })
-  const now = ctx.now()
-  if (certificate.notBefore > now || certificate.notAfter < now)
-    throw new Problem('expired', `certificate ${certificate.id} is not valid now`, { reason: 'certificate.expired' })
+  mustBeInForce(ctx, certificate)
   const device = await ctx.store.get('device', claimed.data)
   if (!hasIdentity(device)) throw new Problem('forbidden', `device ${claimed.data} is ${device?.state ?? 'unknown'}`, { reason: 'device.not-enrolled' })
   const batch = await ctx.store.get('batch', device.batch)
   if (batch?.standing !== undefined) throw new Problem('forbidden', `batch ${batch.id} is ${batch.standing.state}`, { reason: `batch.${batch.standing.state}` })
   if (certificate.id !== device.tlsSerial && certificate.id !== device.previousTlsSerial)
     throw new Problem('forbidden', `certificate ${certificate.id} was replaced`, { reason: 'certificate.replaced' })
+  const ldevid = await ctx.store.get('certificate', device.ldevidSerial)
+  if (ldevid !== undefined) caMustCount(ctx, ldevid)
   const { connectionProof } = await policyOf(ctx, device.id)
   if (connect.password === undefined && connectionProof) throw new Problem('unauthenticated', 'no connection proof', { reason: 'connect.no-proof' })
   if (connect.password !== undefined) {
@@ -67,7 +74,7 @@ const proven = async (ctx: Context, connect: Connect, known: { device: DeviceId 
   // A quarantined device may hold its newest certificate in memory only, since its keys do not open under such firmware: the one on its disk stays good.
   const isNew = device.previousTlsSerial !== null && device.state === 'enrolled'
   if (certificate.id === device.tlsSerial && (isNew || (device.recovery?.attempts ?? 0) > 0)) await retirePrevious(ctx, device.id, connect)
-  return device
+  return { device, certificate }
 }
 
 /** The new TLS certificate is in use: the one before it stops now, and what it was issued for is over. */
@@ -90,7 +97,7 @@ const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Pro
  * Decides on one CONNECT: which device this connection is, `null` for a peer that wants to enrol. The refusal carries the public code; the reason is audited
  * (bounded for strangers, on the device's record for a peer whose certificate is ours).
  */
-export const admitConnection = async (ctx: Context, connect: Connect): Promise<{ readonly device: DeviceId | null } | { readonly refused: string }> => {
+export const admitConnection = async (ctx: Context, connect: Connect): Promise<Admitted | { readonly refused: string }> => {
   const caller: Caller = { kind: 'unidentified', id: connect.from, from: connect.from }
   const intent: Intent = { caller, action: 'device.connect', subject: connect.clientId.slice(0, 64) }
   const known: { device: DeviceId | null } = { device: null }
@@ -98,9 +105,10 @@ export const admitConnection = async (ctx: Context, connect: Connect): Promise<{
     if (EnrolmentId.safeParse(connect.clientId).success) {
       if (connect.username !== undefined || connect.password !== undefined)
         throw new Problem('unauthenticated', 'credentials without an identity', { reason: 'connect.credentials' })
-      return { device: null }
+      return { device: null, certificate: null }
     }
-    return { device: (await proven(ctx, connect, known)).id }
+    const { device, certificate } = await proven(ctx, connect, known)
+    return { device: device.id, certificate: { issuer: issuerKeyOf(certificate), notAfter: certificate.notAfter } }
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code === 'internal') ctx.log(`connect of ${connect.clientId.slice(0, 64)}: ${problem.message.slice(0, 1000)}`)

@@ -231,6 +231,12 @@ export interface Seal {
   confirm(set: string): Promise<SealStatus>
 }
 
+/** What a connection rests on: the key of the CA that has issued its certificate, and when that ends, milliseconds since 1970. */
+export interface SessionCertificate {
+  readonly issuer: string
+  readonly notAfter: number
+}
+
 /** Who sent a message, as the transport proved it. */
 export interface DeviceRef {
   /** Client id: device id, or `e-…` without identity. */
@@ -241,6 +247,8 @@ export interface DeviceRef {
   /** TLS exporter of this connection with our label (32 bytes); null on an external broker. */
   readonly exporter: Uint8Array | null
   readonly connection: number
+  /** Absent without identity, and where another broker has judged it. */
+  readonly certificate?: SessionCertificate
 }
 
 /** The smallest interface that covers every MQTT engine. */

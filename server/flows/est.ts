@@ -27,6 +27,7 @@ import { perform, type Intent, type Transaction } from './perform.ts'
 import { reappraise } from './reappraise.ts'
 import { auditedFor } from './refusal.ts'
 import { findAll, findOne } from './rows.ts'
+import { mustBeInForce } from './trust.ts'
 import { acceptedWith, judgeClaims } from './verdict.ts'
 
 /** One enrolment request as HTTP brought it, and what TLS proved about its sender. */
@@ -211,9 +212,7 @@ const renewing = async (ctx: Context, own: Uint8Array, known: { device: DeviceId
   if (row === undefined || row.profile !== 'device-tls' || row.device === null)
     throw new Problem('unauthenticated', 'a certificate that was not issued here for a device', { reason: 'certificate.unknown' })
   known.device = row.device
-  if (row.status !== 'valid') throw new Problem('forbidden', `certificate ${row.id} is ${row.status}`, { reason: `certificate.${row.status}` })
-  const now = ctx.now()
-  if (row.notBefore > now || row.notAfter < now) throw new Problem('expired', `certificate ${row.id} is not valid now`, { reason: 'certificate.expired' })
+  mustBeInForce(ctx, row)
   const device = await enrollable(ctx, row.device)
   if (device.state !== 'enrolled') throw new Problem('forbidden', `device ${device.id} is ${device.state}`, { reason: 'device.not-enrolled' })
   if (row.id !== device.tlsSerial && row.id !== device.previousTlsSerial)

@@ -1,14 +1,28 @@
+import type { KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
-import { activeOf, nextOf, published, rootState, ruling, withNext, withState, type Command, type Generation, type Rollover } from '../ca/rollover.ts'
+import {
+  activeOf,
+  isRootNeeded,
+  nextOf,
+  published,
+  ruling,
+  withNext,
+  withState,
+  type Command,
+  type Generation,
+  type Revocation,
+  type Rollover,
+} from '../ca/rollover.ts'
 import type { Action } from '../access/authorise.ts'
 import { certifyRoles, issuingKey, issuingSerial, makeGeneration, rolloverOf, rootKey, setRollover } from './authority.ts'
 import type { Context } from './context.ts'
+import { owe } from './owed-rotation.ts'
 import { perform, refuse, type Transaction } from './perform.ts'
-import { inChunks } from './rows.ts'
 import { askApproval, spendApproval } from './second-person.ts'
-import { announceTrust, devicesUnder, issuerKeyOf, readiness } from './trust.ts'
+import { announceTrust, devicesUnder, readiness } from './trust.ts'
 import { inTurn } from './turn.ts'
+import { cutSessionsUnder, emptyUnder } from './under-ca.ts'
 
 /** What a command has come to. `already`: nothing was left to do. `approval`: it waits for a second person, and nothing was done. */
 export interface RolloverOutcome {
@@ -25,10 +39,10 @@ export interface Force {
 const system: Caller = { kind: 'system', id: 'rollover', from: 'server' }
 
 /** One command at a time; whichever order they come in, each is ruled on what is durable. */
-const inOrder = async <R>(ctx: Context, work: () => Promise<R>): Promise<R> => await inTurn(ctx.store, 'ca/rollover', work)
+export const inOrder = async <R>(ctx: Context, work: () => Promise<R>): Promise<R> => await inTurn(ctx.store, 'ca/rollover', work)
 
 /** The generation that a command is about, or `already`. Throws Problem('conflict') with the reason, audited, when it is out of order. */
-const ruled = async (ctx: Context, caller: Caller, command: Command, number?: number) => {
+export const ruled = async (ctx: Context, caller: Caller, command: Command, number?: number) => {
   const rollover = await rolloverOf(ctx)
   const found = ruling(rollover, command, number)
   if (!('refused' in found)) return { rollover, ...found }
@@ -37,10 +51,10 @@ const ruled = async (ctx: Context, caller: Caller, command: Command, number?: nu
   throw problem
 }
 
-const subjectOf = (number: number): string => `generation ${number}`
+export const subjectOf = (number: number): string => `generation ${number}`
 
 /** One durable step of a rollover: `change` is run on what is stored then, and again when somebody was faster. */
-const move = async (
+export const move = async (
   ctx: Context,
   of: { readonly caller: Caller; readonly action: Action; readonly number: number; readonly step: string; readonly detail?: string },
   change: (rollover: Rollover, tx: Transaction) => Rollover | Promise<Rollover>,
@@ -54,7 +68,7 @@ const move = async (
   ctx.step(of.step)
 }
 
-const done = (generation: Generation | null, already = false): RolloverOutcome => ({ generation: generation?.number ?? 1, already, approval: null })
+export const done = (generation: Generation | null, already = false): RolloverOutcome => ({ generation: generation?.number ?? 1, already, approval: null })
 
 /**
  * Makes the next CA: keys in the KMS, its certificate under the present root, or under a new root (`root`) which it and the present one certify. Nothing is signed
@@ -119,7 +133,7 @@ const forced = async (
   return asked.grantedAt === null ? asked.id : undefined
 }
 
-const spend = async (ctx: Context, tx: Transaction, caller: Caller, of: { readonly action: Action; readonly number: number }): Promise<void> => {
+export const spend = async (ctx: Context, tx: Transaction, caller: Caller, of: { readonly action: Action; readonly number: number }): Promise<void> => {
   if (!(await spendApproval(ctx, tx, caller, `${of.action} ${subjectOf(of.number)}`)))
     throw new Problem('forbidden', 'nobody else has approved it', { reason: 'approval.missing' })
 }
@@ -214,48 +228,58 @@ export const retireCa = async (
     return done(generation)
   })
 
-const finishRetiring = async (ctx: Context, caller: Caller, number: number): Promise<void> => {
+/** Carries out what is durable: nothing of it is accepted. Keys that are to be rotated, which a retired CA leaves none of. */
+export const finishRetiring = async (ctx: Context, caller: Caller, number: number): Promise<readonly KeyId[]> => {
   await ctx.authority.reload()
-  await cut(ctx, issuingKey(number))
   const rollover = await rolloverOf(ctx)
-  const root = rollover.generations.find((one) => one.number === number)?.root ?? 1
-  const isRootOver = rootState(rollover, root) === 'retired'
-  const action = caller.kind === 'system' ? 'ca.settle' : 'ca.retire'
-  if (!isRootOver) await revokeIssuing(ctx, caller, action, number)
+  const { root = 1, revoked } = rollover.generations.find((one) => one.number === number) ?? {}
+  await cutSessionsUnder(ctx, issuingKey(number), `the CA of its certificate was ${revoked === undefined ? 'retired' : 'revoked'}`)
+  const isRootOver = !isRootNeeded(rollover, root)
+  const action = caller.kind === 'system' ? 'ca.settle' : revoked === undefined ? 'ca.retire' : 'ca.revoke'
+  if (!isRootOver) await revokeIssuing(ctx, { caller, action, number, revoked })
+  const keys = revoked === undefined ? [] : await emptyUnder(ctx, { key: issuingKey(number), since: revoked.at })
   for (const key of [issuingKey(number), ...(isRootOver ? [rootKey(root)] : [])]) {
     if ((await ctx.kms.describe(key)) !== undefined) await ctx.kms.destroy(key)
     // A crash here: the key is gone, and the next start goes on from there.
     ctx.step('rollover.destroyed')
   }
-  await move(ctx, { caller, action, number, step: 'rollover.retired', detail: `key destroyed${isRootOver ? ', and that of its root' : ''}` }, (now) =>
-    withState(now, number, 'retired', ctx.now()),
+  await move(
+    ctx,
+    { caller, action, number, step: 'rollover.retired', detail: `key destroyed${isRootOver ? ', and that of its root' : ''}` },
+    async (now, tx) => {
+      // The marker of a start that was faster stands already.
+      const isOwed = keys.length > 0 && now.generations.some((one) => one.number === number && one.state === 'retiring')
+      if (isOwed) owe(tx, owedBy(number), { keys, because: `the CA of ${subjectOf(number)} was revoked`, kick: null })
+      if (revoked !== undefined) tx.note(`keys: ${keys.join(', ') || 'none'}`)
+      return withState(now, number, 'retired', ctx.now())
+    },
   )
   await ctx.authority.reload()
   await announceTrust(ctx)
+  return keys
 }
 
+/** The rotation that the revocation of this generation owes. */
+export const owedBy = (number: number): string => `ca/${number}`
+
 /** For others, who ask the root: its issuing CA works no more (RFC 5280 §5.3.1). */
-const revokeIssuing = async (ctx: Context, caller: Caller, action: Action, number: number): Promise<void> => {
+const revokeIssuing = async (
+  ctx: Context,
+  of: { readonly caller: Caller; readonly action: Action; readonly number: number; readonly revoked: Revocation | undefined },
+): Promise<void> => {
+  const { caller, action, number, revoked } = of
+  const { at, reason, code } = revoked ?? { at: ctx.now(), reason: 'the CA was retired', code: 'cessationOfOperation' as const }
   const serial = await issuingSerial(ctx, number)
   const ended = await perform(ctx, { caller, action, subject: subjectOf(number), detail: `certificate ${serial} revoked` }, async (tx) => {
     const row = await ctx.store.get('certificate', serial)
     if (row === undefined || row.status === 'revoked') return undefined
-    const revoked = { ...row, status: 'revoked', revokedAt: ctx.now(), reason: 'the CA was retired', code: 'cessationOfOperation' } as const
-    tx.update('certificate', revoked)
-    return revoked
+    const next = { ...row, status: 'revoked', revokedAt: at, reason, code } as const
+    tx.update('certificate', next)
+    return next
   })
+  // A crash here: the next start lists it, as everything that is revoked.
   ctx.step('rollover.revoked')
   if (ended !== undefined) ctx.certificatesChanged([ended])
-}
-
-/** Cuts connections that were made with a certificate of this CA. */
-const cut = async (ctx: Context, key: string): Promise<void> => {
-  await inChunks(ctx.sessions.devices(), 32, async (id) => {
-    const device = await ctx.store.get('device', id)
-    const serial = device !== undefined && 'tlsSerial' in device ? (device.previousTlsSerial ?? device.tlsSerial) : undefined
-    const certificate = serial === undefined ? undefined : await ctx.store.get('certificate', serial)
-    if (certificate !== undefined && issuerKeyOf(certificate) === key) await ctx.bus.kick(id, 'the CA of its certificate was retired')
-  })
 }
 
 /** At start: finishes what a crash has left. */

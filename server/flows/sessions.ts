@@ -1,7 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Attest, BodyOf } from '@fleetkey/protocol/messages.ts'
 import type { ImaProgress } from '../attestation/ima.ts'
-import type { DeviceRef } from './context.ts'
+import type { Context, DeviceRef } from './context.ts'
 
 /** What a device was asked. `ima`: where the list that it is asked for goes on; `rest`: only because a list was longer than what its quote covered. */
 export interface Question {
@@ -49,5 +49,19 @@ export const liveSessions = (): Sessions => {
     },
     of: (device) => live.get(device),
     devices: () => [...live.values()].flatMap(({ from }) => (from.device === null ? [] : [from.device])),
+  }
+}
+
+/**
+ * A connection lasts no longer than its certificate, and than the CA behind it counts: whoever has not renewed in time is cut, and proves itself anew. Run every
+ * second; a connection that was being admitted while its CA was revoked is found here.
+ */
+export const endSessions = async (ctx: Context): Promise<void> => {
+  const now = ctx.now()
+  for (const id of ctx.sessions.devices()) {
+    const certificate = ctx.sessions.of(id)?.from.certificate
+    if (certificate === undefined) continue
+    if (certificate.notAfter < now) await ctx.bus.kick(id, 'its certificate has run out')
+    else if (ctx.authority.retired.has(certificate.issuer)) await ctx.bus.kick(id, 'the CA of its certificate counts no more')
   }
 }

@@ -1,5 +1,6 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import { trustDigest } from '@fleetkey/protocol/transcript.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
 import type { Certificate } from '../ca/certificate.ts'
@@ -19,6 +20,29 @@ const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) ===
 
 /** Name of the key of the CA that has signed a device's certificate. */
 export const issuerKeyOf = ({ issuer }: Pick<Certificate, 'issuer'>): string => issuer ?? issuingKey(1)
+
+/** Whether nothing that this CA has issued is accepted any more, and how it ended; undefined while it counts. */
+const endOf = ({ authority }: Pick<Context, 'authority'>, certificate: Certificate): 'retired' | 'revoked' | undefined => {
+  const key = issuerKeyOf(certificate)
+  if (!authority.retired.has(key)) return undefined
+  return authority.rollover.generations.some(({ number, revoked }) => revoked !== undefined && issuingKey(number) === key) ? 'revoked' : 'retired'
+}
+
+/** Throws Problem('unauthenticated') for a certificate of a CA that was retired or revoked: its device has to prove itself anew. */
+export const caMustCount = (ctx: Pick<Context, 'authority'>, certificate: Certificate): void => {
+  const end = endOf(ctx, certificate)
+  if (end !== undefined)
+    throw new Problem('unauthenticated', `certificate ${certificate.id} comes from a CA that is ${end}`, { reason: `certificate.ca-${end}` })
+}
+
+/** One rule for every door that a certificate opens. Throws Problem unless it is neither revoked nor on hold, its CA counts, and it is valid now. */
+export const mustBeInForce = (ctx: Pick<Context, 'authority' | 'now'>, certificate: Certificate): void => {
+  const { id, status, notBefore, notAfter } = certificate
+  if (status !== 'valid') throw new Problem('forbidden', `certificate ${id} is ${status}`, { reason: `certificate.${status}` })
+  caMustCount(ctx, certificate)
+  const now = ctx.now()
+  if (notBefore > now || notAfter < now) throw new Problem('expired', `certificate ${id} is not valid now`, { reason: 'certificate.expired' })
+}
 
 /** The version of the trust bundle that a device has acknowledged; 0: none, it trusts what its configuration says. */
 export const acknowledgedVersion = ({ trust }: IdentifiedDevice): number => trust?.version ?? 0
@@ -83,7 +107,8 @@ export interface Readiness {
 
 const shown = 20
 
-const eachDevice = async (ctx: Base, visit: (device: IdentifiedDevice) => void | Promise<void>): Promise<void> => {
+/** Every device that has an identity and is not barred, a bounded number at a time. */
+export const eachDevice = async (ctx: Base, visit: (device: IdentifiedDevice) => void | Promise<void>): Promise<void> => {
   for (const state of ['enrolled', 'quarantined'] as const)
     for (let after: string | undefined; ;) {
       const page = await ctx.store.find('device', { where: { state }, limit: pageSize, ...(after === undefined ? {} : { after }) })

@@ -20,6 +20,8 @@ import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { addOperator } from '../../flows/first-token.ts'
 import { caStatus } from '../../flows/ca-status.ts'
+import { caNamed, revokeCa } from '../../flows/revoke-ca.ts'
+import { caBlastRadius } from '../../flows/under-ca.ts'
 import { activateCa, distributeCa, prepareCa, retireCa, taintCa } from '../../flows/rollover.ts'
 import { approvals, grantApproval } from '../../flows/second-person.ts'
 import { importRelease } from '../../flows/import-release.ts'
@@ -36,6 +38,7 @@ import {
   auditView,
   batchRow,
   blastRadiusView,
+  caBlastRadiusView,
   campaignView,
   deviceSummary,
   deviceView,
@@ -172,6 +175,14 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     'ca.activate': async ({ caller, body }) => await activateCa(ctx, caller, body.force),
     'ca.taint': async ({ caller, body }) => await taintCa(ctx, caller, { number: body.generation, within: body.within }),
     'ca.retire': async ({ caller, body }) => await retireCa(ctx, caller, { number: body.generation, force: body.force }),
+    async 'ca.blast-radius'({ caller, params }) {
+      read(caller)
+      return caBlastRadiusView(await caBlastRadius(ctx, await caNamed(ctx, params.name)))
+    },
+    async 'ca.revoke'({ caller, params, body: { reason, code, force } }) {
+      const { keys, campaigns, ...outcome } = await revokeCa(ctx, caller, params.name, { why: reason, code, force })
+      return { ...outcome, keys: [...keys], campaigns: [...campaigns] }
+    },
     async 'approval.list'({ caller }) {
       read(caller)
       return { items: (await approvals(ctx)).map((one) => approvalView(one, ctx.now())) }

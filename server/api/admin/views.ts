@@ -10,6 +10,7 @@ import { stages, type Campaign, type Stage, type Target } from '../../campaigns/
 import { keyGenerationOf } from '../../flows/approvals.ts'
 import type { BatchEffect } from '../../flows/batch-order.ts'
 import type { BlastRadius } from '../../flows/blast-radius.ts'
+import type { CaBlastRadius } from '../../flows/under-ca.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import {
   hasIdentity,
@@ -89,6 +90,14 @@ export const blastRadiusView = ({ topics, keys, notDelivered, ...rest }: BlastRa
   topics: [...topics],
   keys: keys.map((key) => ({ ...key, epochs: [...key.epochs] })),
   notDelivered: [...notDelivered],
+})
+
+export const caBlastRadiusView = ({ first, topics, keys, rotated, ...rest }: CaBlastRadius): ResponseOf<'ca.blast-radius'> => ({
+  ...rest,
+  first: [...first],
+  topics: [...topics],
+  keys: keys.map((key) => ({ ...key, epochs: [...key.epochs] })),
+  rotated: [...rotated],
 })
 
 export const releaseView = ({ id, model, name, number, debug, pcrs, files, importedAt, withdrawn }: Release): Item<'release.list'> => ({

@@ -1,9 +1,8 @@
 import { constants } from 'node:crypto'
 import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { createServer as createTlsServer, type SecureContextOptions, type TLSSocket } from 'node:tls'
-import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Aedes } from 'aedes'
-import type { Connect } from '../../flows/connect.ts'
+import type { Admitted, Connect } from '../../flows/connect.ts'
 import type { Bus, DeviceRef } from '../../flows/context.ts'
 import { addressPrefix } from '../address.ts'
 import { arrivals } from './arrivals.ts'
@@ -19,7 +18,9 @@ export interface EmbeddedBusOptions {
   /** PEM. */
   readonly tls: { readonly key: string; readonly cert: string }
   /** Decides on one CONNECT from what the peer said and proved. Group topics that it may subscribe to beside its own come with the answer. */
-  readonly admit: (connect: Connect) => Promise<{ readonly device: DeviceId | null; readonly topics?: readonly string[] } | { readonly refused: string }>
+  readonly admit: (
+    connect: Connect,
+  ) => Promise<(Pick<Admitted, 'device'> & Partial<Admitted> & { readonly topics?: readonly string[] }) | { readonly refused: string }>
   readonly now: () => number
   readonly log: (line: string) => void
   readonly limits?: Partial<BrokerLimits>
@@ -154,7 +155,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     peer.up = topics.up
     peer.down = topics.down
     peer.groups = new Set(verdict.topics)
-    peer.ref = { client, device: verdict.device, from: peer.from, exporter, connection: peer.connection }
+    const certificate = verdict.certificate ?? undefined
+    peer.ref = { client, device: verdict.device, from: peer.from, exporter, connection: peer.connection, ...(certificate === undefined ? {} : { certificate }) }
   }
 
   // A throw inside a hook would end the process: whatever it is, it becomes a refusal.
