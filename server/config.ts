@@ -5,7 +5,7 @@ import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { z } from 'zod'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
 import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
-import type { Backend } from './kms/orders.ts'
+import { maxSessions, type Backend, type FileBackend } from './kms/orders.ts'
 
 const port = z.coerce.number('not a number').int('not a whole number').min(0, 'below 0').max(65_535, 'above 65535')
 
@@ -52,13 +52,12 @@ export class SettingsError extends Error {
   override readonly name = 'SettingsError'
 }
 
-const readable = (path: string | undefined): string | undefined => {
-  if (path === undefined) return undefined
+const readable = (path: string, option: string): string => {
   try {
     accessSync(path, constants.R_OK)
     return resolve(path)
   } catch (error) {
-    throw new SettingsError(`--passphrase-file ${path}: ${error instanceof Error ? error.message : String(error)}`)
+    throw new SettingsError(`${option} ${path}: ${error instanceof Error ? error.message : String(error)}`)
   }
 }
 
@@ -79,19 +78,55 @@ const fileOf = (path: string | undefined): ConfigFile => {
   throw new SettingsError(parsed.error.issues.map((issue) => `--config ${path}: ${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; '))
 }
 
-/** What systemd decrypts for this unit alone (`LoadCredentialEncrypted=fleetkey-passphrase:…`). */
-const credential = (folder: string | undefined): string | undefined => {
-  const path = folder === undefined ? undefined : join(folder, 'fleetkey-passphrase')
+/** What systemd decrypts for this unit alone (`LoadCredentialEncrypted=fleetkey-passphrase:…`, `fleetkey-pin:…`). */
+const credential = (folder: string | undefined, name: string): string | undefined => {
+  const path = folder === undefined ? undefined : join(folder, name)
   return path !== undefined && existsSync(path) ? path : undefined
 }
 
 /** Each kind of back end reads what it takes from the command line and the environment. */
 const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv) => Backend } = {
-  file(values, env) {
-    const passphraseFile = textOf(values, 'passphrase-file') ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'])
-    return { kind: 'file', passphraseFile: readable(passphraseFile) ?? null, keyFile: null }
+  file: (values, env) => filesOf(values, env),
+  pkcs11(values, env) {
+    const need = (option: string, variable: string, otherwise?: string): string => {
+      const value = textOf(values, option) ?? env[variable] ?? otherwise
+      if (value === undefined || value === '') throw new SettingsError(`--kms pkcs11 takes --${option} (or ${variable})`)
+      return value
+    }
+    const sessions = z.coerce
+      .number()
+      .int()
+      .min(1)
+      .max(maxSessions)
+      .safeParse(textOf(values, 'pkcs11-sessions') ?? 4)
+    if (!sessions.success) throw new SettingsError(`--pkcs11-sessions: not a number from 1 to ${maxSessions}`)
+    const names = Array.isArray(values['pkcs11-env']) ? (values['pkcs11-env'] as readonly string[]) : []
+    const pinFile = need('pkcs11-pin-file', 'FLEETKEY_PKCS11_PIN_FILE', credential(env['CREDENTIALS_DIRECTORY'], 'fleetkey-pin'))
+    return {
+      kind: 'pkcs11',
+      addon: resolve(textOf(values, 'pkcs11-addon') ?? env['FLEETKEY_PKCS11_ADDON'] ?? join(dataOf(values, env), 'pkcs11js')),
+      module: readable(need('pkcs11-module', 'FLEETKEY_PKCS11_MODULE'), '--pkcs11-module'),
+      token: need('pkcs11-token', 'FLEETKEY_PKCS11_TOKEN'),
+      pinFile: readable(pinFile, '--pkcs11-pin-file'),
+      sessions: sessions.data,
+      variables: Object.fromEntries(
+        names.map((name) => {
+          const value = env[name]
+          if (value === undefined) throw new SettingsError(`--pkcs11-env ${name}: there is no such variable`)
+          return [name, value]
+        }),
+      ),
+      files: filesOf(values, env),
+    }
   },
 }
+
+const filesOf = (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): FileBackend => {
+  const path = textOf(values, 'passphrase-file') ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'], 'fleetkey-passphrase')
+  return { kind: 'file', passphraseFile: path === undefined ? null : readable(path, '--passphrase-file'), keyFile: null }
+}
+
+const dataOf = (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): string => resolve(textOf(values, 'data') ?? env['FLEETKEY_DATA'] ?? 'data')
 
 const textOf = (values: Readonly<Record<string, unknown>>, option: string): string | undefined => {
   const value = values[option]
@@ -116,7 +151,7 @@ const optionOf: Readonly<Record<string, string>> = {
   recoveries: '--recoveries',
 }
 
-/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_KMS, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
+/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_KMS, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_PKCS11_…, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
 export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): Settings => {
   let values
   try {
@@ -134,6 +169,12 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         name: { type: 'string', multiple: true },
         recoveries: { type: 'string' },
         kms: { type: 'string' },
+        'pkcs11-addon': { type: 'string' },
+        'pkcs11-module': { type: 'string' },
+        'pkcs11-token': { type: 'string' },
+        'pkcs11-pin-file': { type: 'string' },
+        'pkcs11-sessions': { type: 'string' },
+        'pkcs11-env': { type: 'string', multiple: true },
         'passphrase-file': { type: 'string' },
         config: { type: 'string' },
         json: { type: 'boolean' },
@@ -143,7 +184,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     throw new SettingsError(error instanceof Error ? error.message : String(error))
   }
   const parsed = Settings.safeParse({
-    data: resolve(values.data ?? env['FLEETKEY_DATA'] ?? 'data'),
+    data: dataOf(values, env),
     tenant: values.tenant ?? 'default',
     host: values.host ?? '127.0.0.1',
     mqttPort: values['mqtt-port'] ?? 8883,

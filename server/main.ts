@@ -31,6 +31,7 @@ import { perform } from './flows/perform.ts'
 import { settleRollover } from './flows/rollover.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
+import type { Backend } from './kms/orders.ts'
 import { startKms } from './kms/supervisor.ts'
 import { openSqliteStore } from './store/sqlite.ts'
 
@@ -156,7 +157,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
-    kms: settings.backend.passphraseFile === null ? 'file, key file' : 'file, passphrase',
+    kms: spokenKms(settings.backend),
     bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
       tenant: settings.tenant,
@@ -286,7 +287,7 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
         ...(httpPort === null ? [] : [`  status     http://${settings.host}:${httpPort} (revocation lists, OCSP)`]),
         ...(estPort === null ? [] : [`  EST        https://${settings.host}:${estPort}/.well-known/est/`]),
         `  data       ${settings.data} (store/, kms/)`,
-        `  KEK        ${settings.backend.passphraseFile === null ? join(settings.data, 'kms', 'master.key') : 'from your passphrase'}`,
+        `  KEK        ${kekPlace(settings)}`,
         `  token      ${cliFile} (the first operator's; keep it, mode 0600)`,
         '',
       ].join('\n'),
@@ -305,6 +306,14 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
   }
   process.on('SIGINT', stop)
   process.on('SIGTERM', stop)
+}
+
+const spokenKms = (backend: Backend): string =>
+  backend.kind === 'pkcs11' ? `PKCS#11, token ${backend.token}` : backend.passphraseFile === null ? 'file, key file' : 'file, passphrase'
+
+const kekPlace = ({ backend, data }: Settings): string => {
+  if (backend.kind === 'pkcs11') return `token ${backend.token} (pkcs11)`
+  return backend.passphraseFile === null ? join(data, 'kms', 'master.key') : 'from your passphrase'
 }
 
 const readable = (thrown: unknown): string => {

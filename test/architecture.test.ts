@@ -135,7 +135,24 @@ it('imports only downwards', () => {
 })
 
 /** What holds private keys, or opens them. */
-const keyCode = ['open', 'custody', 'safe', 'file', 'master', 'slots', 'shares', 'cell', 'process', 'lock'].map((name) => `server/kms/${name}.ts`)
+const keyCode = [
+  'open',
+  'custody',
+  'joined',
+  'pkcs11/holder',
+  'pkcs11/token',
+  'pkcs11/keys',
+  'pkcs11/pin',
+  'pkcs11/cryptoki',
+  'safe',
+  'file',
+  'master',
+  'slots',
+  'shares',
+  'cell',
+  'process',
+  'lock',
+].map((name) => `server/kms/${name}.ts`)
 
 it('loads the code that opens private keys in the KMS process only', () => {
   const [reached, next] = [new Set<string>(), ['server/main.ts']]

@@ -16,6 +16,9 @@ export const judges = {
   // Its elliptic curves are in the plugins.
   pki: 'strongswan-pki libstrongswan-standard-plugins',
   curl: 'curl',
+  'softhsm2-util': 'softhsm2',
+  // Builds what reaches a PKCS#11 token.
+  'c++': 'g++',
 } as const
 
 const found = (program: string): boolean =>

@@ -1,11 +1,12 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll } from 'vitest'
+import { afterAll, describe } from 'vitest'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
 import { startKms } from '@fleetkey/server/kms/supervisor.ts'
 import { kmsConformance } from './conformance/kms.ts'
+import { hasSoftHsm, openSoftHsm } from './softhsm.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'fleetkey-kms-'))
 afterAll(() => rmSync(folder, { recursive: true, force: true }))
@@ -30,3 +31,12 @@ writeFileSync(passphraseFile, 'correct horse battery\n', { mode: 0o600 })
 
 kmsConformance('process, key file', behindSocket(null))
 kmsConformance('process, passphrase', behindSocket(passphraseFile))
+
+describe.skipIf(!hasSoftHsm())('PKCS#11', () => {
+  kmsConformance('process, SoftHSM', async () => {
+    const own = join(folder, String(++count))
+    const { backend } = openSoftHsm(`${own}-token`)
+    const again = async () => await startKms({ folder: own, backend, log: () => undefined })
+    return { kms: await again(), again }
+  })
+})

@@ -10,6 +10,7 @@ import { factoryCommands } from './factory.ts'
 import { groupCommands } from './group.ts'
 import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
+import { kmsCommands } from './kms.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
 import { rolloverCommands } from './rollover.ts'
@@ -19,6 +20,7 @@ import { tokenCommands } from './token.ts'
 /** One more command is one more row in one of these files. */
 export const commands: readonly Command[] = [
   ...serverCommands,
+  ...kmsCommands,
   ...factoryCommands,
   ...releaseCommands,
   ...endorsementCommands,

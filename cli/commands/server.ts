@@ -3,47 +3,46 @@ import { constants } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { exit, text, writeResult, type Command } from '../command.ts'
 
+const string = { type: 'string' } as const
+const strings = { type: 'string', multiple: true } as const
+
+/** Handed on as they are: the server judges them. */
+const startOptions = {
+  tenant: string,
+  host: string,
+  'mqtt-port': string,
+  'https-port': string,
+  'http-port': string,
+  'est-port': string,
+  'status-url': string,
+  name: strings,
+  kms: string,
+  'passphrase-file': string,
+  'pkcs11-addon': string,
+  'pkcs11-module': string,
+  'pkcs11-token': string,
+  'pkcs11-pin-file': string,
+  'pkcs11-sessions': string,
+  'pkcs11-env': strings,
+  config: string,
+  recoveries: string,
+} as const
+
 export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
     usage:
-      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file] [--passphrase-file F] [--config F] [--recoveries COUNT/DAYSd]',
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file|pkcs11] [--passphrase-file F] [--pkcs11-module LIBRARY] [--pkcs11-token LABEL] [--pkcs11-pin-file F] [--pkcs11-sessions N] [--pkcs11-env NAME]… [--pkcs11-addon DIR] [--config F] [--recoveries COUNT/DAYSd]',
     summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
     args: [0, 0],
-    options: {
-      tenant: { type: 'string' },
-      host: { type: 'string' },
-      'mqtt-port': { type: 'string' },
-      'https-port': { type: 'string' },
-      'http-port': { type: 'string' },
-      'est-port': { type: 'string' },
-      'status-url': { type: 'string' },
-      name: { type: 'string', multiple: true },
-      kms: { type: 'string' },
-      'passphrase-file': { type: 'string' },
-      config: { type: 'string' },
-      recoveries: { type: 'string' },
-    },
+    options: startOptions,
     async run(call) {
       const args = ['--data', call.data]
-      for (const option of [
-        'tenant',
-        'host',
-        'mqtt-port',
-        'https-port',
-        'http-port',
-        'est-port',
-        'status-url',
-        'kms',
-        'passphrase-file',
-        'config',
-        'recoveries',
-      ]) {
-        const value = text(call, option)
-        if (value !== undefined) args.push(`--${option}`, value)
+      for (const option of Object.keys(startOptions)) {
+        const value = call.options[option]
+        if (typeof value === 'string') args.push(`--${option}`, value)
+        else if (Array.isArray(value)) for (const one of value as readonly string[]) args.push(`--${option}`, one)
       }
-      const names = call.options['name']
-      for (const name of Array.isArray(names) ? names : []) args.push('--name', name)
       if (call.out.json) args.push('--json')
       const child = spawn(process.execPath, [fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts')), ...args], { stdio: 'inherit' })
       for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal))

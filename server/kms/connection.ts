@@ -23,6 +23,8 @@ const deadline = 30_000
 export interface ConnectionEvents {
   /** The process says that the keys were opened. */
   readonly onOpen: () => void
+  /** What keeps the keys from being used for now; null when nothing does any more. */
+  readonly onNotice: (problem: Problem | null) => void
   readonly onClose: () => void
 }
 
@@ -30,7 +32,7 @@ export interface ConnectionEvents {
 export const openConnection = async (
   path: string,
   secret: Uint8Array,
-  { onOpen, onClose }: ConnectionEvents,
+  { onOpen, onNotice, onClose }: ConnectionEvents,
 ): Promise<Connection & { readonly state: unknown }> => {
   const socket = connect(path)
   const reader = new FrameReader(limits.frame)
@@ -48,7 +50,9 @@ export const openConnection = async (
       for (const value of reader.push(chunk)) {
         const answer = readAnswer(value)
         if (answer.id === 0) {
-          onOpen()
+          if ('problem' in answer) onNotice(answer.problem)
+          else if (answer.result === true) onOpen()
+          else onNotice(null)
           continue
         }
         const one = settle(answer.id)

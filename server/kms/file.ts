@@ -26,7 +26,8 @@ export interface FileKmsOptions {
   readonly step?: (name: string) => void
 }
 
-const suffix = '.key.cbor'
+/** How names of key files end. */
+export const fileSuffix = '.key.cbor'
 const maxFile = 4096
 
 interface KeyFile {
@@ -83,7 +84,7 @@ const load = (folder: string, entry: string, master: KeyObject): FileKey => {
     throw tampered()
   }
   if (!isKeyFile(file)) throw tampered()
-  const material = entry === `${file.name}${suffix}` ? open(master, file.cell, keyContext(file)) : undefined
+  const material = entry === `${file.name}${fileSuffix}` ? open(master, file.cell, keyContext(file)) : undefined
   if (material === undefined) throw tampered()
   try {
     return held(file, material)
@@ -104,11 +105,11 @@ export const openFileHolder = (folder: string, options: FileKmsOptions = {}): Ho
   removeLeftovers(folder)
   const master = options.master ?? openMaster(folder, { passphrase: options.passphrase, keyFile: options.keyFile, random, step })
   removeStaleKeyFile(folder)
-  const pathOf = (name: string): string => join(folder, `${name}${suffix}`)
+  const pathOf = (name: string): string => join(folder, `${name}${fileSuffix}`)
   return {
     shares: splitter(folder, master, { random, step }),
     keys: readdirSync(folder)
-      .filter((entry) => entry.endsWith(suffix) && !entry.startsWith('.'))
+      .filter((entry) => entry.endsWith(fileSuffix) && !entry.startsWith('.'))
       .map((entry) => load(folder, entry, master)),
     async make(name, purpose) {
       const material = generate(purpose, random)

@@ -1,10 +1,13 @@
 import type { KeyObject } from 'node:crypto'
-import { existsSync, readFileSync } from 'node:fs'
-import { Problem } from '@fleetkey/protocol/problem.ts'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms } from '../flows/context.ts'
-import { openFileKms } from './file.ts'
-import type { Backend } from './orders.ts'
+import { kmsOf, type Holder } from './custody.ts'
+import { fileSuffix, openFileHolder } from './file.ts'
+import { joined } from './joined.ts'
+import type { Backend, FileBackend } from './orders.ts'
+import { openPkcs11Holder, tokenSuffix } from './pkcs11/holder.ts'
 import { sealed } from './sealed.ts'
 import type { Splitter } from './shares.ts'
 
@@ -31,24 +34,54 @@ export interface Place {
   readonly step?: ((name: string) => void) | undefined
   /** The master key of the folder, once shares gave it. */
   readonly master?: KeyObject | undefined
+  /** Told what keeps the keys from being used for a while, and null when nothing does any more. */
+  readonly notice?: ((problem: Problem | null) => void) | undefined
 }
 
-/** An open back end; `shares`: where what opens it can be split among people. */
-export interface Opened extends Kms {
+/** Where what opens the keys can be split among people. */
+interface Split {
   readonly shares?: Splitter
 }
 
-type Opener<B extends Backend> = (place: Place, backend: B) => Promise<Opened>
+/** An open back end. */
+export interface Opened extends Kms, Split {}
 
-const openers: { readonly [B in Backend as B['kind']]: Opener<B> } = {
-  file: async ({ folder, step, master }, { passphraseFile, keyFile }) =>
-    await openFileKms(folder, {
-      master,
-      ...(passphraseFile === null || master !== undefined ? {} : { passphrase: passphraseIn(passphraseFile) }),
-      ...(keyFile === null ? {} : { keyFile }),
-      ...(step === undefined ? {} : { step }),
-    }),
+const has = (folder: string, suffix: string): boolean => existsSync(folder) && readdirSync(folder).some((entry) => entry.endsWith(suffix))
+
+const files = ({ folder, step, master }: Place, { passphraseFile, keyFile }: FileBackend): ReturnType<typeof openFileHolder> =>
+  openFileHolder(folder, {
+    master,
+    ...(passphraseFile === null || master !== undefined ? {} : { passphrase: passphraseIn(passphraseFile) }),
+    ...(keyFile === null ? {} : { keyFile }),
+    ...(step === undefined ? {} : { step }),
+  })
+
+const openers: { readonly [B in Backend as B['kind']]: (place: Place, backend: B) => Promise<Holder & Split> } = {
+  async file(place, backend) {
+    // Without their token they would be made anew, and nothing that they have signed or wrapped would count any more.
+    if (has(place.folder, tokenSuffix))
+      throw new Problem('unavailable', `keys of ${place.folder} are in a PKCS#11 token: start with --kms pkcs11`, { reason: 'kms.token' })
+    return await Promise.resolve(files(place, backend))
+  },
+  async pkcs11(place, backend) {
+    // Before the library is loaded, which reads them, and before anything runs on another thread.
+    Object.assign(process.env, backend.variables, { UV_THREADPOOL_SIZE: String(backend.sessions) })
+    // First, because opening them leaves nothing behind: those that are not moved yet.
+    const inFiles = has(place.folder, fileSuffix) ? files(place, backend.files) : undefined
+    let inToken: Holder
+    try {
+      inToken = await openPkcs11Holder({ ...place, ...backend })
+    } catch (thrown) {
+      const { reason, message } = toProblem(thrown)
+      // Tokens are put in, and files come.
+      throw reason === 'kms.token' || reason === 'kms.pin-file' ? sealed(message) : thrown
+    }
+    return inFiles === undefined ? inToken : joined(inToken, inFiles)
+  },
 }
 
 /** The KMS of that back end. Throws Problem with what keeps it closed; reason `kms.sealed` (sealed.ts) when it is something that may still come. */
-export const openKms = async (place: Place, backend: Backend): Promise<Opened> => await (openers[backend.kind] as Opener<Backend>)(place, backend)
+export const openKms = async (place: Place, backend: Backend): Promise<Opened> => {
+  const holder = await (openers[backend.kind] as (place: Place, backend: Backend) => Promise<Holder & Split>)(place, backend)
+  return { ...kmsOf(holder), ...(holder.shares === undefined ? {} : { shares: holder.shares }) }
+}

@@ -1,4 +1,4 @@
-import { isBytes, hasExactly } from './shape.ts'
+import { hasExactly, isBytes, isCount } from './shape.ts'
 
 /** Keys in the folder, encrypted under what a passphrase or a key file gives. */
 export interface FileBackend {
@@ -9,8 +9,30 @@ export interface FileBackend {
   readonly keyFile: string | null
 }
 
+/** Keys in a PKCS#11 token, which makes them and never gives them away. */
+export interface Pkcs11Backend {
+  readonly kind: 'pkcs11'
+  /** Folder of pkcs11js, as `fleetkey kms install-pkcs11` makes it. */
+  readonly addon: string
+  /** The token's library. */
+  readonly module: string
+  /** Label or serial number of the token. */
+  readonly token: string
+  /** File with the user's PIN: read by the process itself, at every login. */
+  readonly pinFile: string
+  /** Operations at a time. */
+  readonly sessions: number
+  /** Variables of the environment that the library reads. */
+  readonly variables: Readonly<Record<string, string>>
+  /** For keys that are still in files. */
+  readonly files: FileBackend
+}
+
 /** Where the keys are, and what it takes to reach them. */
-export type Backend = FileBackend
+export type Backend = FileBackend | Pkcs11Backend
+
+/** Sessions of a token that can be asked for. */
+export const maxSessions = 64
 
 /** What the server tells its KMS process on standard input, once, before anything else. */
 export interface Orders {
@@ -28,8 +50,25 @@ export interface Orders {
 const isPath = (value: unknown): value is string => typeof value === 'string' && value.length > 0 && value.length <= 4096
 const isPathOrNull = (value: unknown): value is string | null => value === null || isPath(value)
 
+const isVariables = (value: unknown): boolean =>
+  typeof value === 'object' &&
+  value !== null &&
+  Object.getPrototypeOf(value) === Object.prototype &&
+  Object.keys(value).length <= 16 &&
+  Object.values(value).every((one) => typeof one === 'string')
+
 const backends: { readonly [K in Backend['kind']]: (value: unknown) => boolean } = {
   file: (value) => hasExactly(value, ['kind', 'passphraseFile', 'keyFile']) && isPathOrNull(value['passphraseFile']) && isPathOrNull(value['keyFile']),
+  pkcs11: (value) =>
+    hasExactly(value, ['kind', 'addon', 'module', 'token', 'pinFile', 'sessions', 'variables', 'files']) &&
+    isPath(value['addon']) &&
+    isPath(value['module']) &&
+    isPath(value['token']) &&
+    isPath(value['pinFile']) &&
+    isCount(value['sessions'], 1, maxSessions) &&
+    isVariables(value['variables']) &&
+    isBackend(value['files']) &&
+    value['files'].kind === 'file',
 }
 
 const isBackend = (value: unknown): value is Backend => {

@@ -71,7 +71,7 @@ const carryOutSeal = async (safe: Safe, request: SealRequest): Promise<unknown> 
   }
 }
 
-/** Serves one connection: strangers may only say the secret of this start, once, in time. `known`: who is told when the keys are opened. */
+/** Serves one connection: strangers may only say the secret of this start, once, in time. `known`: who is told when the keys are opened, or cannot be used for a while. */
 const serve = (socket: Socket, of: { readonly safe: Safe; readonly secret: Secret; readonly known: Set<Socket> }): void => {
   const reader = new FrameReader(limits.strangerFrame)
   let known = false
@@ -136,9 +136,12 @@ const run = async (orders: Orders): Promise<void> => {
   lockKeys(orders.folder)
   const step = orders.steps ? askedAtEachStep : (): void => undefined
   const known = new Set<Socket>()
+  const notice = (problem: Problem | null): void => {
+    for (const socket of known) socket.write(frame([0, problem === null ? null : problemParts(problem), null]))
+  }
   const safe = await openSafe({
     folder: orders.folder,
-    open: async (master) => await openKms({ folder: orders.folder, step, master }, orders.backend),
+    open: async (master) => await openKms({ folder: orders.folder, step, master, notice }, orders.backend),
     step,
     onOpen: () => {
       for (const socket of known) socket.write(frame([0, null, true]))

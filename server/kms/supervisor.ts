@@ -9,7 +9,7 @@ import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Kms, Seal } from '../flows/context.ts'
 import { kmsClient, sealClient } from './client.ts'
-import { Lost, openConnection, type Connection } from './connection.ts'
+import { Lost, openConnection, type Connection, type ConnectionEvents } from './connection.ts'
 import type { Backend, Orders } from './orders.ts'
 import { limits, readProblem, readSeal } from './wire.ts'
 
@@ -84,7 +84,7 @@ const firstWord = async (child: ChildProcess): Promise<void> => {
   await promise
 }
 
-const start = async (orders: Orders, options: KmsOptions, { onEnd, onOpen }: { readonly onEnd: () => void; readonly onOpen: () => void }): Promise<Running> => {
+const start = async (orders: Orders, options: KmsOptions, { onClose, onOpen, onNotice }: ConnectionEvents): Promise<Running> => {
   const { NODE_COMPILE_CACHE: cache } = process.env
   const child = spawn(process.execPath, ['--disable-sigusr1', fileURLToPath(new URL('./process.ts', import.meta.url))], {
     stdio: ['pipe', 'pipe', 'inherit', ...(orders.steps ? (['pipe'] as const) : [])],
@@ -110,12 +110,13 @@ const start = async (orders: Orders, options: KmsOptions, { onEnd, onOpen }: { r
       ended = true
       // A process that lives and does not answer the socket any more is of no use.
       child.kill('SIGKILL')
-      onEnd()
+      onClose()
     }
     let running: Running | undefined
     let told = false
     const connection = await openConnection(orders.socket, orders.secret, {
       onClose: end,
+      onNotice,
       onOpen() {
         told = true
         if (running === undefined) return
@@ -152,6 +153,7 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
   let running: Running | undefined
   let closed = false
   let reason = 'starting'
+  let hindrance: Problem | null = null
   let pause: number = pauses.first
   let startedAt = 0
   let waiting = 0
@@ -164,12 +166,14 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
 
   const begin = async (): Promise<void> => {
     running = await start(orders(), options, {
-      onEnd: died,
+      onClose: died,
+      onNotice: hindered,
       onOpen() {
         options.log('the keys are open')
         wake()
       },
     })
+    hindrance = null
     startedAt = performance.now()
     if (running.sealed !== undefined) options.log(`SEALED: ${running.sealed.slice(0, 500)} (fleetkey seal status)`)
     wake()
@@ -188,6 +192,10 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
       )
     }, pause)
     pause = Math.min(pause * 2, pauses.last)
+  }
+  const hindered = (problem: Problem | null): void => {
+    hindrance = problem
+    options.log(problem === null ? 'the KMS has its keys again' : `ALARM: KMS: ${problem.message.slice(0, 500)}`)
   }
   const died = (): void => {
     running = undefined
@@ -225,7 +233,7 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
         } catch (thrown) {
           if (!(thrown instanceof Lost)) throw thrown
           if (++deaths >= maxDeaths) throw away(`it ended ${deaths} times under this request`)
-          // `onEnd` comes in the same turn as the loss; the next look finds no connection and waits for the new one.
+          // `onClose` comes in the same turn as the loss; the next look finds no connection and waits for the new one.
         }
       }
     } finally {
@@ -247,7 +255,8 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
     seal: sealClient(ask),
     health() {
       if (running === undefined) return { open: false, sealed: false, reason: `KMS: ${reason}` }
-      return running.sealed === undefined ? { open: true, sealed: false, reason: null } : { open: false, sealed: true, reason: `sealed: ${running.sealed}` }
+      if (running.sealed !== undefined) return { open: false, sealed: true, reason: `sealed: ${running.sealed}` }
+      return hindrance === null ? { open: true, sealed: false, reason: null } : { open: false, sealed: false, reason: `KMS: ${hindrance.message}` }
     },
     async opened(signal) {
       while (running === undefined || running.sealed !== undefined) {
