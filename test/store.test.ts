@@ -28,6 +28,8 @@ const rounds = fc.array(fc.array(fc.array(write, { maxLength: 3 }), { minLength:
 
 const stateOf = async (store: Store): Promise<unknown> => [
   await store.find('device', { limit: 10 }),
+  await store.tally('device', 'state', { from: '', to: '~' }),
+  await store.scan('device', 'serial', { from: '', to: '~', limit: 10 }),
   await store.checkpoint(),
   await store.audit({ after: 0, limit: 100 }),
 ]

@@ -45,4 +45,24 @@ export interface Certificate {
   readonly reason: string | null
   /** What CRL and OCSP say of it; absent where it was revoked without one. */
   readonly code?: CrlReason
+  /** When its device came to have another one in its place; absent while it counts, and in rows from before this was kept. */
+  readonly replacedAt?: number
 }
+
+/** What a certificate is to whoever looks for it, its end aside. `superseded`: valid still, and its device has another one. */
+export const standings = ['valid', 'superseded', 'held', 'revoked'] as const
+export type Standing = (typeof standings)[number]
+export const standingOf = ({ status, replacedAt }: Pick<Certificate, 'status' | 'replacedAt'>): Standing =>
+  status === 'valid' && replacedAt !== undefined ? 'superseded' : status
+
+/** Name of the KMS key of the CA that signed it: rows from before there was more than one do not say. */
+export const issuerKeyOf = ({ issuer, profile }: Pick<Certificate, 'issuer' | 'profile'>): string =>
+  issuer ?? (profile === 'root-ca' || profile === 'issuing-ca' ? 'root-ca' : 'issuing-ca')
+
+/** Where a certificate stands in the calendar: `valid/device-tls/issuing-ca/2027-01-31T12:00:00`, its end (UTC) last. Sorts by time within the rest. */
+export const calendarOf = (certificate: Pick<Certificate, 'status' | 'replacedAt' | 'issuer' | 'profile' | 'notAfter'>): string =>
+  [standingOf(certificate), certificate.profile, issuerKeyOf(certificate), secondOf(certificate.notAfter)].join('/')
+
+/** Milliseconds since 1970 as the calendar has them: `2027-01-31T12:00:00`. Certificates end with whole seconds; what lies outside of four-digit years at its edge. */
+export const secondOf = (at: number): string => new Date(Math.min(Math.max(at, 0), lastSecond)).toISOString().slice(0, 19)
+const lastSecond = Date.UTC(9999, 11, 31, 23, 59, 59)

@@ -201,6 +201,12 @@ export type MeasuredDevice = IdentifiedDevice & { readonly keys: TpmKeys }
 export const isMeasured = <D extends IdentifiedDevice>(device: D): device is D & { readonly keys: TpmKeys } => inTpm(device.keys)
 export const hasIdentity = (device: Device | undefined): device is IdentifiedDevice => device?.state === 'enrolled' || device?.state === 'quarantined'
 
+/** The version of the trust bundle that a device has acknowledged; 0: none, it trusts what its configuration says. */
+export const acknowledgedVersion = ({ trust }: IdentifiedDevice): number => trust?.version ?? 0
+/** The same as text that sorts by it; null for a device without an identity, which trusts nobody. */
+export const acknowledgedOf = (device: Device): string | null => (hasIdentity(device) ? versionText(acknowledgedVersion(device)) : null)
+export const versionText = (version: number): string => String(version).padStart(10, '0')
+
 /** A device that may enrol. */
 export type AdmissibleDevice = RegisteredDevice | IdentifiedDevice
 export const isBarred = (device: Device): device is SuspendedDevice | RevokedDevice => device.state === 'suspended' || device.state === 'revoked'

@@ -1,7 +1,8 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 import type { Certificate } from '../ca/certificate.ts'
-import type { Context } from './context.ts'
+import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
+import type { Base, Context } from './context.ts'
 import type { Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
 
@@ -28,4 +29,20 @@ export const endCertificates = async (ctx: Context, tx: Transaction, device: Dev
   const ended = open.map((certificate) => changed(certificate, ending, at))
   for (const certificate of ended) tx.update('certificate', certificate)
   return ended
+}
+
+/** Serials of the certificates that a device has no more once its record is `next`. */
+export const leavingOf = (before: Device, next: IdentifiedDevice): Set<string> => {
+  const inUse = ({ ldevidSerial, tlsSerial, previousTlsSerial }: IdentifiedDevice): readonly string[] =>
+    [ldevidSerial, tlsSerial, previousTlsSerial].filter((serial) => serial !== null)
+  const kept = inUse(next)
+  return new Set(hasIdentity(before) ? inUse(before).filter((serial) => !kept.includes(serial)) : [])
+}
+
+/** Adds to a commit that others have taken the place of these certificates. For those who look for them: what is accepted follows from the device's record. */
+export const supersede = async (ctx: Base, tx: Transaction, leaving: ReadonlySet<string>): Promise<void> => {
+  for (const serial of leaving) {
+    const certificate = await ctx.store.get('certificate', serial)
+    if (certificate !== undefined) tx.update('certificate', { ...certificate, replacedAt: ctx.now() })
+  }
 }

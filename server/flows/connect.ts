@@ -3,16 +3,17 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature } from '@fleetkey/protocol/signed.ts'
 import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
+import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { recovered } from '../fleet/recovery.ts'
-import type { Certificate } from '../ca/certificate.ts'
+import { leavingOf, supersede } from './certificates.ts'
 import type { Context, SessionCertificate } from './context.ts'
 import { policyOf } from './membership.ts'
 import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
 import { findOne } from './rows.ts'
-import { caMustCount, issuerKeyOf, mustBeInForce } from './trust.ts'
+import { caMustCount, mustBeInForce } from './trust.ts'
 
 /** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
 export interface Connect {
@@ -86,7 +87,9 @@ const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Pro
       const device = await ctx.store.get('device', id)
       if (!hasIdentity(device)) return
       const previousTlsSerial = device.state === 'enrolled' ? null : device.previousTlsSerial
-      tx.update('device', { ...device, previousTlsSerial, ...(device.recovery === undefined ? {} : { recovery: recovered(device.recovery) }) })
+      const next = { ...device, previousTlsSerial, ...(device.recovery === undefined ? {} : { recovery: recovered(device.recovery) }) }
+      await supersede(ctx, tx, leavingOf(device, next))
+      tx.update('device', next)
     },
   )
   // A crash here: both certificates were valid until now, only the new one is from now on.

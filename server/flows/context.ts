@@ -4,9 +4,19 @@ import type { OperatorToken } from '../access/caller.ts'
 import type { RefusalCounter } from '../access/refusals.ts'
 import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
 import type { Campaign, Target } from '../campaigns/campaign.ts'
-import type { Certificate, Intent } from '../ca/certificate.ts'
+import { calendarOf, type Certificate, type Intent } from '../ca/certificate.ts'
 import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
-import type { Batch, Device, Endorsement, Group, ManifestEntry, Member, Release, Station } from '../fleet/device.ts'
+import {
+  acknowledgedOf,
+  type Batch,
+  type Device,
+  type Endorsement,
+  type Group,
+  type ManifestEntry,
+  type Member,
+  type Release,
+  type Station,
+} from '../fleet/device.ts'
 import type { RecoveryBudget } from '../fleet/recovery.ts'
 import type { Authority } from './authority.ts'
 import type { Sessions } from './sessions.ts'
@@ -82,7 +92,7 @@ export type Table = keyof Tables
 
 /** Fields that can be searched, per table, besides the id (and its prefixes). Unique ones refuse a second row. */
 export const indexes = {
-  device: { state: 'plain', batch: 'plain', serial: 'unique' },
+  device: { state: 'plain', batch: 'plain', serial: 'unique', acknowledged: 'plain' },
   manifest: { device: 'unique', serial: 'unique', batch: 'plain' },
   batch: {},
   station: {},
@@ -90,7 +100,7 @@ export const indexes = {
   member: { group: 'plain', device: 'plain' },
   release: { model: 'plain' },
   endorsement: {},
-  certificate: { device: 'plain', spkiHash: 'unique', fingerprint: 'unique', status: 'plain' },
+  certificate: { device: 'plain', spkiHash: 'unique', fingerprint: 'unique', status: 'plain', calendar: 'plain' },
   intent: { state: 'plain' },
   challenge: { client: 'plain' },
   key: {},
@@ -105,9 +115,37 @@ export const indexes = {
   token: { hash: 'unique' },
   enrolmentToken: { batch: 'plain' },
   setting: {},
-} as const satisfies { readonly [T in Table]: Readonly<Partial<Record<keyof Tables[T] & string, 'plain' | 'unique'>>> }
+} as const satisfies { readonly [T in Table]: Readonly<Partial<Record<(keyof Tables[T] & string) | DerivedOf<T>, 'plain' | 'unique'>>> }
 
 export type IndexOf<T extends Table> = keyof (typeof indexes)[T] & string
+
+/** Index values that are no field of the row but follow from it; null: the row is not in that index. */
+export const derived = {
+  device: { acknowledged: acknowledgedOf },
+  certificate: { calendar: calendarOf },
+} as const satisfies { readonly [T in Table]?: Readonly<Record<string, (row: Tables[T]) => string | null>> }
+type DerivedOf<T extends Table> = T extends keyof typeof derived ? keyof (typeof derived)[T] & string : never
+
+const whole = (value: string): string => value
+/** Indexes whose rows are counted as they change, so that a count costs the same however many rows there are; by what part of the value. */
+export const tallies = {
+  device: { state: whole, acknowledged: whole },
+  // By day: the time of day ends the value.
+  certificate: { calendar: (value: string): string => value.slice(0, -'T00:00:00'.length) },
+} as const satisfies { readonly [T in Table]?: { readonly [F in IndexOf<T>]?: (value: string) => string } }
+export type TallyOf<T extends Table> = T extends keyof typeof tallies ? keyof (typeof tallies)[T] & string : never
+
+/** Values of one index from `from` to `to`, both included. `after`: exclusive cursor. */
+export interface Range {
+  readonly from: string
+  readonly to: string
+  readonly after?: IndexEntry
+  readonly limit: number
+}
+export interface IndexEntry {
+  readonly value: string
+  readonly id: string
+}
 
 /** `where`: every named index field equals the value. `after`: exclusive id cursor; rows come in ascending id (byte order). */
 export interface Query<T extends Table> {
@@ -115,6 +153,11 @@ export interface Query<T extends Table> {
   readonly prefix?: string
   readonly after?: string
   readonly limit: number
+}
+
+export interface Tally {
+  readonly value: string
+  readonly rows: number
 }
 
 export type Write = {
@@ -146,7 +189,12 @@ export type Verdict =
 export interface Store {
   get<T extends Table>(table: T, id: string): Promise<Tables[T] | undefined>
   find<T extends Table>(table: T, query: Query<T>): Promise<readonly Tables[T][]>
+  /** Of one tallied value that is counted whole: at the same cost however many there are. */
   count<T extends Table>(table: T, where?: Query<T>['where']): Promise<number>
+  /** Entries of an index in ascending order of value, then id (byte order); the rows themselves are not read. */
+  scan<T extends Table>(table: T, index: IndexOf<T>, range: Range): Promise<readonly IndexEntry[]>
+  /** How many rows have each value of a tally, from `from` to `to`, ascending; values that no row has are left out. */
+  tally<T extends Table>(table: T, index: TallyOf<T>, of: { readonly from: string; readonly to: string }): Promise<readonly Tally[]>
   commit(changes: Changes, options?: { readonly reserved?: boolean }): Promise<Verdict>
   audit(query: { readonly after: number; readonly limit: number }): Promise<readonly SequencedEntry[]>
   /** Signed tree head: C2SP tlog-checkpoint text, newest first. */

@@ -13,6 +13,7 @@ import { fail } from '../attestation/reasons.ts'
 import { hardwareOf, hasIdentity, isBarred, isMeasured, type AdmissibleDevice, type Device, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
 import { withinWindow } from './claim-window.ts'
+import { leavingOf, supersede } from './certificates.ts'
 import type { Context, DeviceRef, PendingChallenge } from './context.ts'
 import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
@@ -290,10 +291,6 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
     if (row === undefined) throw new Problem('not-found', `no device ${device.id}`)
     if (isBarred(row)) throw new Problem('forbidden', `device ${device.id} is ${row.state}`, { reason: `device.${row.state}` })
     checkBinding(row, of.hello, claims)
-    for (const one of issued) {
-      await claimSpki(ctx, tx, one)
-      recordIssued(tx, one)
-    }
     const { judgement } = of.verdict
     // Once more, on what the record says now.
     const recovery = recoveryOf(ctx, row)
@@ -306,6 +303,12 @@ const admit = async (ctx: Context, services: EnrolServices, of: Admission): Prom
       tls: tls.intent.id,
       recovery,
     })
+    const leaving = leavingOf(row, next)
+    for (const one of issued) {
+      await claimSpki(ctx, tx, one, leaving)
+      recordIssued(tx, one)
+    }
+    await supersede(ctx, tx, leaving)
     const accepted = judgement.verdict.verdict !== 'contraindicated'
     if (accepted) tx.update('device', { ...released(next), ...acceptedWith(next.floor, judgement) })
     // A quarantine takes everything that waits for the device away by itself.

@@ -17,6 +17,7 @@ import { refuseEst } from '../ca/est-reasons.ts'
 import { requestPolicyOf } from '../ca/profiles.ts'
 import { canReceive, hardwareOf, hasIdentity, type Device, type EnrolledDevice, type ManifestEntry, type RegisteredDevice } from '../fleet/device.ts'
 import { withinWindow } from './claim-window.ts'
+import { leavingOf, supersede } from './certificates.ts'
 import type { Context } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { checkReturn, spendToken, usableToken, verifierOf } from './enrolment-token.ts'
@@ -88,9 +89,10 @@ const issueFor = async (ctx: Context, intent: Intent, device: DeviceId, spki: Ui
   return issued
 }
 
-const record = async (ctx: Context, tx: Transaction, issued: Issued): Promise<void> => {
-  await claimSpki(ctx, tx, issued)
+const record = async (ctx: Context, tx: Transaction, issued: Issued, leaving: Set<string>): Promise<void> => {
+  await claimSpki(ctx, tx, issued, leaving)
   recordIssued(tx, issued)
+  await supersede(ctx, tx, leaving)
   tx.note(`TLS ${issued.intent.id}`)
 }
 
@@ -192,10 +194,10 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
     await perform(ctx, { ...named, detail: `${verdict} ${reason}, assurance ${claims.assurance}, hardware ${claims.hardware}` }, async (tx) => {
       const row = await enrollable(ctx, device.id)
       if (hasIdentity(row) && hardwareOf(row.keys) !== claims.hardware) fail('identity.other-idevid', `device ${row.id} is bound to other hardware`)
-      await record(ctx, tx, issued)
       const keys = { hardware: claims.hardware, recipientSpki: null, ldevidSpki: claims.ldevidSpki }
       const serials = { ldevid: issued.intent.id, tls: issued.intent.id }
       const next = identified(ctx.now(), row, { keys, agent, claims, verdict: judgement.verdict, ...serials })
+      await record(ctx, tx, issued, leavingOf(row, next))
       tx.update('device', { ...next, ...acceptedWith(next.floor, judgement) })
     })
     // A crash here: the device is enrolled and does not know it; it asks again, with the same key where a token let it in.
@@ -236,10 +238,11 @@ export const estReenrol = async (ctx: Context, request: EstRequest): Promise<Uin
     const issued = await issueFor(ctx, intent, device.id, spki)
     await perform(ctx, { ...intent, detail: `by ${serial}` }, async (tx) => {
       const { device: row } = await renewing(ctx, own, known)
-      await record(ctx, tx, issued)
       const id = issued.intent.id
       const keys = { hardware: hardwareOf(row.keys), recipientSpki: null, ldevidSpki: spki }
-      tx.update('device', { ...row, keys, ldevidSerial: id, tlsSerial: id, previousTlsSerial: serial, lastSeenAt: ctx.now() })
+      const next = { ...row, keys, ldevidSerial: id, tlsSerial: id, previousTlsSerial: serial, lastSeenAt: ctx.now() }
+      await record(ctx, tx, issued, leavingOf(row, next))
+      tx.update('device', next)
     })
     // A crash here: the device does not know its new certificate; the one it has stays good, and asks again.
     ctx.step('est.renewed')

@@ -112,9 +112,10 @@ export const recordIssued = (tx: Transaction, { intent, device, der, issuer }: I
 /**
  * One key, one device, one purpose: refuses a public key that another device, this server or another profile has ever had a certificate for, and the key of a
  * revoked certificate. The newest certificate of a key holds its hash (a unique index, so that two devices cannot win at the same time); older ones of the same
- * device keep it with their serial appended. Throws Problem with a reason of `requestReasons`.
+ * device keep it with their serial appended. One of `leaving` (flows/certificates.ts) is superseded by the same write and taken from the set. Throws Problem with a
+ * reason of `requestReasons`.
  */
-export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: Issued): Promise<void> => {
+export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: Issued, leaving = new Set<string>()): Promise<void> => {
   const spkiHash = sha256hex(intent.spki)
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
   if (older === undefined) return
@@ -122,7 +123,8 @@ export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: 
   if (older.device !== device) refuseRequest('key.reused', `the key of ${String(older.device)} presented by ${String(device)}`)
   if (older.status === 'revoked') refuseRequest('key.revoked', `the key of revoked certificate ${older.id} presented by ${String(device)}`)
   if (older.profile !== intent.profile) refuseRequest('key.other-purpose', `the key of ${older.profile} ${older.id} presented for ${intent.profile}`)
-  tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
+  const ended = leaving.delete(older.id) ? { replacedAt: ctx.now() } : {}
+  tx.update('certificate', { ...older, ...ended, spkiHash: `${spkiHash}/${older.id}` })
 }
 
 /** A key of the server's own that another certificate is for already: the newest one holds its hash. */

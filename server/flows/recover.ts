@@ -2,12 +2,11 @@ import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Hello } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
-import type { Certificate } from '../ca/certificate.ts'
+import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
 import { firstIssue, isHeld, recoveryStep, type Recovery } from '../fleet/recovery.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
-import { issuerKeyOf } from './trust.ts'
 
 /**
  * The LDevID certificate on record, in force now. No TLS certificate outlives it, so that whoever connects has both. Throws Problem('expired') when it is over,

@@ -5,6 +5,7 @@ import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { requestPolicyOf } from '../ca/profiles.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
+import { leavingOf, supersede } from './certificates.ts'
 import type { Context, DeviceRef } from './context.ts'
 import { callerOf, identityMessage } from './enrol.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Order } from './issue.ts'
@@ -66,18 +67,21 @@ export const renew = async (ctx: Context, from: DeviceRef, message: SignedMessag
       // Another replica may have answered meanwhile: the device asks again and hears the same.
       if (row.renewal?.request === request) throw new Problem('unavailable', `request ${request} is being answered`, { retryAfterSeconds: 1 })
       await mayBegin(ctx, row, spkiHash)
-      for (const one of ldevid === null ? [tls] : [tls, ldevid]) {
-        await claimSpki(ctx, tx, one)
-        recordIssued(tx, one)
-      }
-      tx.update('device', {
+      const next: IdentifiedDevice = {
         ...row,
         tlsSerial: tls.intent.id,
         // What was issued and never used is nothing that the device could connect with: the certificate in use is the one before it.
         previousTlsSerial: row.previousTlsSerial ?? row.tlsSerial,
         ldevidSerial: ldevid?.intent.id ?? row.ldevidSerial,
         renewal: { request, serial: tls.intent.id, ldevid: ldevid?.intent.id ?? null, spkiHash, issuedAt: ctx.now() },
-      })
+      }
+      const leaving = leavingOf(row, next)
+      for (const one of ldevid === null ? [tls] : [tls, ldevid]) {
+        await claimSpki(ctx, tx, one, leaving)
+        recordIssued(tx, one)
+      }
+      await supersede(ctx, tx, leaving)
+      tx.update('device', next)
       tx.note(`TLS ${tls.intent.id}`)
     })
     // A crash here: the device asks again with the same id, or connects again, and gets the same certificate.

@@ -3,9 +3,9 @@ import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { trustDigest } from '@fleetkey/protocol/transcript.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
-import type { Certificate } from '../ca/certificate.ts'
+import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
 import { rootsAt, type Generation } from '../ca/rollover.ts'
-import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
+import { acknowledgedVersion, hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { caCertificates, issuingKey } from './authority.ts'
 import type { Base, Context } from './context.ts'
 import { messageTo } from './message.ts'
@@ -17,9 +17,6 @@ const atOnce = 32
 const pageSize = 1000
 
 const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
-
-/** Name of the key of the CA that has signed a device's certificate. */
-export const issuerKeyOf = ({ issuer }: Pick<Certificate, 'issuer'>): string => issuer ?? issuingKey(1)
 
 /** Whether nothing that this CA has issued is accepted any more, and how it ended; undefined while it counts. */
 const endOf = ({ authority }: Pick<Context, 'authority'>, certificate: Certificate): 'retired' | 'revoked' | undefined => {
@@ -43,9 +40,6 @@ export const mustBeInForce = (ctx: Pick<Context, 'authority' | 'now'>, certifica
   const now = ctx.now()
   if (notBefore > now || notAfter < now) throw new Problem('expired', `certificate ${id} is not valid now`, { reason: 'certificate.expired' })
 }
-
-/** The version of the trust bundle that a device has acknowledged; 0: none, it trusts what its configuration says. */
-export const acknowledgedVersion = ({ trust }: IdentifiedDevice): number => trust?.version ?? 0
 
 /** Tells a connected device whom to believe. */
 export const sendTrust = async (ctx: Context, device: DeviceId): Promise<void> => {

@@ -1,6 +1,7 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import type { Caller } from '../access/caller.ts'
+import { issuerKeyOf } from '../ca/certificate.ts'
 import type { Generation, Revocation } from '../ca/rollover.ts'
 import type { IdentifiedDevice } from '../fleet/device.ts'
 import { exposureOf, type Exposure } from '../keys/exposure.ts'
@@ -10,7 +11,7 @@ import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { findAll, inChunks } from './rows.ts'
 import { keysLostBy } from './suspend.ts'
-import { eachDevice, issuerKeyOf } from './trust.ts'
+import { eachDevice } from './trust.ts'
 
 const system: Caller = { kind: 'system', id: 'rollover', from: 'server' }
 /** Sessions that are looked at, and commits that are under way, at a time. */

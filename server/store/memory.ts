@@ -2,8 +2,9 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { emptyLog, extend } from '../audit/chain.ts'
 import type { SequencedEntry } from '../audit/entry.ts'
 import { rootOf } from '../audit/tree.ts'
-import type { Query, Store, Table, Tables, Write } from '../flows/context.ts'
-import { decodeRow, encodeRow, fieldsOf, indexedValue, requireEntries, tableNames, WriteConflict } from './rows.ts'
+import type { IndexEntry, Query, Range, Store, Table, Tables, Write } from '../flows/context.ts'
+import { decodeRow, encodeRow, fieldsOf, indexedValue, indexNamed, requireEntries, tableNames, WriteConflict, type Field } from './rows.ts'
+import { byBytes, SortedTexts } from './sorted-texts.ts'
 
 interface Stored {
   readonly bytes: Uint8Array
@@ -17,11 +18,16 @@ interface MemoryTable {
   readonly rows: Map<string, Stored>
   /** Per indexed field: value to the ids that have it. */
   readonly byField: readonly Map<string, Set<string>>[]
+  /** Per field that was ever scanned: value and id of each row, in order. */
+  readonly entries: Map<string, SortedTexts>
+  /** Per tallied field: rows by value. */
+  readonly tallies: ReadonlyMap<string, Map<string, number>>
   /** Ids in byte order; undefined after an insertion or deletion. */
   sorted: string[] | undefined
 }
 
-const byBytes = (a: string, b: string): number => Buffer.compare(Buffer.from(a), Buffer.from(b))
+/** Between value and id of an index entry: nothing sorts below it. */
+const separator = '\0'
 
 /** Index of the first id that is not below `bound`; ids ascend. */
 const firstNotBelow = (ids: readonly string[], bound: string): number => {
@@ -32,6 +38,19 @@ const firstNotBelow = (ids: readonly string[], bound: string): number => {
     else high = middle
   }
   return low
+}
+
+const recount = (table: MemoryTable, field: string, from: string | null, to: string | null): void => {
+  const counts = table.tallies.get(field)
+  const change = (value: string | null, by: number): void => {
+    if (value === null || counts === undefined) return
+    const rows = (counts.get(value) ?? 0) + by
+    if (rows === 0) counts.delete(value)
+    else counts.set(value, rows)
+  }
+  if (from === to) return
+  change(from, -1)
+  change(to, 1)
 }
 
 /** Sets or removes (undefined) a row with its index values, without any check. */
@@ -47,6 +66,11 @@ const place = (table: MemoryTable, id: string, next: Stored | undefined): void =
       if (set?.size === 0) ids.delete(before)
     }
     if (after !== null) ids.set(after, (ids.get(after) ?? new Set()).add(id))
+    const { name, tally } = fieldsOf(table.name)[at] as Field
+    if (tally !== undefined) recount(table, name, before === null ? null : tally(before), after === null ? null : tally(after))
+    const entries = table.entries.get(name)
+    if (before !== null) entries?.remove(`${before}${separator}${id}`)
+    if (after !== null) entries?.add(`${after}${separator}${id}`)
   })
   if (next === undefined) table.rows.delete(id)
   else table.rows.set(id, next)
@@ -68,7 +92,7 @@ const outcome = (table: MemoryTable, write: Write): { id: string; next: Stored |
   const { row } = write
   const version = (stored?.version ?? 0) + 1
   const values = fieldsOf(table.name).map(({ name, unique }, at) => {
-    const value = indexedValue(row, name)
+    const value = indexedValue(write.table, row, name)
     const holders = unique && value !== null ? table.byField[at]?.get(value) : undefined
     if (holders !== undefined && !holders.has(id)) throw new WriteConflict({ table: table.name, id, why: 'unique', field: name })
     return value
@@ -82,7 +106,17 @@ const outcome = (table: MemoryTable, write: Write): { id: string; next: Stored |
  */
 export const openMemoryStore = (_options: { readonly now?: () => number } = {}): Store => {
   const tables = Object.fromEntries(
-    tableNames.map((name): [Table, MemoryTable] => [name, { name, rows: new Map(), byField: fieldsOf(name).map(() => new Map()), sorted: [] }]),
+    tableNames.map((name): [Table, MemoryTable] => [
+      name,
+      {
+        name,
+        rows: new Map(),
+        byField: fieldsOf(name).map(() => new Map()),
+        entries: new Map(),
+        tallies: new Map(fieldsOf(name).flatMap((field) => (field.tally === undefined ? [] : [[field.name, new Map<string, number>()]]))),
+        sorted: [],
+      },
+    ]),
   ) as Record<Table, MemoryTable>
   const log: SequencedEntry[] = []
   let head = emptyLog
@@ -95,8 +129,7 @@ export const openMemoryStore = (_options: { readonly now?: () => number } = {}):
     const wanted = Object.entries(where).filter(([, value]) => value !== undefined)
     if (wanted.length === 0) return undefined
     const sets = wanted.map(([name, value]) => {
-      const at = fieldsOf(table.name).findIndex((field) => field.name === name)
-      if (at < 0) throw new Problem('internal', `${table.name} has no index on ${name}`, { reason: 'store.index' })
+      const at = fieldsOf(table.name).indexOf(indexNamed(table.name, name))
       return table.byField[at]?.get(value as string) ?? new Set<string>()
     })
     const [smallest, ...others] = sets.toSorted((a, b) => a.size - b.size)
@@ -126,6 +159,29 @@ export const openMemoryStore = (_options: { readonly now?: () => number } = {}):
     async count(name, where = {}) {
       open()
       return candidates(tables[name], where)?.length ?? tables[name].rows.size
+    },
+    async scan<T extends Table>(name: T, index: string, { from, to, after, limit }: Range): Promise<readonly IndexEntry[]> {
+      open()
+      const table = tables[name]
+      const at = fieldsOf(name).indexOf(indexNamed(name, index))
+      const known = table.entries.get(index)
+      const entries = known ?? new SortedTexts([...(table.byField[at] ?? [])].flatMap(([value, ids]) => [...ids].map((id) => `${value}${separator}${id}`)))
+      table.entries.set(index, entries)
+      const cursor = after === undefined || after.value < from ? from : `${after.value}${separator}${after.id}`
+      const found: IndexEntry[] = []
+      for (const entry of entries.from(cursor)) {
+        const end = entry.lastIndexOf(separator)
+        const [value, id] = [entry.slice(0, end), entry.slice(end + 1)]
+        if (found.length === limit || byBytes(value, to) > 0) break
+        if (value !== after?.value || id !== after.id) found.push({ value, id })
+      }
+      return found
+    },
+    async tally(name, index, { from, to }) {
+      open()
+      indexNamed(name, index, 'tally')
+      const counts = [...(tables[name].tallies.get(index) ?? [])].filter(([value]) => byBytes(value, from) >= 0 && byBytes(value, to) <= 0)
+      return counts.toSorted(([one], [other]) => byBytes(one, other)).map(([value, rows]) => ({ value, rows }))
     },
     async commit(changes) {
       open()

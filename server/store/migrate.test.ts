@@ -3,11 +3,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { encode } from '@fleetkey/protocol/cbor.ts'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { migrate, readMigrations, type Migration, type MigrationTarget } from './migrate.ts'
 import { getTableConfig } from './sqlite/drizzle.ts'
 import { openSqliteStore } from './sqlite.ts'
-import { auditHead, auditLog, rowTables, writeProbe } from './sqlite/schema.ts'
+import { migrationFunctions } from './sqlite/database.ts'
+import { auditHead, auditLog, rowTables, tallyTable, writeProbe } from './sqlite/schema.ts'
 
 let folder: string
 beforeEach(() => {
@@ -58,6 +60,7 @@ test('a database whose migration was changed does not open', async () => {
 
 test('the migrations make exactly the tables, columns and indexes of the schema', () => {
   const db = new Database(':memory:')
+  migrationFunctions(db)
   for (const { sql } of readMigrations(fileURLToPath(new URL('./migrations', import.meta.url)))) db.exec(sql)
   const all = (sql: string): Record<string, unknown>[] => db.prepare(sql).all() as Record<string, unknown>[]
   const made = all("SELECT name FROM sqlite_schema WHERE type = 'table'").map(({ name }) => {
@@ -66,16 +69,16 @@ test('the migrations make exactly the tables, columns and indexes of the schema'
     const fields = (index: unknown): unknown[] => all(`SELECT name FROM pragma_index_info('${String(index)}')`).map((field) => field['name'])
     return {
       name,
-      columns: columns.map((column) => [column['name'], String(column['type']).toLowerCase(), column['notnull'] === 1, column['pk'] === 1]),
+      columns: columns.map((column) => [column['name'], String(column['type']).toLowerCase(), column['notnull'] === 1, Number(column['pk']) > 0]),
       indexes: indexes.map((index) => [index['name'], index['unique'] === 1, fields(index['name'])]),
     }
   })
-  const schema = [...Object.values(rowTables), auditLog, auditHead, writeProbe].map((table) => {
-    const { name, columns, indexes } = getTableConfig(table)
+  const schema = [...Object.values(rowTables), auditLog, auditHead, writeProbe, tallyTable].map((table) => {
+    const { name, columns, indexes, primaryKeys } = getTableConfig(table)
     return {
       name,
       columns: columns
-        .map((column) => [column.name, column.getSQLType(), column.notNull, column.primary])
+        .map((column) => [column.name, column.getSQLType(), column.notNull, column.primary || primaryKeys.some((key) => key.columns.includes(column as never))])
         .toSorted((a, b) => (String(a[0]) < String(b[0]) ? -1 : 1)),
       indexes: indexes
         .map(({ config }) => [config.name, config.unique, config.columns.map((column) => (column as unknown as { name: string }).name)])
@@ -85,4 +88,43 @@ test('the migrations make exactly the tables, columns and indexes of the schema'
   const byName = (a: { name: unknown }, b: { name: unknown }): number => (String(a.name) < String(b.name) ? -1 : 1)
   expect(made.toSorted(byName)).toEqual(schema.toSorted(byName))
   db.close()
+})
+
+test('rows from before an index was there are in it, and counted', async () => {
+  const db = new Database(join(folder, 'fleetkey.db'))
+  const shipped = readMigrations(fileURLToPath(new URL('./migrations', import.meta.url)))
+  const first = shipped.filter(({ name }) => name < '0003')
+  db.exec('CREATE TABLE "migration" ("number" INTEGER PRIMARY KEY, "name" TEXT NOT NULL, "hash" TEXT NOT NULL, "at" INTEGER NOT NULL) STRICT')
+  for (const { name, sql, hash } of first) {
+    db.exec(sql)
+    db.prepare('INSERT INTO "migration" ("name", "hash", "at") VALUES (?, ?, 1)').run(name, hash)
+  }
+  const row = {
+    id: '41',
+    version: 1,
+    profile: 'device-tls',
+    device: 'gw-1',
+    der: new Uint8Array(3),
+    fingerprint: 'f',
+    spkiHash: 's',
+    notBefore: 0,
+    notAfter: Date.UTC(2027, 0, 31, 12),
+    status: 'valid',
+    revokedAt: null,
+    reason: null,
+  }
+  db.prepare('INSERT INTO "certificate" VALUES (?, 1, ?, ?, ?, ?, ?)').run(row.id, encode(row), row.device, row.spkiHash, row.fingerprint, row.status)
+  const device = { id: 'gw-1', version: 1, state: 'registered', serial: 'GW-1', model: 'm', batch: 'b', registeredAt: 1, lastRefusal: null }
+  db.prepare('INSERT INTO "device" VALUES (?, 1, ?, ?, ?, ?)').run(device.id, encode(device), device.state, device.batch, device.serial)
+  db.close()
+  const store = await openSqliteStore(folder)
+  try {
+    const place = 'valid/device-tls/issuing-ca/2027-01-31'
+    expect(await store.scan('certificate', 'calendar', { from: 'valid/', to: 'valid/~', limit: 9 })).toEqual([{ value: `${place}T12:00:00`, id: '41' }])
+    expect(await store.tally('certificate', 'calendar', { from: '', to: '~' })).toEqual([{ value: place, rows: 1 }])
+    expect(await store.tally('device', 'acknowledged', { from: '', to: '~' })).toEqual([])
+    expect(await store.count('device', { state: 'registered' })).toBe(1)
+  } finally {
+    await store.close()
+  }
 })

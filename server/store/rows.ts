@@ -1,13 +1,18 @@
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Changes } from '../flows/context.ts'
-import { indexes, type Table, type Tables, type Verdict } from '../flows/context.ts'
+import { derived, indexes, tallies, type Table, type Tables, type Verdict } from '../flows/context.ts'
 
 /** One indexed field of a table. */
 export interface Field {
   readonly name: string
   readonly unique: boolean
+  /** What of a value its rows are counted by; undefined for a field that is not tallied. */
+  readonly tally: ((value: string) => string) | undefined
 }
+
+const own = <V>(of: object | undefined, key: string): V | undefined =>
+  of !== undefined && Object.hasOwn(of, key) ? (of as Readonly<Record<string, V>>)[key] : undefined
 
 /** Indexed fields of a table, in the order of `indexes`. */
 export const fieldsOf = (table: Table): readonly Field[] => fields[table]
@@ -15,16 +20,29 @@ export const fieldsOf = (table: Table): readonly Field[] => fields[table]
 const fields = Object.fromEntries(
   Object.entries(indexes).map(([table, kinds]): [string, readonly Field[]] => [
     table,
-    Object.entries(kinds).map(([name, kind]) => ({ name, unique: kind === 'unique' })),
+    Object.entries(kinds).map(([name, kind]) => ({
+      name,
+      unique: kind === 'unique',
+      tally: own<(value: string) => string>(own<object>(tallies, table), name),
+    })),
   ]),
 ) as unknown as Readonly<Record<Table, readonly Field[]>>
 
 export const tableNames = Object.keys(indexes) as readonly Table[]
 
 /** What an index holds for a row: its text, or null for a field that is not set (which no search finds and no uniqueness refuses). */
-export const indexedValue = (row: object, field: string): string | null => {
-  const value: unknown = (row as Readonly<Record<string, unknown>>)[field]
+export const indexedValue = <T extends Table>(table: T, row: Tables[T], field: string): string | null => {
+  const derive = own<(row: Tables[T]) => string | null>(own<object>(derived, table), field)
+  const value: unknown = derive === undefined ? (row as unknown as Readonly<Record<string, unknown>>)[field] : derive(row)
   return typeof value === 'string' ? value : null
+}
+
+/** Throws Problem('internal') unless the table has such an index (for tallies: a tallied one). */
+export const indexNamed = (table: Table, name: string, kind: 'index' | 'tally' = 'index'): Field => {
+  const field = fieldsOf(table).find((one) => one.name === name)
+  if (field === undefined || (kind === 'tally' && field.tally === undefined))
+    throw new Problem('internal', `${table} has no ${kind} on ${name}`, { reason: 'store.index' })
+  return field
 }
 
 /** A row as deterministic CBOR. Throws Problem('internal') for what would not come back the same: undefined, NaN, infinite. */

@@ -142,6 +142,12 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
     async count(table, where) {
       return read(() => rows.count(table, where ?? {}))
     },
+    async scan(table, index, range) {
+      return read(() => rows.scan(table, index, range))
+    },
+    async tally(table, index, of) {
+      return read(() => rows.tally(table, index, of))
+    },
     async commit(changes, { reserved = false } = {}) {
       requireEntries(changes)
       const writes = changes.writes.map(prepareWrite)

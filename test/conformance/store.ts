@@ -31,7 +31,7 @@ export const aDevice = (id: string, more: Partial<RegisteredDevice> = {}): Regis
   ...more,
 })
 
-const aCertificate = (id: string, device: string | null): Certificate => ({
+const aCertificate = (id: string, device: string | null, more: Partial<Certificate> = {}): Certificate => ({
   id,
   version: 0,
   profile: 'device-tls',
@@ -44,6 +44,7 @@ const aCertificate = (id: string, device: string | null): Certificate => ({
   status: 'valid',
   revokedAt: null,
   reason: null,
+  ...more,
 })
 
 export const insertDevice = (id: string, more: Partial<RegisteredDevice> = {}): Write => ({ table: 'device', do: 'insert', row: aDevice(id, more) })
@@ -222,6 +223,69 @@ export const storeConformance = (name: string, open: () => Promise<Store>): void
       )
       expect((await store.find('certificate', { where: { device: 'd1' }, limit: 9 })).map(({ id }) => id)).toEqual(['02'])
       expect(await store.count('certificate')).toBe(2)
+    })
+
+    test('an index is scanned in order of its values, page by page', async () => {
+      const insert = (id: string, notAfter: number, more: Partial<Certificate> = {}): Write => ({
+        table: 'certificate',
+        do: 'insert',
+        row: aCertificate(id, 'd1', { notAfter, ...more }),
+      })
+      await store.commit(change(insert('03', 5000), insert('01', 5000), insert('02', 4000), insert('04', 9000), insert('05', 5000, { profile: 'station' })))
+      const place = (second: number): string => `valid/device-tls/issuing-ca/1970-01-01T00:00:0${second}`
+      const all = [
+        { value: place(4), id: '02' },
+        { value: place(5), id: '01' },
+        { value: place(5), id: '03' },
+        { value: place(9), id: '04' },
+      ]
+      const range = { from: 'valid/device-tls/', to: 'valid/device-tls/~', limit: 9 }
+      expect(await store.scan('certificate', 'calendar', range)).toEqual(all)
+      expect(await store.scan('certificate', 'calendar', { ...range, limit: 2 })).toEqual(all.slice(0, 2))
+      expect(await store.scan('certificate', 'calendar', { ...range, after: all[1] as never, limit: 1 })).toEqual([all[2]])
+      expect(await store.scan('certificate', 'calendar', { ...range, from: place(5), to: place(5) })).toEqual(all.slice(1, 3))
+      expect(await store.scan('certificate', 'calendar', { ...range, from: place(9), after: all[0] as never })).toEqual(all.slice(3))
+      const row = { ...aCertificate('01', 'd1', { notAfter: 5000 }), version: 1 }
+      await store.commit(
+        change({ table: 'certificate', do: 'update', row: { ...row, replacedAt: 1 } }, { table: 'certificate', do: 'delete', id: '02', version: 1 }),
+      )
+      expect(await store.scan('certificate', 'calendar', range)).toEqual(all.slice(2))
+      expect(await store.scan('certificate', 'device', { from: 'd', to: 'd~', limit: 9 })).toEqual(['01', '03', '04', '05'].map((id) => ({ value: 'd1', id })))
+      await expect(store.scan('certificate', 'reason' as never, range)).rejects.toMatchObject({ code: 'internal', reason: 'store.index' })
+    })
+
+    test('rows are counted by value as they change; what a commit did not do is not counted', async () => {
+      const day = 86_400_000
+      const insert = (id: string, notAfter: number): Write => ({ table: 'certificate', do: 'insert', row: aCertificate(id, null, { notAfter }) })
+      await store.commit(change(insert('01', day), insert('02', day + 1000), insert('03', 3 * day), insertDevice('d1'), insertDevice('d2')))
+      const place = (standing: string, date: string): string => `${standing}/device-tls/issuing-ca/1970-01-0${date}`
+      const all = { from: '', to: '~' }
+      expect(await store.tally('certificate', 'calendar', all)).toEqual([
+        { value: place('valid', '2'), rows: 2 },
+        { value: place('valid', '4'), rows: 1 },
+      ])
+      expect(await store.tally('certificate', 'calendar', { from: place('valid', '3'), to: place('valid', '9') })).toEqual([
+        { value: place('valid', '4'), rows: 1 },
+      ])
+      expect(await store.count('device', { state: 'registered' })).toBe(2)
+      const revoked = { ...aCertificate('03', null, { notAfter: 3 * day }), version: 1, status: 'revoked' } as const
+      expect(await store.commit(change(insert('04', day), { table: 'certificate', do: 'update', row: { ...revoked, version: 7 } }))).toMatchObject({
+        committed: false,
+      })
+      await store.commit(
+        change(
+          { table: 'certificate', do: 'update', row: revoked },
+          { table: 'certificate', do: 'delete', id: '01', version: 1 },
+          { table: 'device', do: 'delete', id: 'd2', version: 1 },
+        ),
+      )
+      expect(await store.tally('certificate', 'calendar', all)).toEqual([
+        { value: place('revoked', '4'), rows: 1 },
+        { value: place('valid', '2'), rows: 1 },
+      ])
+      expect(await store.count('device', { state: 'registered' })).toBe(1)
+      expect(await store.tally('device', 'acknowledged', all)).toEqual([])
+      await expect(store.tally('device', 'batch' as never, all)).rejects.toMatchObject({ code: 'internal', reason: 'store.index' })
     })
 
     test('a search on a field without index, a row with undefined and a commit without entry are mistakes', async () => {

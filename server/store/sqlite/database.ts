@@ -4,6 +4,7 @@ import { chmodSync, closeSync, fsyncSync, openSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { migrate, readMigrations, type MigrationTarget } from '../migrate.ts'
+import { decodeRow, indexedValue, indexNamed, tableNames } from '../rows.ts'
 import { drizzle } from './drizzle.ts'
 
 export type Connection = InstanceType<typeof Database>
@@ -36,6 +37,22 @@ const migrationTarget = (connection: Connection, now: () => number): MigrationTa
   },
 })
 
+/** What migrations fill new columns with, from the rows that are there: `index_value(table, field, row)`, and `tally_value(table, field, value)`. */
+export const migrationFunctions = (connection: Connection): void => {
+  const named = (name: unknown) => {
+    const table = tableNames.find((one) => one === name)
+    if (table === undefined) throw new Error(`no table ${String(name)}`)
+    return table
+  }
+  connection.function('index_value', { deterministic: true, directOnly: true }, (table, field, row) => {
+    const name = named(table)
+    return indexedValue(name, decodeRow(row as Uint8Array), String(field))
+  })
+  connection.function('tally_value', { deterministic: true, directOnly: true }, (table, field, value) =>
+    typeof value === 'string' ? (indexNamed(named(table), String(field), 'tally').tally?.(value) ?? null) : null,
+  )
+}
+
 /**
  * Opens the database of a folder durably and brings it to the shipped schema. WAL with synchronous=FULL: every commit is on the disk when
  * it returns. Locking mode EXCLUSIVE: no shared-memory file, which could not grow on a full disk.
@@ -58,6 +75,7 @@ export const openDatabase = (
     connection.pragma('secure_delete = ON')
     connection.pragma('journal_size_limit = 67108864')
     connection.pragma('cache_size = -32768')
+    migrationFunctions(connection)
     const done = migrate(migrationTarget(connection, now), readMigrations(migrations), step)
     if (done.length > 0) log(`store: applied ${done.join(', ')}`)
     // The names of new files are durable too before the first commit is acknowledged.

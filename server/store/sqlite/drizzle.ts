@@ -11,4 +11,4 @@ const load = createRequire(import.meta.url)
 
 export const { and, asc, count, eq, gt, gte, lte, sql } = load('drizzle-orm') as typeof DrizzleOrm
 export const { drizzle } = load('drizzle-orm/better-sqlite3') as typeof DrizzleOnBetterSqlite
-export const { blob, getTableConfig, index, integer, sqliteTable, text, uniqueIndex } = load('drizzle-orm/sqlite-core') as typeof DrizzleSqlite
+export const { blob, getTableConfig, index, integer, primaryKey, sqliteTable, text, uniqueIndex } = load('drizzle-orm/sqlite-core') as typeof DrizzleSqlite

@@ -1,7 +1,7 @@
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core'
 import type { Table } from '../../flows/context.ts'
 import { fieldsOf, tableNames } from '../rows.ts'
-import { blob, index, integer, sqliteTable, text, uniqueIndex } from './drizzle.ts'
+import { blob, index, integer, primaryKey, sqliteTable, text, uniqueIndex } from './drizzle.ts'
 
 /** A table of rows: `id`, `version`, one text column per indexed field, and the row itself as deterministic CBOR. */
 export type RowTable = SQLiteTable & { readonly [column: string]: SQLiteColumn } & {
@@ -36,6 +36,13 @@ const rowTable = (name: Table): RowTable => {
 
 /** Every table of rows, from the same list of indexes that the flows see. The migrations make them; a test compares the two. */
 export const rowTables = Object.fromEntries(tableNames.map((name) => [name, rowTable(name)])) as unknown as Readonly<Record<Table, RowTable>>
+
+/** How many rows of a table have one value of a tallied field. Changed in the transaction that changes the rows; a value that no row has is no row here. */
+export const tallyTable = sqliteTable(
+  'tally',
+  { table: text('table').notNull(), field: text('field').notNull(), value: text('value').notNull(), rows: integer('rows').notNull() },
+  (columns) => [primaryKey({ columns: [columns.table, columns.field, columns.value] })],
+)
 
 /** The log: canonical bytes of each entry, and the chain after it. */
 export const auditLog = sqliteTable('audit_log', {

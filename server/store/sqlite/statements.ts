@@ -3,10 +3,10 @@ import type { SQL } from 'drizzle-orm'
 import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Table, Write } from '../../flows/context.ts'
-import { encodeRow, fieldsOf, indexedValue, lastOfPrefix, tableNames, WriteConflict } from '../rows.ts'
+import type { IndexEntry, Range, Table, Tally, Write } from '../../flows/context.ts'
+import { encodeRow, fieldsOf, indexedValue, indexNamed, lastOfPrefix, tableNames, WriteConflict } from '../rows.ts'
 import { and, asc, count, eq, gt, gte, lte, sql } from './drizzle.ts'
-import { rowTables } from './schema.ts'
+import { rowTables, tallyTable } from './schema.ts'
 
 /** A write with its row already encoded: what cannot be encoded is refused before it joins a group of commits. */
 export interface PreparedWrite {
@@ -31,7 +31,7 @@ export const prepareWrite = (write: Write): PreparedWrite => {
     id: row.id,
     expected,
     bytes: Buffer.from(encodeRow(table, row, expected + 1)),
-    values: Object.fromEntries(fieldsOf(table).map(({ name }) => [name, indexedValue(row, name)])),
+    values: Object.fromEntries(fieldsOf(table).map(({ name }) => [name, indexedValue(table, row, name)])),
   }
 }
 
@@ -47,6 +47,8 @@ export interface RowStatements {
   readonly get: (table: Table, id: string) => Buffer | undefined
   readonly find: (table: Table, query: RowQuery) => readonly Buffer[]
   readonly count: (table: Table, where: RowQuery['where']) => number
+  readonly scan: (table: Table, index: string, range: Range) => readonly IndexEntry[]
+  readonly tally: (table: Table, index: string, of: { readonly from: string; readonly to: string }) => readonly Tally[]
   /** Throws WriteConflict. */
   readonly write: (write: PreparedWrite) => void
 }
@@ -82,16 +84,74 @@ const statementsOf = (db: BetterSQLite3Database, name: Table) => {
   }
 }
 
+/** Counts of rows by value, changed with the rows they count. */
+const tallyStatements = (db: BetterSQLite3Database) => {
+  const place = and(
+    eq(tallyTable.table, sql.placeholder('table')),
+    eq(tallyTable.field, sql.placeholder('field')),
+    eq(tallyTable.value, sql.placeholder('value')),
+  )
+  const more = db
+    .insert(tallyTable)
+    .values({ table: sql.placeholder('table'), field: sql.placeholder('field'), value: sql.placeholder('value'), rows: 1 })
+    .onConflictDoUpdate({ target: [tallyTable.table, tallyTable.field, tallyTable.value], set: { rows: sql`"rows" + 1` } })
+    .prepare()
+  const less = db
+    .update(tallyTable)
+    .set({ rows: sql`"rows" - 1` })
+    .where(place)
+    .prepare()
+  const none = db
+    .delete(tallyTable)
+    .where(and(place, eq(tallyTable.rows, 0)))
+    .prepare()
+  const range = db
+    .select({ value: tallyTable.value, rows: tallyTable.rows })
+    .from(tallyTable)
+    .where(
+      and(
+        eq(tallyTable.table, sql.placeholder('table')),
+        eq(tallyTable.field, sql.placeholder('field')),
+        gte(tallyTable.value, sql.placeholder('from')),
+        lte(tallyTable.value, sql.placeholder('to')),
+      ),
+    )
+    .orderBy(asc(tallyTable.value))
+    .prepare()
+  return {
+    range: (table: Table, field: string, from: string, to: string): readonly Tally[] => range.all({ table, field, from, to }),
+    move(table: Table, field: string, from: string | null, to: string | null): void {
+      if (from === to) return
+      if (to !== null) more.run({ table, field, value: to })
+      if (from === null) return
+      less.run({ table, field, value: from })
+      none.run({ table, field, value: from })
+    },
+  }
+}
+
 /** Statements prepared once; searches once per shape (which fields, prefix, cursor). */
 export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
   const prepared = Object.fromEntries(tableNames.map((name) => [name, statementsOf(db, name)])) as Readonly<Record<Table, ReturnType<typeof statementsOf>>>
+  const tallies = tallyStatements(db)
+  const tallied = new Map(
+    tableNames.flatMap((name) => {
+      const fields = fieldsOf(name).filter(({ tally }) => tally !== undefined)
+      if (fields.length === 0) return []
+      const table = rowTables[name]
+      const before = db
+        .select(Object.fromEntries(fields.map((field) => [field.name, table[field.name] as SQLiteColumn])))
+        .from(table)
+        .where(eq(table.id, sql.placeholder('id')))
+        .prepare()
+      return [[name, { fields, before }] as const]
+    }),
+  )
   const searches = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
 
   const conditions = (name: Table, where: RowQuery['where']): { fields: readonly string[]; terms: SQL[] } => {
-    const known = fieldsOf(name)
     const fields = Object.keys(where).filter((field) => where[field] !== undefined)
-    for (const field of fields)
-      if (!known.some((one) => one.name === field)) throw new Problem('internal', `${name} has no index on ${field}`, { reason: 'store.index' })
+    for (const field of fields) indexNamed(name, field)
     return { fields, terms: fields.map((field) => eq(rowTables[name][field] as SQLiteColumn, sql.placeholder(`where_${field}`))) }
   }
 
@@ -139,6 +199,11 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
     },
     count(name, where) {
       const { fields, terms } = conditions(name, where)
+      const [field = ''] = fields
+      const value = where[field]
+      // One tallied value: it was counted when its rows changed, unless the tally is by a part of it.
+      if (fields.length === 1 && value !== undefined && indexNamed(name, field).tally?.(value) === value)
+        return tallies.range(name, field, value, value)[0]?.rows ?? 0
       const statement = search(`count ${name} ${fields.join()}`, () =>
         db
           .select({ n: count() })
@@ -148,11 +213,49 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
       )
       return (statement.all(valuesOf(fields, where)) as { n: number }[])[0]?.n ?? 0
     },
+    scan(name, index, { from, to, after, limit }) {
+      indexNamed(name, index)
+      const table = rowTables[name]
+      const column = table[index] as SQLiteColumn
+      const statement = search(`scan ${name} ${index} ${after === undefined}`, () =>
+        db
+          .select({ value: column, id: table.id })
+          .from(table)
+          .where(
+            and(
+              after === undefined
+                ? gte(column, sql.placeholder('from'))
+                : sql`(${column}, ${table.id}) > (${sql.placeholder('value')}, ${sql.placeholder('id')})`,
+              lte(column, sql.placeholder('to')),
+            ),
+          )
+          .orderBy(asc(column), asc(table.id))
+          .limit(sql.placeholder('limit'))
+          .prepare(),
+      )
+      const isWithin = after === undefined || after.value >= from
+      return statement.all({ from, to, limit, ...(after === undefined ? {} : isWithin ? after : { value: from, id: '' }) }) as IndexEntry[]
+    },
+    tally(name, index, { from, to }) {
+      indexNamed(name, index, 'tally')
+      return tallies.range(name, index, from, to)
+    },
     write(write) {
+      const counted = tallied.get(write.table)
+      const before =
+        counted === undefined || write.do === 'insert'
+          ? undefined
+          : (counted.before.get({ id: write.id }) as Readonly<Record<string, string | null>> | undefined)
+      const recount = (): void => {
+        for (const { name, tally } of counted?.fields ?? []) {
+          const part = (value: string | null | undefined): string | null => (value === null || value === undefined ? null : (tally?.(value) ?? null))
+          tallies.move(write.table, name, part(before?.[name]), part(write.values[name]))
+        }
+      }
       const statements = prepared[write.table]
       const values = { ...write.values, id: write.id, row: write.bytes, version: write.expected + 1, expected: write.expected }
       try {
-        if (statements[write.do].run(values).changes === 1) return
+        if (statements[write.do].run(values).changes === 1) return recount()
       } catch (error) {
         if (isConstraint(error)) throw conflictOf(write, error)
         throw error
