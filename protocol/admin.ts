@@ -52,10 +52,12 @@ export const CaView = z.strictObject({
       since: time,
       issuing: z.string(),
       notAfter: time.nullable(),
-      /** Devices whose certificates in use come from it; null while it is active. */
+      /** Devices whose certificates in use come from it; null while it is active, and when more than 5,000 such certificates are in force. */
       devices: z.int().nullable(),
       /** Set when it was revoked instead of retired. */
       revoked: CaRevocation.nullable(),
+      /** Device certificates of it that are in force, those that end today included; null while it is active. */
+      certificates: z.int().nullable(),
     }),
   ),
   roots: z.array(z.strictObject({ number: z.int(), state: z.enum(['unknown', 'trusted', 'tainted', 'retired']) })),
@@ -69,6 +71,53 @@ export const CaView = z.strictObject({
     until: time.nullable(),
     first: z.array(z.strictObject({ device: DeviceId, because: z.enum(['waiting', 'stranded']) })),
   }),
+})
+/** Kinds of certificates, as the profiles of the server name them. */
+export const CertificateProfile = z.enum([
+  'root-ca',
+  'cross-ca',
+  'issuing-ca',
+  'server-signing',
+  'server-tls',
+  'ocsp-responder',
+  'device-identity',
+  'device-tls',
+  'station',
+])
+/** `suspended`: on hold; `superseded`: good still, its device has another one in its place. */
+export const CertificateState = z.enum(['valid', 'superseded', 'suspended', 'revoked', 'expired'])
+/** Of a CA: `root`, `issuing`, and of later generations `root-2`, `issuing-2`. */
+const issuerName = z.string().regex(/^(root|issuing)(-[1-9]\d{0,5})?$/)
+const idPrefix = z.string().regex(/^[a-z0-9][a-z0-9-]{0,63}$/)
+export const CertificateSummary = z.strictObject({
+  serial: z.string(),
+  profile: CertificateProfile,
+  issuer: issuerName,
+  device: DeviceId.nullable(),
+  state: CertificateState,
+  notBefore: time,
+  notAfter: time,
+  revokedAt: time.nullable(),
+  reason: z.string().nullable(),
+  code: z.string().nullable(),
+  /** When another one took its place. */
+  replacedAt: time.nullable(),
+  /** Hex SHA-256 of the DER. */
+  fingerprint: z.string(),
+})
+/** What the server itself rests on, and until when. `crl`: when the list has to be replaced. */
+export const DeadlineView = z.strictObject({ name: z.string(), kind: z.enum(['ca', 'role', 'tls', 'ocsp', 'crl']), at: time })
+/** Certificates in force that end within each span, by kind; spans without any are left out. */
+export const CalendarView = z.strictObject({
+  spans: z.array(
+    z.strictObject({
+      from: time,
+      until: time,
+      certificates: z.int(),
+      kinds: z.array(z.strictObject({ profile: CertificateProfile, issuer: issuerName, certificates: z.int() })),
+    }),
+  ),
+  own: z.array(DeadlineView),
 })
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
 /** What devices with certificates of one CA could read, and from when to when. */
@@ -496,6 +545,49 @@ export const operations = {
   },
 
   'ca.status': { method: 'GET', path: '/api/1/ca', summary: 'The CA, its generations, and the readiness of the fleet', response: CaView },
+  'certificate.list': {
+    method: 'GET',
+    path: '/api/1/certificates',
+    summary: 'Search the certificates; a page looks at a bounded number of them, so that it may be short, even empty, and `next` goes on',
+    query: z.object({
+      ...page,
+      device: DeviceId.optional(),
+      devicePrefix: idPrefix.optional(),
+      /** Hex; the whole or how it begins. */
+      serial: z
+        .string()
+        .regex(/^[0-9a-f]{1,40}$/)
+        .optional(),
+      profile: CertificateProfile.optional(),
+      issuer: issuerName.optional(),
+      state: CertificateState.optional(),
+      batch: name.optional(),
+      /** Ends then or later; ends before. */
+      expiresFrom: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).optional(),
+      expiresBefore: z.coerce.number().int().min(0).max(Number.MAX_SAFE_INTEGER).optional(),
+    }),
+    response: listOf(CertificateSummary),
+  },
+  'certificate.show': {
+    method: 'GET',
+    path: '/api/1/certificates/{id}',
+    summary: 'One certificate, by its serial or the SHA-256 of its DER (hex)',
+    response: CertificateSummary.extend({ pem: z.string(), subject: z.string().nullable(), spkiSha256: z.string() }),
+  },
+  'certificate.calendar': {
+    method: 'GET',
+    path: '/api/1/certificate-calendar',
+    summary: 'How many certificates in force end per day, week or month (UTC), and what the server itself rests on',
+    query: z.object({
+      by: z.enum(['day', 'week', 'month']).default('day'),
+      /** From the day of the one to the day of the other, milliseconds since 1970; from today, for as long as 60 spans, when left out. */
+      from: z.coerce.number().int().min(0).max(253_402_300_799_999).optional(),
+      until: z.coerce.number().int().min(0).max(253_402_300_799_999).optional(),
+      profile: CertificateProfile.optional(),
+      issuer: issuerName.optional(),
+    }),
+    response: CalendarView,
+  },
   'ca.prepare': {
     method: 'POST',
     path: '/api/1/ca/prepare',

@@ -166,6 +166,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       keys: Object.values(authority.roles).map(({ certificate }) => toPem('CERTIFICATE', certificate)),
     }),
     certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
+    lists: () => status?.lists() ?? null,
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
   status?.start()

@@ -29,6 +29,7 @@ beforeAll(async () => {
     kms: 'file',
     bundle: () => ({ server: 'mqtts://localhost:1', tenant: 'plant', trust: ['t'], chain: ['c'], keys: ['k'] }),
     certificates: () => [],
+    lists: () => null,
     log: { origin: 'fleetkey/plant', key: 'audit-signing', spki: key.spki ?? new Uint8Array() },
   }
   const rows = Object.entries(tokens).map(([name, token]) => ({

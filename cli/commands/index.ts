@@ -8,6 +8,7 @@ import { doctorCommands } from './doctor.ts'
 import { endorsementCommands } from './endorsement.ts'
 import { factoryCommands } from './factory.ts'
 import { groupCommands } from './group.ts'
+import { inventoryCommands } from './inventory.ts'
 import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
 import { kmsCommands } from './kms.ts'
@@ -32,6 +33,7 @@ export const commands: readonly Command[] = [
   ...keyCommands,
   ...campaignCommands,
   ...caCommands,
+  ...inventoryCommands,
   ...auditCommands,
   ...attestCommands,
   ...inspectCommands,

@@ -44,7 +44,7 @@ const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.statu
         one.since === 0 ? '-' : when(one.since),
         one.issuing,
         one.notAfter === null ? '-' : when(one.notAfter),
-        one.devices === null ? '-' : String(one.devices),
+        one.devices !== null ? String(one.devices) : one.certificates !== null ? `at most ${one.certificates}` : '-',
       ]),
     ]),
     facts({

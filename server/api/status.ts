@@ -62,6 +62,8 @@ export interface StatusService {
   readonly server: Server
   /** Rows whose status has changed durably. */
   changed(certificates: readonly Certificate[]): void
+  /** When each list that is handed out has to be replaced, and when it was made; empty before the first round. */
+  lists(): readonly { readonly name: string; readonly thisUpdate: number; readonly nextUpdate: number }[]
   /** Begins to make lists, which are there once everything that is revoked was read; from then on they are kept up to date. */
   start(): void
   stop(): Promise<void>
@@ -160,6 +162,7 @@ export const statusService = (ctx: Context, base: string): StatusService => {
         publish()
       }, every.change)
     },
+    lists: () => [...lists.all()].map(([name, { thisUpdate, nextUpdate }]) => ({ name, thisUpdate, nextUpdate })),
     start() {
       publish()
       rounds = setInterval(publish, every.round)

@@ -55,6 +55,16 @@ export type Standing = (typeof standings)[number]
 export const standingOf = ({ status, replacedAt }: Pick<Certificate, 'status' | 'replacedAt'>): Standing =>
   status === 'valid' && replacedAt !== undefined ? 'superseded' : status
 
+/** What a certificate is at `now`, in one word. What is revoked stays so when it has run out; what is on hold or superseded is then just expired. */
+export const certificateStates = ['valid', 'superseded', 'suspended', 'revoked', 'expired'] as const
+export type CertificateState = (typeof certificateStates)[number]
+export const stateOf = (certificate: Pick<Certificate, 'status' | 'replacedAt' | 'notAfter'>, now: number): CertificateState => {
+  const standing = standingOf(certificate)
+  if (standing === 'revoked') return 'revoked'
+  if (certificate.notAfter < now) return 'expired'
+  return standing === 'held' ? 'suspended' : standing
+}
+
 /** Name of the KMS key of the CA that signed it: rows from before there was more than one do not say. */
 export const issuerKeyOf = ({ issuer, profile }: Pick<Certificate, 'issuer' | 'profile'>): string =>
   issuer ?? (profile === 'root-ca' || profile === 'issuing-ca' ? 'root-ca' : 'issuing-ca')

@@ -1,7 +1,7 @@
 import { activeOf, nextOf, rootState, type GenerationState, type Revocation } from '../ca/rollover.ts'
 import { caCertificates, issuingKey, rolloverOf } from './authority.ts'
 import type { Context } from './context.ts'
-import { devicesUnder, readiness, type Readiness } from './trust.ts'
+import { certificatesUnder, devicesUnder, readiness, type Readiness } from './trust.ts'
 
 export interface CaStatus {
   readonly version: number
@@ -15,12 +15,16 @@ export interface CaStatus {
     readonly notAfter: number | null
     readonly devices: number | null
     readonly revoked: Revocation | null
+    readonly certificates: number | null
   }[]
   readonly roots: { readonly number: number; readonly state: ReturnType<typeof rootState> }[]
   readonly readiness: Omit<Readiness, 'first'> & { readonly until: number | null; readonly first: Readiness['first'][number][] }
 }
 
-/** Where a rollover stands. Reads every device, and their certificates once more than one CA has issued some. */
+/** Certificates that are read to count their devices; of more only the certificates are counted. */
+const countable = 5_000
+
+/** Where a rollover stands. Costs the same however many devices there are: what is not counted already is read up to a bound. */
 export const caStatus = async (ctx: Context): Promise<CaStatus> => {
   const rollover = await rolloverOf(ctx)
   const target = nextOf(rollover)
@@ -31,8 +35,9 @@ export const caStatus = async (ctx: Context): Promise<CaStatus> => {
     rollover.generations.map(async ({ number, root, state, since, revoked = null }) => {
       const made = state === 'preparing' ? undefined : (await caCertificates(ctx, { number })).issuing
       const counted = ['superseded', 'tainted', 'retiring'].includes(state)
-      const devices = state === 'retired' ? 0 : counted ? (await devicesUnder(ctx, issuingKey(number))).length : null
-      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices, revoked }
+      const certificates = state === 'retired' ? 0 : counted ? await certificatesUnder(ctx, issuingKey(number)) : null
+      const devices = certificates === null || certificates > countable ? null : certificates === 0 ? 0 : (await devicesUnder(ctx, issuingKey(number))).length
+      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices, certificates, revoked }
     }),
   )
   return {

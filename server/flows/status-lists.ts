@@ -66,6 +66,8 @@ export interface StatusLists {
   publish(options?: { readonly complete?: boolean }): Promise<void>
   /** `issuing.crl`, `issuing-delta.crl`, `issuing-7.crl`, `issuing-7-delta.crl`, the same of `root`; undefined before the first round. */
   get(name: string): Published | undefined
+  /** Lists that are handed out, by name. */
+  all(): ReadonlyMap<string, Published>
   /** Entries of all lists. */
   size(): number
 }
@@ -212,6 +214,7 @@ export const statusLists = (ctx: Context, place: (name: string) => string): Stat
       return next
     },
     get: (name) => [...known.values()].find(({ documents }) => documents.has(name))?.documents.get(name),
+    all: () => new Map([...known.values()].filter(({ name }) => issuers(ctx).has(name)).flatMap(({ documents }) => [...documents])),
     size: () => [...known.values()].reduce((sum, { list }) => sum + list.size, 0),
   }
 }

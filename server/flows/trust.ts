@@ -3,11 +3,11 @@ import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { trustDigest } from '@fleetkey/protocol/transcript.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
-import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
+import { issuerKeyOf, secondOf, type Certificate } from '../ca/certificate.ts'
 import { rootsAt, type Generation } from '../ca/rollover.ts'
-import { acknowledgedVersion, hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
+import { acknowledgedVersion, hasIdentity, versionText, type IdentifiedDevice } from '../fleet/device.ts'
 import { caCertificates, issuingKey } from './authority.ts'
-import type { Base, Context } from './context.ts'
+import type { Base, Context, IndexEntry } from './context.ts'
 import { messageTo } from './message.ts'
 import { perform } from './perform.ts'
 import { inChunks } from './rows.ts'
@@ -130,34 +130,78 @@ export const leadsTo = async (ctx: Base, generation: Generation): Promise<(roots
   return (numbers) => numbers.some(from)
 }
 
-/** Reads every device: an operator's rare question. */
+/** Devices that are connected and have not acknowledged this version. `behind`: how many have not, connected or not: whoever is fewer is looked through. */
+const waitingFor = async (ctx: Context, version: number, behind: number): Promise<readonly { readonly device: DeviceId; readonly version: number }[]> => {
+  if (behind > manyBehind) {
+    const rows = await inChunks(ctx.sessions.devices(), atOnce, async (id) => await ctx.store.get('device', id))
+    return rows.flatMap((device) =>
+      hasIdentity(device) && acknowledgedVersion(device) < version ? [{ device: device.id, version: acknowledgedVersion(device) }] : [],
+    )
+  }
+  const found: { device: DeviceId; version: number }[] = []
+  for (let after: IndexEntry | undefined; version > 0;) {
+    const to = versionText(version - 1)
+    const page = await ctx.store.scan('device', 'acknowledged', { from: '', to, limit: pageSize, ...(after === undefined ? {} : { after }) })
+    for (const { value, id } of page) if (ctx.bus.online(id)) found.push({ device: id as DeviceId, version: Number(value) })
+    after = page.at(-1)
+    if (page.length < pageSize) break
+  }
+  return found
+}
+const manyBehind = 10_000
+
+/** How the fleet stands: counted as devices acknowledge, not now. Costs as much as there are versions and connections, however many devices. */
 export const readiness = async (ctx: Context, version: number, generation: Generation): Promise<Readiness> => {
   const leads = await leadsTo(ctx, generation)
-  const counts = { devices: 0, acknowledged: 0, waiting: 0, away: 0, stranded: 0 }
-  const first: Readiness['first'][number][] = []
-  await eachDevice(ctx, (device) => {
-    counts.devices++
-    if (acknowledgedVersion(device) >= version) return void counts.acknowledged++
-    const because = ctx.bus.online(device.id) ? 'waiting' : leads(rootsAt(ctx.authority.rollover, acknowledgedVersion(device))) ? 'away' : 'stranded'
-    counts[because]++
-    if (because !== 'away' && first.length < shown) first.push({ device: device.id, because })
-  })
+  const versions = (await ctx.store.tally('device', 'acknowledged', { from: '', to: '~' })).map(({ value, rows }) => ({ version: Number(value), rows }))
+  const sum = (of: typeof versions): number => of.reduce((total, { rows }) => total + rows, 0)
+  const behind = versions.filter((one) => one.version < version)
+  const waiting = await waitingFor(ctx, version, sum(behind))
+  const counts = { devices: sum(versions), acknowledged: sum(versions) - sum(behind), waiting: waiting.length, away: 0, stranded: 0 }
+  const first: Readiness['first'][number][] = waiting.slice(0, shown).map(({ device }) => ({ device, because: 'waiting' }))
+  for (const one of behind) {
+    const away = Math.max(0, one.rows - waiting.filter((other) => other.version === one.version).length)
+    if (leads(rootsAt(ctx.authority.rollover, one.version))) counts.away += away
+    else {
+      counts.stranded += away
+      const value = versionText(one.version)
+      const some = away === 0 ? [] : await ctx.store.scan('device', 'acknowledged', { from: value, to: value, limit: shown + waiting.length })
+      for (const { id } of some) if (first.length < shown && !ctx.bus.online(id)) first.push({ device: id as DeviceId, because: 'stranded' })
+    }
+  }
   return { ...counts, first }
+}
+
+const deviceProfiles = ['device-identity', 'device-tls'] as const
+
+/** Device certificates of the CA with this key that are in force, those that end today included: counted when they changed, not now. */
+export const certificatesUnder = async (ctx: Base, key: string): Promise<number> => {
+  const today = secondOf(ctx.now()).slice(0, 10)
+  const kinds = deviceProfiles.map((profile) => `valid/${profile}/${key}/`)
+  const days = await Promise.all(kinds.map(async (kind) => await ctx.store.tally('certificate', 'calendar', { from: `${kind}${today}`, to: `${kind}~` })))
+  return days.flat().reduce((total, { rows }) => total + rows, 0)
 }
 
 /**
  * Devices whose identity or TLS certificate comes from the CA with this key and has not run out: they would be refused without it. The TLS certificate before the
- * newest counts until that one was used: its answer may have been lost on the way.
+ * newest counts until that one was used: its answer may have been lost on the way. Reads every certificate of that CA that is in force, and its device.
  */
 export const devicesUnder = async (ctx: Context, key: string): Promise<readonly DeviceId[]> => {
-  const found: DeviceId[] = []
-  await eachDevice(ctx, async (device) => {
-    const rows = await Promise.all(
-      [device.ldevidSerial, device.tlsSerial, device.previousTlsSerial].map(async (serial) =>
-        serial === null ? undefined : await ctx.store.get('certificate', serial),
-      ),
-    )
-    if (rows.some((row) => row !== undefined && issuerKeyOf(row) === key && row.status === 'valid' && row.notAfter > ctx.now())) found.push(device.id)
-  })
-  return found
+  const found = new Set<DeviceId>()
+  for (const profile of deviceProfiles) {
+    const kind = `valid/${profile}/${key}/`
+    for (let after: IndexEntry | undefined; ;) {
+      const range = { from: `${kind}${secondOf(ctx.now())}`, to: `${kind}~`, limit: pageSize }
+      const page = await ctx.store.scan('certificate', 'calendar', { ...range, ...(after === undefined ? {} : { after }) })
+      await inChunks(page, atOnce, async ({ id }) => {
+        const row = await ctx.store.get('certificate', id)
+        const device = row?.device === null || row === undefined ? undefined : await ctx.store.get('device', row.device)
+        if (row === undefined || row.notAfter <= ctx.now() || !hasIdentity(device)) return
+        if ([device.ldevidSerial, device.tlsSerial, device.previousTlsSerial].includes(row.id)) found.add(device.id)
+      })
+      after = page.at(-1)
+      if (page.length < pageSize) break
+    }
+  }
+  return [...found].toSorted()
 }

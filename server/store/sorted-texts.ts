@@ -1,9 +1,13 @@
-/** UTF-8 byte order, as databases compare. UTF-16 order is the same but above the surrogates. */
+/** UTF-8 byte order, as databases compare. UTF-16 order is the same once surrogates sort above everything else. */
 export const byBytes = (a: string, b: string): number => {
-  if (a === b) return 0
-  return isPlain(a) && isPlain(b) ? (a < b ? -1 : 1) : Buffer.compare(Buffer.from(a), Buffer.from(b))
+  const length = Math.min(a.length, b.length)
+  for (let at = 0; at < length; at++) {
+    const [one, other] = [a.charCodeAt(at), b.charCodeAt(at)]
+    if (one !== other) return rank(one) - rank(other)
+  }
+  return a.length - b.length
 }
-const isPlain = (text: string): boolean => !/[\ud800-\uffff]/.test(text)
+const rank = (unit: number): number => (unit < 0xd800 ? unit : unit < 0xe000 ? unit + 0x2000 : unit - 0x800)
 
 /** Texts of one chunk: what an insertion moves at most. */
 const most = 1024
@@ -57,6 +61,6 @@ export class SortedTexts {
   *from(bound: string): Generator<string, void> {
     const [first, start] = this.#place(bound)
     for (let chunk = first; chunk < this.#chunks.length; chunk++)
-      for (const text of (this.#chunks[chunk] as string[]).slice(chunk === first ? start : 0)) yield text
+      for (let at = chunk === first ? start : 0, texts = this.#chunks[chunk] as string[]; at < texts.length; at++) yield texts[at] as string
   }
 }

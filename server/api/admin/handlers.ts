@@ -11,6 +11,7 @@ import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
 import { orderAttestation } from '../../flows/attest.ts'
 import { orderBatch, previewBatchOrder, type BatchOrder } from '../../flows/batch-order.ts'
 import { blastRadius } from '../../flows/blast-radius.ts'
+import { calendar, ownCertificates } from '../../flows/calendar.ts'
 import type { Context, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
@@ -18,6 +19,7 @@ import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
+import { findCertificate, searchCertificates } from '../../flows/inventory.ts'
 import { addOperator } from '../../flows/first-token.ts'
 import { caStatus } from '../../flows/ca-status.ts'
 import { caNamed, revokeCa } from '../../flows/revoke-ca.ts'
@@ -39,7 +41,10 @@ import {
   batchRow,
   blastRadiusView,
   caBlastRadiusView,
+  calendarView,
   campaignView,
+  certificateSummary,
+  certificateView,
   deviceSummary,
   deviceView,
   effectView,
@@ -62,10 +67,14 @@ export interface ServerFacts {
   readonly kms: string
   readonly bundle: () => Bundle
   readonly certificates: () => { name: string; notAfter: number }[]
+  /** Lists of revoked certificates that are handed out; null when none are offered. */
+  readonly lists: () => readonly { readonly name: string; readonly thisUpdate: number; readonly nextUpdate: number }[] | null
   /** Key that signs checkpoints, and the log's name. */
   readonly log: { readonly origin: string; readonly key: string; readonly spki: Uint8Array }
 }
 
+/** `issuing-2` is the CA with the key `issuing-ca-2`. */
+const issuerKey = (name: string): string => name.replace(/^(root|issuing)/, '$1-ca')
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'base64'))
 const done = { ok: true } as const
 
@@ -169,6 +178,24 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'ca.status'({ caller }) {
       read(caller)
       return await caStatus(ctx)
+    },
+    async 'certificate.list'({ caller, query }) {
+      read(caller)
+      const { expiresFrom, expiresBefore, issuer, ...rest } = query
+      const named = issuer === undefined ? undefined : issuerKey(issuer)
+      const { certificates, next } = await searchCertificates(ctx, { ...rest, issuer: named, from: expiresFrom, until: expiresBefore })
+      return { items: certificates.map((one) => certificateSummary(one, ctx.now())), next }
+    },
+    async 'certificate.show'({ caller, params }) {
+      read(caller)
+      return certificateView(await findCertificate(ctx, params.id), ctx.now())
+    },
+    async 'certificate.calendar'({ caller, query }) {
+      read(caller)
+      const spans = await calendar(ctx, { ...query, issuer: query.issuer === undefined ? undefined : issuerKey(query.issuer) })
+      const lists = (facts.lists() ?? []).map(({ name, nextUpdate }) => ({ name, kind: 'crl' as const, at: nextUpdate }))
+      const tls = facts.certificates().map(({ name, notAfter }) => ({ name, kind: 'tls' as const, at: notAfter }))
+      return calendarView(spans, [...(await ownCertificates(ctx)), ...tls, ...lists])
     },
     'ca.prepare': async ({ caller, body }) => await prepareCa(ctx, caller, body),
     'ca.distribute': async ({ caller }) => await distributeCa(ctx, caller),

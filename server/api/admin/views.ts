@@ -1,5 +1,5 @@
 import { approvalState, type Approval } from '../../access/approval.ts'
-import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { CertificateProfile, type ResponseOf } from '@fleetkey/protocol/admin.ts'
 import type { GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
@@ -26,7 +26,9 @@ import {
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
 import { recoveriesLeft } from '../../fleet/recovery.ts'
-import type { Certificate } from '../../ca/certificate.ts'
+import { issuerKeyOf, stateOf, type Certificate } from '../../ca/certificate.ts'
+import type { CalendarSpan, Deadline } from '../../flows/calendar.ts'
+import { authorityName } from '../../flows/status-lists.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
 import { progressOf } from '../../flows/rotate.ts'
@@ -257,6 +259,41 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
     lastRefusal: device.lastRefusal,
   }
 }
+
+/** A certificate as the inventory has it, `now` in milliseconds since 1970. */
+export const certificateSummary = (certificate: Certificate, now: number): ResponseOf<'certificate.list'>['items'][number] => {
+  const { id, profile, device, notBefore, notAfter, revokedAt, reason, code, replacedAt, fingerprint } = certificate
+  return {
+    serial: id,
+    profile,
+    issuer: authorityName(issuerKeyOf(certificate)),
+    device,
+    state: stateOf(certificate, now),
+    notBefore,
+    notAfter,
+    revokedAt,
+    reason,
+    code: code ?? null,
+    replacedAt: replacedAt ?? null,
+    fingerprint,
+  }
+}
+
+export const certificateView = (certificate: Certificate, now: number): ResponseOf<'certificate.show'> => ({
+  ...certificateSummary(certificate, now),
+  subject: parseCertificate(certificate.der).commonName,
+  // Of a key with several certificates only the newest holds the bare hash.
+  spkiSha256: certificate.spkiHash.slice(0, 64),
+  pem: toPem('CERTIFICATE', certificate.der),
+})
+
+export const calendarView = (spans: readonly CalendarSpan[], own: readonly Deadline[]): ResponseOf<'certificate.calendar'> => ({
+  spans: spans.map(({ kinds, ...span }) => ({
+    ...span,
+    kinds: kinds.map(({ profile, issuer, certificates }) => ({ profile: CertificateProfile.parse(profile), issuer: authorityName(issuer), certificates })),
+  })),
+  own: own.toSorted((one, other) => one.at - other.at),
+})
 
 export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf<'key.show'>> => {
   const [epochs, grants] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id })])
