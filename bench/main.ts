@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|issuance|revocation|crl] [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|issuance|revocation|crl|inventory] [--devices N] [--json]`.
 import { spawn, type ChildProcess } from 'node:child_process'
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -23,11 +23,12 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
+import { measureInventory } from './inventory.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
 import { measureLists, measureRevocation } from './revocation.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 
-const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl'] as const
+const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl', 'inventory'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -170,6 +171,7 @@ const enrolmentFloor = (of: Floor): number => of.handshake + of.mutualHandshake 
 
 /** Certificates that are revoked before the ones that are measured. */
 const alreadyRevoked = 100_000
+const inventorySize = 1_000_000
 
 /** One rotation: delivery and activation signed, the key sealed, two statements verified, one proof of use. */
 const rotationFloor = (of: Floor): number => 2 * of.sign + of.seal + 2 * of.verify + of.mac
@@ -263,7 +265,15 @@ if (wanted.length !== (positionals.length || names.length) || !Number.isInteger(
   process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json]\n`)
   process.exit(1)
 }
+/** Whoever reads only the first lines (`| head`) has what it wants: what is running is stopped in order, and nothing failed. */
+class ReaderGone extends Error {}
+let isReaderGone = false
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error
+  isReaderGone = true
+})
 const print = (figure: Figure): void => {
+  if (isReaderGone) throw new ReaderGone()
   const { bench, metric, value, unit, floor, ratio } = figure
   if (values.json) process.stdout.write(`${JSON.stringify(figure)}\n`)
   else
@@ -271,39 +281,57 @@ const print = (figure: Figure): void => {
       `${bench.padEnd(10)} ${metric.padEnd(11)} ${String(value).padStart(9)} ${unit.padEnd(6)}${ratio === undefined ? '' : ` ${ratio} × the floor of ${String(floor)} ${unit}`}\n`,
     )
 }
-if (wanted.includes('software-tpm')) {
-  const { boot, floor, memory } = await measureSoftwareTpm(1000)
-  print({ bench: 'software-tpm', metric: 'boot', value: rounded(boot), unit: 'ms', floor: rounded(floor), ratio: rounded(boot / floor) })
-  print({ bench: 'software-tpm', metric: 'boots', value: rounded(1000 / boot), unit: '1/s' })
-  print({ bench: 'software-tpm', metric: 'memory', value: Math.round(memory), unit: 'bytes' })
-}
-if (wanted.includes('evidence')) {
-  const { verify, floor } = await measureEvidence(Math.min(devices, 100))
-  print({ bench: 'evidence', metric: 'verify', value: rounded(verify), unit: 'ms', floor: rounded(floor), ratio: rounded(verify / floor) })
-  print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
-}
-if (wanted.includes('issuance')) {
-  const { openssl, rate, whole, judged, issued } = await measureIssuance(2_000)
-  const bound = boundOf(openssl)
-  const figure = (metric: string, value: number, floor: number): void =>
-    print({ bench: 'issuance', metric, value: rounded(value), unit: '1/cpu-s', floor: rounded(floor), ratio: rounded(value / floor) })
-  print({ bench: 'issuance', metric: 'rate', value: rounded(rate), unit: '1/s' })
-  figure('whole', whole, bound)
-  figure('judge', judged, openssl.verify)
-  figure('issue', issued, openssl.sign)
-  process.stdout.write(
-    values.json ? '' : `           floors by ${openssl.by}: ${rounded(openssl.sign)} signatures, ${rounded(openssl.verify)} verifications a CPU second\n`,
-  )
-}
-if (wanted.includes('crl')) {
-  for (const entries of [10_000, 100_000]) {
-    const { complete, again, delta, floor, bytes } = await measureLists(entries)
-    const name = `${entries / 1000}k`
-    print({ bench: 'crl', metric: `complete-${name}`, value: rounded(complete), unit: 'ms', floor: rounded(floor), ratio: rounded(complete / floor) })
-    print({ bench: 'crl', metric: `again-${name}`, value: rounded(again), unit: 'ms', floor: rounded(floor), ratio: rounded(again / floor) })
-    print({ bench: 'crl', metric: `delta-${name}`, value: rounded(delta), unit: 'ms' })
-    print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
+const measure = async (): Promise<void> => {
+  if (wanted.includes('software-tpm')) {
+    const { boot, floor, memory } = await measureSoftwareTpm(1000)
+    print({ bench: 'software-tpm', metric: 'boot', value: rounded(boot), unit: 'ms', floor: rounded(floor), ratio: rounded(boot / floor) })
+    print({ bench: 'software-tpm', metric: 'boots', value: rounded(1000 / boot), unit: '1/s' })
+    print({ bench: 'software-tpm', metric: 'memory', value: Math.round(memory), unit: 'bytes' })
   }
+  if (wanted.includes('evidence')) {
+    const { verify, floor } = await measureEvidence(Math.min(devices, 100))
+    print({ bench: 'evidence', metric: 'verify', value: rounded(verify), unit: 'ms', floor: rounded(floor), ratio: rounded(verify / floor) })
+    print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
+  }
+  if (wanted.includes('issuance')) {
+    const { openssl, rate, whole, judged, issued } = await measureIssuance(2_000)
+    const bound = boundOf(openssl)
+    const figure = (metric: string, value: number, floor: number): void =>
+      print({ bench: 'issuance', metric, value: rounded(value), unit: '1/cpu-s', floor: rounded(floor), ratio: rounded(value / floor) })
+    print({ bench: 'issuance', metric: 'rate', value: rounded(rate), unit: '1/s' })
+    figure('whole', whole, bound)
+    figure('judge', judged, openssl.verify)
+    figure('issue', issued, openssl.sign)
+    process.stdout.write(
+      values.json ? '' : `           floors by ${openssl.by}: ${rounded(openssl.sign)} signatures, ${rounded(openssl.verify)} verifications a CPU second\n`,
+    )
+  }
+  if (wanted.includes('crl')) {
+    for (const entries of [10_000, 100_000]) {
+      const { complete, again, delta, floor, bytes } = await measureLists(entries)
+      const name = `${entries / 1000}k`
+      print({ bench: 'crl', metric: `complete-${name}`, value: rounded(complete), unit: 'ms', floor: rounded(floor), ratio: rounded(complete / floor) })
+      print({ bench: 'crl', metric: `again-${name}`, value: rounded(again), unit: 'ms', floor: rounded(floor), ratio: rounded(again / floor) })
+      print({ bench: 'crl', metric: `delta-${name}`, value: rounded(delta), unit: 'ms' })
+      print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
+    }
+  }
+  if (wanted.includes('inventory')) {
+    const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+    try {
+      const { pages, floor } = await measureInventory(folder, inventorySize)
+      for (const { name, median, slowest } of pages) {
+        print({ bench: 'inventory', metric: name, value: rounded(median), unit: 'ms', floor: rounded(floor), ratio: rounded(median / floor) })
+        print({ bench: 'inventory', metric: `${name}-max`, value: rounded(slowest), unit: 'ms' })
+      }
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
+  const alone: readonly Name[] = ['software-tpm', 'evidence', 'issuance', 'crl', 'inventory']
+  const ofServer = wanted.filter((name) => !alone.includes(name))
+  if (ofServer.length > 0) await run(ofServer, devices, print)
 }
-const ofServer = wanted.filter((name) => name !== 'software-tpm' && name !== 'evidence' && name !== 'issuance' && name !== 'crl')
-if (ofServer.length > 0) await run(ofServer, devices, print)
+await measure().catch((thrown: unknown) => {
+  if (!(thrown instanceof ReaderGone)) throw thrown
+})

@@ -11,7 +11,7 @@ import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { operator, testContext } from '../test/harness.ts'
 
 const day = 86_400_000
-const median = (values: readonly number[]): number => values.toSorted((one, other) => one - other)[values.length >> 1] ?? Number.NaN
+export const median = (values: readonly number[]): number => values.toSorted((one, other) => one - other)[values.length >> 1] ?? Number.NaN
 const hex = (bytes: number): string => randomBytes(bytes).toString('hex')
 
 /** A row as a revoked or valid certificate has it, with bytes of the usual size. */
@@ -31,7 +31,7 @@ const certificate = (status: Certificate['status'], device: DeviceId, now: numbe
   ...(status === 'valid' ? {} : { code: 'keyCompromise' as const }),
 })
 
-const enrolled = (id: DeviceId, tls: Certificate, ldevid: Certificate, now: number): EnrolledDevice => ({
+export const enrolled = (id: DeviceId, tls: Certificate, ldevid: Certificate, now: number): EnrolledDevice => ({
   id,
   version: 0,
   serial: id.toUpperCase(),
@@ -56,7 +56,16 @@ const enrolled = (id: DeviceId, tls: Certificate, ldevid: Certificate, now: numb
   agent: 'bench',
 })
 
-const entry = { at: 0, caller: 'system:bench', from: 'server', action: 'server.setup', subject: 'bench', outcome: 'done', code: null, detail: '' } as const
+export const entry = {
+  at: 0,
+  caller: 'system:bench',
+  from: 'server',
+  action: 'server.setup',
+  subject: 'bench',
+  outcome: 'done',
+  code: null,
+  detail: '',
+} as const
 
 /** Milliseconds of one 8 kB write that is on the disk when it returns, median. */
 const bareWrite = (folder: string): number => {

@@ -223,6 +223,58 @@ describe('exit code 4, partial', () => {
   })
 })
 
+describe('the inventory of certificates', () => {
+  interface Found {
+    readonly items: readonly {
+      readonly serial: string
+      readonly device: string | null
+      readonly profile: string
+      readonly state: string
+      readonly notAfter: number
+    }[]
+    readonly next: string | null
+  }
+  const list = async (...words: string[]): Promise<Found> => JSON.parse((await here('ca', 'list', '--json', ...words)).stdout) as Found
+
+  test('by device, profile, state, serial and end; page by page', async () => {
+    const own = await list('--device', 'gw-1')
+    expect(own.items.map(({ profile, state }) => [profile, state]).toSorted()).toEqual([
+      ['device-identity', 'valid'],
+      ['device-tls', 'valid'],
+    ])
+    expect((await list('--device', 'gw-*', '--profile', 'device-tls')).items.map(({ device }) => device)).toEqual(['gw-1', 'gw-2'])
+    expect((await list('--batch', 'batch-1')).items).toHaveLength(4)
+    expect((await list('--state', 'revoked')).items).toEqual([])
+    const [{ serial = '', notAfter = 0 } = {}] = own.items
+    expect((await list('--serial', serial.slice(0, 12))).items.map((one) => one.serial)).toEqual([serial])
+    const end = new Date(notAfter).toISOString()
+    expect((await list('--device', 'gw-1', '--expires-before', end)).items.map((one) => one.serial)).not.toContain(serial)
+    const all = await list()
+    const [first, second] = [await list('--limit', '2'), all.items.slice(2)]
+    expect(first.items).toEqual(all.items.slice(0, 2))
+    expect((await list('--after', first.next ?? '')).items).toEqual(second)
+    expect((await here('ca', 'list', '--limit', '2')).stdout).toContain(`more: --after ${first.next}`)
+    const shown = await here('ca', 'show', serial)
+    expect(shown.stdout).toMatch(/serial: +4[\s\S]*-----BEGIN CERTIFICATE-----/)
+    expect(await here('ca', 'show', '4000')).toMatchObject({ code: 3 })
+    for (const wrong of [
+      ['--state', 'good'],
+      ['--device', 'GW*'],
+      ['--issuer', 'ca'],
+      ['--serial', 'xyz'],
+      ['--profile', 'tls'],
+    ])
+      expect((await here('ca', 'list', ...wrong)).code).toBe(1)
+  })
+
+  test('the calendar: what ends when, and what the server itself rests on', async () => {
+    const { stdout } = await here('ca', 'calendar', '--by', 'week', '--profile', 'device-tls')
+    expect(stdout).toMatch(/\d{4}-\d{2}-\d{2} to \d{4}-\d{2}-\d{2} +2 +2 device-tls by issuing/)
+    for (const name of ['root', 'issuing', 'delivery-signing', 'server']) expect(stdout).toMatch(new RegExp(`^${name} +(ca|role|tls) +2`, 'm'))
+    expect((await here('ca', 'calendar', '--by', 'year')).code).toBe(1)
+  })
+})
+
 describe('doctor', () => {
   const grades = (stdout: string): Record<string, string> =>
     Object.fromEntries((JSON.parse(stdout) as { check: string; grade: string }[]).map(({ check, grade }) => [check, grade]))

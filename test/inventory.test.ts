@@ -109,7 +109,7 @@ describe.each(stores)('inventory: %s', (_name, open) => {
     const ctx = await filled(await open())
     try {
       await fc.assert(
-        fc.asyncProperty(searches, fc.constantFrom(7, 100), async (search, limit) => {
+        fc.asyncProperty(searches, fc.constantFrom<number>(7, 100), async (search, limit) => {
           const found = await all(ctx, search, limit)
           expect(found.toSorted()).toEqual(
             expected(search)

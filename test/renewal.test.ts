@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { newTlsKey } from '@fleetkey/device-agent/tls-key.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
@@ -7,6 +7,8 @@ import { createBoard } from '@fleetkey/firmware-sim/board/board.ts'
 import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { deviceView } from '@fleetkey/server/api/admin/views.ts'
+import { stateOf } from '@fleetkey/server/ca/certificate.ts'
+import { findCertificate } from '@fleetkey/server/flows/inventory.ts'
 import { allowRecovery } from '@fleetkey/server/flows/recover.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
 import { attesterOf, given, openDevices, type Device, type Held } from './returning.ts'
@@ -35,13 +37,35 @@ afterEach(async () => await ctx.close())
 
 const reason = async (): Promise<string> => (await ctx.entries()).findLast(({ outcome }) => outcome === 'refused')?.detail ?? ''
 
+/** What the inventory says of it. */
+const standing = async (certificate: Uint8Array): Promise<string> =>
+  stateOf(await findCertificate(ctx, createHash('sha256').update(certificate).digest('hex')), ctx.clock.now)
+
 describe('a renewal', () => {
+  test('one that was never used is superseded by the next, and so is an LDevID by that of a new enrolment', async () => {
+    const [one, other] = [newTlsKey(), newTlsKey()]
+    const unused = issued(await device.renew(await device.open(), { key: one }))
+    ctx.clock.now += hour
+    const next = issued(await device.renew(await device.open(), { key: other }))
+    expect(await Promise.all([first.certificate, unused, next].map(standing))).toEqual(['valid', 'superseded', 'valid'])
+    const { ldevidSerial } = await device.row()
+    const again = given(await device.prove('enrol'))
+    expect(await device.connect(again)).toBe('accepted')
+    const rows = await ctx.store.find('certificate', { where: { device: 'gw-1' }, limit: 100 })
+    const row = await device.row()
+    const inForce = rows.filter((one) => stateOf(one, ctx.clock.now) === 'valid').map(({ id }) => id)
+    expect(inForce.toSorted()).toEqual([row.ldevidSerial, row.tlsSerial].toSorted())
+    expect(row.ldevidSerial).not.toBe(ldevidSerial)
+  })
+
   test('the old certificate stays good until the new one was used, and not a moment longer', async () => {
     const key = newTlsKey()
     const second = { key, certificate: issued(await device.renew(await device.open(), { key })) }
     expect(parseCertificate(second.certificate)).toMatchObject({ commonName: 'gw-1', serial: (await device.row()).tlsSerial })
     for (let time = 0; time < 3; time++) expect(await device.connect(first)).toBe('accepted')
+    expect(await standing(first.certificate)).toBe('valid')
     expect(await device.connect(second)).toBe('accepted')
+    expect([await standing(first.certificate), await standing(second.certificate)]).toEqual(['superseded', 'valid'])
     expect(await device.connect(first)).toBe('forbidden')
     expect((await device.row()).lastRefusal?.reason).toBe('certificate.replaced')
     expect(await device.connect(second)).toBe('accepted')
