@@ -62,10 +62,12 @@ export const calendar = async (
       from: at,
       until: spanEnds(by, at),
       certificates: [...kinds.values()].reduce((sum, rows) => sum + rows, 0),
-      kinds: [...kinds].toSorted().map(([kind, certificates]) => {
-        const [of = '', by_ = ''] = kind.split('/')
-        return { profile: of, issuer: by_, certificates }
-      }),
+      kinds: [...kinds]
+        .toSorted(([one], [other]) => (one < other ? -1 : 1))
+        .map(([kind, certificates]) => {
+          const [of = '', by_ = ''] = kind.split('/')
+          return { profile: of, issuer: by_, certificates }
+        }),
     }))
 }
 
