@@ -6,6 +6,7 @@ const longest = [
   'test/rollover.test.ts',
   'test/rollover-fleet.test.ts',
   'test/rollover-kill.test.ts',
+  'test/simulation.test.ts',
   'test/kill-matrix.test.ts',
   'test/software-tpm-mutations.test.ts',
   'test/mutations.test.ts',

@@ -58,6 +58,8 @@ export interface AgentOptions {
   readonly step: (name: string) => void
   /** The way to the server; a TCP connection of this machine unless told. */
   readonly dial?: ConnectionOptions['dial']
+  /** Takes the place of TLS and MQTT altogether; a simulated network has neither. */
+  readonly connect?: typeof openConnection
   /** The firmware's event log when it is in no file. */
   readonly readEventLog?: () => Promise<Uint8Array>
   /** The kernel's list of measured files when it is in no file. */
@@ -339,7 +341,7 @@ export const startAgent = (options: AgentOptions): Agent => {
   }
 
   const open = async (of: Pick<ConnectionOptions, 'client' | 'credentials' | 'topics' | 'onMessage' | 'onClose'>): Promise<Connection> =>
-    await openConnection({ ...common, trust, time: clock.belief(), ...of }, abort.signal)
+    await (options.connect ?? openConnection)({ ...common, trust, time: clock.belief(), ...of }, abort.signal)
 
   const connectDevice = async (): Promise<void> => {
     if (holder === undefined || identity === undefined) return

@@ -147,7 +147,7 @@ export const checkServerTime = ({ server }: Pick<Connection, 'server'>, stated: 
 }
 
 /** Password of CONNECT: the LDevID key's signature over this connection, so that a stolen TLS key is of no use. */
-const passwordOf = async (of: ConnectionOptions, credentials: Credentials, exporter: Uint8Array): Promise<string> => {
+export const passwordOf = async (of: Pick<ConnectionOptions, 'tenant' | 'client'>, credentials: Credentials, exporter: Uint8Array): Promise<string> => {
   const proof = connectProof(of.tenant, of.client, credentials.certificates[0] ?? new Uint8Array(0), exporter)
   return Buffer.from(await credentials.sign(proof)).toString('base64url')
 }

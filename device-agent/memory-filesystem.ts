@@ -33,12 +33,12 @@ const folderOf = (path: string): string => path.slice(0, Math.max(path.lastIndex
  * Files in memory with the habits of a flash under a journal: a cut write leaves half of its bytes, renames and removals that were not
  * synced may be lost. One per simulated board, and for tests of what a power cut leaves behind.
  */
-export const memoryFileSystem = (of: { readonly power?: FilePower } = {}): MemoryFileSystem => {
+export const memoryFileSystem = (of: { readonly power?: FilePower; readonly contents?: ReadonlyMap<string, Uint8Array> } = {}): MemoryFileSystem => {
   let power = of.power ?? steady
   let on = true
-  /** What the running system sees, and what the medium holds. */
-  let seen = new Map<string, Uint8Array>()
-  const held = new Map<string, Uint8Array>()
+  /** What the medium holds, and what the running system sees. */
+  const held = new Map<string, Uint8Array>(of.contents)
+  let seen = new Map(held)
 
   const powered = (): void => {
     if (!on) throw new FilePowerLost('the power is off')

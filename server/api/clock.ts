@@ -6,7 +6,7 @@ import { destroyEpochs, drive } from '../flows/rotate.ts'
 import { findAll } from '../flows/rows.ts'
 import { endSessions } from '../flows/sessions.ts'
 
-const every = { tick: 1000, minute: 60_000 } as const
+const every = { tick: 1000, retry: 5000, minute: 60_000 } as const
 
 /**
  * Wakes what is due: campaigns (on an event, and when their next deadline passes), sweeps, the summary of refusals. It decides nothing; every flow it calls
@@ -36,10 +36,12 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
       }
       const driveOne = async (id: string): Promise<void> => {
         awake.delete(id)
-        due.delete(id)
+        // Should this fail, on a full disk say, it is asked again: nothing else may happen that would wake it.
+        due.set(id, ctx.now() + every.retry)
         await guarded(`campaign ${id}`, async () => {
           const until = await drive(ctx, id)
-          if (until !== null) due.set(id, until)
+          if (until === null) due.delete(id)
+          else due.set(id, until)
         })
       }
       const round = async (): Promise<void> => {

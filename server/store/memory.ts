@@ -100,12 +100,26 @@ const outcome = (table: MemoryTable, write: Write): { id: string; next: Stored |
   return { id, next: { bytes: encodeRow(table.name, row, version), version, values } }
 }
 
+/** What a memory store holds. */
+interface Content {
+  readonly tables: Readonly<Record<Table, MemoryTable>>
+  readonly log: SequencedEntry[]
+  readonly head: typeof emptyLog
+}
+
+export interface MemoryStore extends Store {
+  /** Another store with what this one holds now; neither sees what happens to the other from then on. */
+  fork(): MemoryStore
+}
+
 /**
  * Store in memory, for tests and trials: same rules as the durable one (rows are kept as bytes, commits are all or nothing, the audit
  * chain and tree are real), nothing of it survives the process.
  */
-export const openMemoryStore = (_options: { readonly now?: () => number } = {}): Store => {
-  const tables = Object.fromEntries(
+export const openMemoryStore = (): MemoryStore => over({ tables: emptyTables(), log: [], head: emptyLog })
+
+const emptyTables = (): Content['tables'] =>
+  Object.fromEntries(
     tableNames.map((name): [Table, MemoryTable] => [
       name,
       {
@@ -118,8 +132,15 @@ export const openMemoryStore = (_options: { readonly now?: () => number } = {}):
       },
     ]),
   ) as Record<Table, MemoryTable>
-  const log: SequencedEntry[] = []
-  let head = emptyLog
+
+const copyOf = (of: Content): Content => {
+  const tables = emptyTables()
+  for (const { name, rows } of Object.values(of.tables)) for (const [id, row] of rows) place(tables[name], id, row)
+  return { tables, log: [...of.log], head: of.head }
+}
+
+const over = ({ tables, log, head: first }: Content): MemoryStore => {
+  let head = first
   let closed = false
   const open = (): void => {
     if (closed) throw new Problem('unavailable', 'the store is closed', { reason: 'store.closed' })
@@ -215,6 +236,7 @@ export const openMemoryStore = (_options: { readonly now?: () => number } = {}):
       open()
       return { size: head.tree.size, root: rootOf(head.tree), chain: head.chain.slice() }
     },
+    fork: () => over(copyOf({ tables, log, head })),
     health: () => ({ writable: !closed, reason: closed ? 'the store is closed' : null }),
     async close() {
       closed = true

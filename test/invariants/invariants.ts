@@ -21,7 +21,7 @@ export const acknowledgedKeysAreHeld = async ({ store, devices }: Evidence): Pro
 export const anEpochIsShared = async ({ store, devices }: Evidence): Promise<void> => {
   for (const key of await rows(store, 'key'))
     for (const { device, status } of devices) {
-      const holdings = (await store.find('holding', { where: { device }, limit: 500 })).filter((holding) => holding.key === key.id)
+      const holdings = (await store.find('holding', { where: { device }, limit: 500 })).filter(({ key: of, stage }) => of === key.id && stage !== 'retired')
       if (holdings.length === 0) continue
       const current = status.current[key.id]
       const epoch = current === undefined ? undefined : await store.get('epoch', `${key.id}/${current}`)

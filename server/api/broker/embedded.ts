@@ -39,7 +39,7 @@ const minute = 60_000
 const endpointOf = (socket: Socket): string => `${socket.remoteAddress ?? ''} ${socket.remotePort ?? 0} ${socket.localPort ?? 0}`
 
 /** CONNACK return code for a public refusal (MQTT 3.1.1 §3.2.2.3). */
-const returnCodeFor = (refused: string): 2 | 3 | 4 | 5 => {
+export const returnCodeFor = (refused: string): 2 | 3 | 4 | 5 => {
   if (refused === 'malformed') return 2
   if (refused === 'unavailable' || refused === 'rate-limited' || refused === 'internal') return 3
   // 4 tells a device that its credentials are what is wrong: it proves itself anew at once.

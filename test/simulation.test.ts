@@ -1,0 +1,84 @@
+import { randomInt } from 'node:crypto'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { diceOf } from './simulation/dice.ts'
+import { openNetwork } from './simulation/network.ts'
+import { runSchedule, type Outcome } from './simulation/schedule.ts'
+import { startSimulatedServer } from './simulation/server.ts'
+import { virtualTime } from './simulation/time.ts'
+import { alice, keys, makeFleet, type Fleet } from './simulation/world.ts'
+
+const long = process.env['FLEETKEY_LONG'] === '1'
+const schedules = long ? 5_000 : 500
+/** So many in one test: few enough for its time limit beside other work. */
+const inOne = 25
+const first = Number(process.env['FLEETKEY_SEED'] ?? randomInt(1_000_000_000))
+process.stdout.write(`simulation: ${schedules} schedules from seed ${first} (npm run simulate -- --first ${first} --seeds ${schedules} runs them again)\n`)
+
+let fleet: Fleet
+const outcomes: Outcome[] = []
+beforeAll(async () => void (fleet = await makeFleet(3)), 60_000)
+afterAll(async () => await fleet.close())
+
+describe('server and agents in virtual time: whatever happens, they come to rest and every invariant holds', { timeout: 180_000 }, () => {
+  test.for(Array.from({ length: Math.ceil(schedules / inOne) }, (_, at) => first + at * inOne))('schedules from %d', async (from) => {
+    for (let seed = from; seed < Math.min(from + inOne, first + schedules); seed++) {
+      const outcome = await runSchedule(fleet, seed)
+      outcomes.push(outcome)
+      expect(outcome.failure, `seed ${seed}; npm run simulate -- --first ${seed} --seeds 1 prints what happened`).toBeNull()
+    }
+  })
+})
+
+test('a schedule is the same each time: a failure can be looked at again', async () => {
+  for (const seed of [first, first + 1, first + 2]) {
+    const [one, other] = [await runSchedule(fleet, seed), await runSchedule(fleet, seed)]
+    expect(one.trace.length).toBeGreaterThan(20)
+    expect(one.trace).toStrictEqual(other.trace)
+  }
+})
+
+test('a campaign that met a full disk goes on when there is room again, though nothing else happens', async () => {
+  const time = virtualTime(fleet.at)
+  try {
+    const network = openNetwork({ time, dice: diceOf(1) })
+    const store = fleet.store.fork()
+    let isFull = false
+    const { ctx, crash } = await startSimulatedServer({
+      store,
+      kms: fleet.kms,
+      network,
+      time,
+      random: diceOf(2).bytes,
+      log: () => undefined,
+      step: () => undefined,
+      isFull: () => isFull,
+      begun: () => undefined,
+    })
+    const { campaign } = await startRotation(ctx, alice, keys[0].id, { policy: { deadline: 10_000 }, because: 'nobody is there' })
+    isFull = true
+    await time.run(60_000)
+    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'installing' })
+    isFull = false
+    await time.run(60_000)
+    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'done' })
+    crash()
+  } finally {
+    time.end()
+  }
+})
+
+test('there was trouble enough', () => {
+  const sum = (of: (outcome: Outcome) => number): number => outcomes.reduce((total, outcome) => total + of(outcome), 0)
+  const treated = new Map<string, number>()
+  for (const outcome of outcomes) for (const [name, count] of Object.entries(outcome.treated)) treated.set(name, (treated.get(name) ?? 0) + count)
+  const rests = outcomes.map(({ recovery }) => recovery / 1000).toSorted((a, b) => a - b)
+  process.stdout.write(
+    `simulation: server killed ${sum(({ kills }) => kills.server)} times, boards ${sum(({ kills }) => kills.device)}; messages ` +
+      `${[...treated].map(([name, count]) => `${name} ${count}`).join(', ')}; at rest after ${Math.round(rests[rests.length >> 1] ?? 0)} s (median) of virtual time, ` +
+      `at most ${Math.round(rests.at(-1) ?? 0)} s\n`,
+  )
+  expect(sum(({ kills }) => kills.server)).toBeGreaterThan(schedules)
+  expect(sum(({ kills }) => kills.device)).toBeGreaterThan(schedules / 2)
+  for (const name of ['drop', 'repeat', 'late', 'swap', 'flip', 'cut', 'replay']) expect(treated.get(name) ?? 0, name).toBeGreaterThan(10)
+})

@@ -1,0 +1,333 @@
+import { toProblem } from '@fleetkey/protocol/problem.ts'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { checkpointText, signedCheckpoint } from '@fleetkey/server/audit/checkpoint.ts'
+import { exportFooter, exportHeader, exportLine } from '@fleetkey/server/audit/export.ts'
+import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
+import type { Context, Store } from '@fleetkey/server/flows/context.ts'
+import { addMembers, removeMember } from '@fleetkey/server/flows/group.ts'
+import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
+import { controlCampaign, startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
+import { filePowerFailingAt } from '@fleetkey/device-agent/memory-filesystem.ts'
+import { evidenceOf } from '../invariants/agent-evidence.ts'
+import { rows } from '../invariants/evidence.ts'
+import { invariants } from '../invariants/invariants.ts'
+import { openBoard, type SimulatedBoard } from './board.ts'
+import { diceOf, type Dice } from './dice.ts'
+import { openNetwork } from './network.ts'
+import { Crashed, startSimulatedServer, tenant, type SimulatedServer } from './server.ts'
+import { virtualTime } from './time.ts'
+import { alice, group, keys, type Fleet } from './world.ts'
+
+/** What one schedule came to. */
+export interface Outcome {
+  readonly seed: number
+  /** Everything that was done, in its order and with its virtual time: the same for the same seed. */
+  readonly trace: readonly string[]
+  /** What went wrong; null when nothing did. */
+  readonly failure: string | null
+  readonly kills: { readonly server: number; readonly device: number }
+  /** Virtual milliseconds from the end of all trouble until the fleet was at rest. */
+  readonly recovery: number
+  readonly treated: Readonly<Record<string, number>>
+}
+
+const minute = 60_000
+const hour = 60 * minute
+
+/** The log of a store as its export, checkpoint included. */
+const exported = async (store: Store, { kms, auditKey }: Pick<Fleet, 'kms' | 'auditKey'>): Promise<string> => {
+  const { size, root } = await store.checkpoint()
+  const head = { origin: `fleetkey/${tenant}`, size, root }
+  const [signature] = await kms.sign([{ key: 'audit-signing', purpose: 'audit-signing', data: new TextEncoder().encode(checkpointText(head)) }])
+  if (signature === undefined) throw new Error('no signature')
+  const entries = await store.audit({ after: 0, limit: size })
+  return exportHeader + entries.map(exportLine).join('') + exportFooter(signedCheckpoint(head, { spki: auditKey, signature }))
+}
+
+/**
+ * One schedule: a copy of the fleet, then operators at work and trouble in an order that the seed decides: the server is killed at its durable steps and
+ * anywhere, boards lose power in the middle of a write, lines break, the broker turns hostile, the disk is full, clocks are wrong. Then calm; the fleet has to
+ * come to rest, and every invariant has to hold.
+ */
+export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> => {
+  const dice = diceOf(seed)
+  const time = virtualTime(fleet.at)
+  const trace: string[] = []
+  const tell = (line: string): void => void trace.push(`${((time.now() - fleet.at) / 1000).toFixed(3)} ${line}`)
+  const network = openNetwork({ time, dice: dice.fork() })
+  const store = fleet.store.fork()
+  const history: { device: string; key: string; epoch: number }[] = []
+  const kills = { server: 0, device: 0 }
+  const surprises: string[] = []
+  let isFull = false
+  let server: SimulatedServer | undefined
+  let crashNow: (() => void) | undefined
+  let countdown = Number.POSITIVE_INFINITY
+
+  const log = (line: string): void => {
+    tell(`  server: ${line}`)
+    // What no flow expected is a fault, whoever sent what.
+    if (/\binternal\b|TypeError|RangeError|is not a function|undefined/i.test(line)) surprises.push(line)
+  }
+  const crash = (where: string): void => {
+    tell(`the server is killed: ${where}`)
+    kills.server++
+    countdown = Number.POSITIVE_INFINITY
+    server = undefined
+    const crashing = crashNow
+    crashNow = undefined
+    crashing?.()
+  }
+  const start = async (): Promise<void> => {
+    if (crashNow !== undefined) return
+    tell('the server starts')
+    try {
+      server = await startSimulatedServer({
+        store,
+        network,
+        time,
+        log,
+        kms: fleet.kms,
+        random: dice.fork().bytes,
+        isFull: () => isFull,
+        begun: (with_) => (crashNow = with_),
+        step: (name) => {
+          tell(`  step ${name}`)
+          if (--countdown >= 0) return
+          crash(`at ${name}`)
+          throw new Crashed(name)
+        },
+      })
+    } catch (thrown) {
+      if (!(thrown instanceof Crashed) && toProblem(thrown).code !== 'unavailable') throw thrown
+      tell('it ended while it started')
+      if (crashNow !== undefined) crash('it could not start')
+    }
+  }
+
+  const boards = fleet.boards.map((made): SimulatedBoard => {
+    const board = openBoard({
+      ...made,
+      network,
+      time,
+      log: (line) => tell(`  ${line}`),
+      trust: fleet.trust,
+      dice: dice.fork(),
+      inUse: (key, epoch) => {
+        const last = history.findLast((one) => one.device === board.device && one.key === key)
+        if (last?.epoch !== epoch) history.push({ device: board.device, key, epoch })
+      },
+    })
+    return board
+  })
+
+  /** What an operator asks for; a refusal is an answer, a crash in the middle is trouble as any other. */
+  const order = (what: string, work: (ctx: Context) => Promise<unknown>): void => {
+    const to = server
+    if (to === undefined) return
+    tell(`order: ${what}`)
+    work(to.ctx).then(
+      () => tell(`  done: ${what}`),
+      (thrown: unknown) => {
+        const problem = toProblem(thrown)
+        tell(`  refused: ${what}: ${problem.code} ${problem.message}`)
+        if (problem.code === 'internal' && !(thrown instanceof Crashed) && server === to) surprises.push(`${what}: ${problem.message}`)
+      },
+    )
+  }
+  const anyCampaign = async (ctx: Context): Promise<string> => {
+    const open = (await rows(ctx.store, 'campaign')).filter(({ state }) => state !== 'done' && state !== 'aborted')
+    return open.length === 0 ? 'none' : dice.pick(open).id
+  }
+
+  const switchOn = (board: SimulatedBoard, roll: Dice): void => {
+    const how = {
+      ...(roll.once(8) ? { clock: roll.pick([-time.now(), 79 * 365 * 24 * hour, -3 * hour, 5 * minute]) } : {}),
+      ...(roll.once(4) ? { power: filePowerFailingAt(roll.roll(12)) } : {}),
+      ...(roll.once(4) ? { steps: roll.roll(8) } : {}),
+    }
+    tell(`${board.device} is switched on ${Object.keys(how).join(', ')}`)
+    board.switchOn(how)
+  }
+
+  const deeds: readonly (readonly [weight: number, deed: () => Promise<void> | void])[] = [
+    [
+      5,
+      () => {
+        const { id } = dice.pick(keys)
+        const deadline = dice.pick([5_000, 30_000, 5 * minute])
+        const waves = dice.pick([[1], [0.5, 1]])
+        order(`rotate ${id}`, async (ctx) => await startRotation(ctx, alice, id, { policy: { waves, deadline }, because: 'simulated' }))
+      },
+    ],
+    [
+      3,
+      () => {
+        const what = dice.pick(['pause', 'resume', 'resume', 'abort'] as const)
+        order(`${what} a campaign`, async (ctx) => await controlCampaign(ctx, alice, await anyCampaign(ctx), what))
+      },
+    ],
+    [
+      2,
+      () => {
+        const id = DeviceId.parse(dice.pick(boards).device)
+        order(`${id} leaves`, async (ctx) => await removeMember(ctx, alice, group, id))
+      },
+    ],
+    [
+      3,
+      () => {
+        const id = DeviceId.parse(dice.pick(boards).device)
+        order(`${id} joins`, async (ctx) => await addMembers(ctx, alice, group, { devices: [id] }))
+      },
+    ],
+    [
+      1,
+      () => {
+        const id = DeviceId.parse(dice.pick(boards).device)
+        order(`suspend ${id}`, async (ctx) => await suspendDevice(ctx, alice, id, 'simulated'))
+      },
+    ],
+    [
+      2,
+      () => {
+        const id = DeviceId.parse(dice.pick(boards).device)
+        order(`reinstate ${id}`, async (ctx) => await reinstateDevice(ctx, alice, id))
+      },
+    ],
+    [
+      1,
+      () => {
+        if (!dice.once(3)) return
+        const id = DeviceId.parse(dice.pick(boards).device)
+        order(`revoke ${id}`, async (ctx) => await revokeDevice(ctx, alice, id, 'stolen'))
+      },
+    ],
+    [
+      4,
+      () => {
+        countdown = dice.roll(12)
+        tell(`the server will be killed ${countdown} steps from now`)
+      },
+    ],
+    [
+      2,
+      () => {
+        if (crashNow !== undefined) crash('anywhere')
+      },
+    ],
+    [4, async () => await start()],
+    [
+      4,
+      () => {
+        const board = dice.pick(boards)
+        tell(`${board.device} loses power`)
+        kills.device++
+        board.cut({ keep: dice.once(2) })
+      },
+    ],
+    [5, () => switchOn(dice.pick(boards), dice)],
+    [
+      3,
+      () => {
+        const { device } = dice.pick(boards)
+        tell(`the line of ${device} breaks`)
+        network.sever(device)
+      },
+    ],
+    [
+      2,
+      () => {
+        const is = dice.once(2)
+        tell(is ? 'the broker is hostile' : 'the broker is honest')
+        network.hostile(is)
+      },
+    ],
+    [
+      1,
+      () => {
+        isFull = !isFull
+        tell(isFull ? 'the disk is full' : 'the disk has room')
+      },
+    ],
+  ]
+  const lots = deeds.flatMap(([weight, deed]) => Array.from({ length: weight }, () => deed))
+
+  /** Everything that is out of place, for the first of which the fleet is not at rest. */
+  const unrest = async (): Promise<string | undefined> => {
+    for (const { id, state } of await rows(store, 'campaign'))
+      if (state !== 'done' && state !== 'aborted' && state !== 'halted') return `campaign ${id} is ${state}`
+    const all = await rows(store, 'key')
+    for (const board of boards) {
+      const device = await store.get('device', board.device)
+      if (device === undefined || !hasIdentity(device) || device.state !== 'enrolled') continue
+      const status = board.agent?.status()
+      if (status?.connected !== true) return `${board.device} is not connected: ${status?.problem ?? 'no problem'}`
+      const isMember = (await store.get('member', `${group}/${board.device}`)) !== undefined
+      const holdings = await store.find('holding', { where: { device: board.device }, limit: 500 })
+      for (const key of all) {
+        const own = holdings.filter((one) => one.key === key.id && one.stage !== 'retired')
+        const unsaid = own.find(({ epoch, stage }) => stage !== 'failed' && !status.holdings.some((held) => held.key === key.id && held.epoch === epoch))
+        if (unsaid !== undefined && unsaid.stage !== 'delivered') return `${board.device} has not said that it erased ${unsaid.id}`
+        if (!isMember && own.length > 0) return `${board.device} has left and holds ${own.map(({ id }) => id).join(', ')}`
+        if (isMember && status.current[key.id] !== key.current) return `${board.device} uses ${key.id}/${status.current[key.id] ?? 'none'}, not ${key.current}`
+        if (isMember && own.find(({ epoch }) => epoch === key.current)?.stage !== 'active') return `${board.device} has not proven ${key.id}/${key.current}`
+      }
+    }
+    return undefined
+  }
+
+  let failure: string | null = null
+  let recovery = 0
+  try {
+    await start()
+    for (const board of boards) board.switchOn()
+    await time.run(dice.between(0, 5_000))
+    for (let deed = 0, count = dice.between(8, 30); deed < count; deed++) {
+      await dice.pick(lots)()
+      await time.run(dice.once(5) ? dice.between(0, 10 * minute) : dice.between(0, 3_000))
+    }
+
+    tell('calm')
+    network.hostile(false)
+    isFull = false
+    countdown = Number.POSITIVE_INFINITY
+    await start()
+    for (const board of boards) if (board.agent === undefined || dice.once(2)) board.switchOn()
+    const calm = time.now()
+    const resume = async (): Promise<void> => {
+      for (const { id, state } of await rows(store, 'campaign'))
+        if (state === 'paused') order('resume', async (ctx) => await controlCampaign(ctx, alice, id, 'resume'))
+    }
+    await resume()
+    // Whoever lost power by its own fault run is switched on again by its watchdog.
+    const watchdog = setInterval(() => {
+      for (const board of boards) if (board.agent === undefined) board.switchOn()
+    }, minute)
+    let last = 0
+    const atRest = await time.run(3 * hour, async () => {
+      if (time.now() - last < 1_000) return false
+      last = time.now()
+      return (await unrest()) === undefined
+    })
+    clearInterval(watchdog)
+    recovery = time.now() - calm
+    if (!atRest) throw new Error(`not at rest within 3 hours: ${(await unrest()) ?? 'nothing'}`)
+    await time.run(10_000)
+    if (surprises.length > 0) throw new Error(`unexpected: ${surprises[0]}`)
+    const members = await Promise.all(boards.map(async (board) => ({ board, device: await store.get('device', board.device) })))
+    const devices = members.flatMap(({ board, device }) =>
+      device?.state === 'enrolled' && board.agent !== undefined ? [evidenceOf(board.device, board.agent)] : [],
+    )
+    const log = await exported(store, fleet)
+    for (const invariant of invariants) await invariant({ store, devices, history, log, auditKey: fleet.auditKey })
+  } catch (thrown) {
+    failure = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
+  } finally {
+    for (const board of boards) board.cut()
+    crashNow?.()
+    time.end()
+  }
+  return { seed, trace, failure, kills, recovery, treated: network.done }
+}
