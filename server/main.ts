@@ -26,6 +26,7 @@ import { settleOwedBatches } from './flows/batch-order.ts'
 import { sweepIntents } from './flows/issue.ts'
 import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
+import { isDue } from './flows/own-certificates.ts'
 import { settleOwedRotations } from './flows/owed-rotation.ts'
 import { perform } from './flows/perform.ts'
 import { settleRollover } from './flows/rollover.ts'
@@ -39,7 +40,6 @@ const version = '0.1.0'
 /** Seconds between the reports of a device that stays connected. */
 const reportEvery = 300
 const minute = 60_000
-const day = 86_400_000
 
 export interface RunningServer {
   readonly mqttPort: number
@@ -152,7 +152,11 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   await settleOwedAppraisals(ctx)
   await settleOwedBatches(ctx)
   await settleOwedRotations(ctx)
-  const ticking = bell.start(ctx)
+  const ticking = bell.start(ctx, {
+    'TLS certificate': async () => {
+      if (isDue(tls, authority, now())) await renewTls()
+    },
+  })
 
   const facts: ServerFacts = {
     version,
@@ -208,9 +212,6 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     }
   }
   const checkpoints = setInterval(() => void keepCheckpoint(), minute)
-  const renewal = setInterval(() => {
-    if (tls.notAfter - now() <= 15 * day) renewTls().catch((thrown: unknown) => log(`TLS certificate: ${toProblem(thrown).message.slice(0, 500)}`))
-  }, 3_600_000)
   let writable = true
   const alarm = setInterval(() => {
     const health = store.health()
@@ -225,7 +226,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     estPort,
     cliFile,
     async stop() {
-      for (const timer of [checkpoints, renewal, alarm]) clearInterval(timer)
+      for (const timer of [checkpoints, alarm]) clearInterval(timer)
       await ticking.stop()
       await bus.stop()
       await status?.stop()

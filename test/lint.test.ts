@@ -10,7 +10,7 @@ const hex = (digits: string): Buffer => Buffer.from(digits, 'hex')
 const spkiOf = (namedCurve: string): Buffer => generateKeyPairSync('ec', { namedCurve }).publicKey.export({ format: 'der', type: 'spki' })
 const now = Date.UTC(2027, 0, 1)
 const issuerName = seq(commonName(utf8('ca')))
-const issuer = { subject: new Uint8Array(issuerName), spki: new Uint8Array(spkiOf('prime256v1')) }
+const issuer = { subject: new Uint8Array(issuerName), spki: new Uint8Array(spkiOf('prime256v1')), until: Date.UTC(2029, 0, 1) }
 const key = spkiOf('prime256v1')
 const serial = serialOf(randomBytes(16))
 const ecdsa = seq(oid('1.2.840.10045.4.3.2'))
@@ -166,6 +166,7 @@ const violations: readonly Violation[] = [
   ['validity.order', 'an end before the beginning', validity(notBefore, utc('261231000000Z'))],
   ['validity.endless', 'no end', validity(notBefore, text(0x18, '99991231235959Z'))],
   ['validity.life', 'a year where two days belong', validity(notBefore, utc('280101000000Z'))],
+  ['validity.issuer', 'a second longer than its issuer', validity(notBefore, utc('290101000001Z')), { profile: { life: 3 * 365 * 86_400_000 } }],
   ['validity.backdate', 'from next week', validity(utc('270108000000Z'), utc('270109000000Z'))],
   ['validity.backdate', 'from last week', validity(utc('261225000000Z'), utc('261226000000Z'))],
   ['subject.present', 'an empty subject', { subject: seq(), names: extension('2.5.29.17', seq(uri('spiffe://plant/device/gw-1')), true) }],

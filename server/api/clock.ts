@@ -1,6 +1,7 @@
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Context } from '../flows/context.ts'
 import { sweepEnrolments } from '../flows/enrol.ts'
+import { renewRoles } from '../flows/own-certificates.ts'
 import { perform } from '../flows/perform.ts'
 import { destroyEpochs, drive } from '../flows/rotate.ts'
 import { findAll } from '../flows/rows.ts'
@@ -12,7 +13,11 @@ const every = { tick: 1000, retry: 5000, minute: 60_000 } as const
  * Wakes what is due: campaigns (on an event, and when their next deadline passes), sweeps, the summary of refusals. It decides nothing; every flow it calls
  * is harmless to repeat. `wake` may be called before `start`.
  */
-export const clock = (): { readonly wake: (campaign: string) => void; readonly start: (ctx: Context) => { stop(): Promise<void> } } => {
+export const clock = (): {
+  readonly wake: (campaign: string) => void
+  /** `chores`: what else is looked at every minute, by what it is called. */
+  readonly start: (ctx: Context, chores?: Readonly<Record<string, () => Promise<unknown>>>) => { stop(): Promise<void> }
+} => {
   const due = new Map<string, number>()
   const awake = new Set<string>()
   let nudge: (() => void) | undefined
@@ -21,7 +26,7 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
       awake.add(campaign)
       nudge?.()
     },
-    start(ctx) {
+    start(ctx, chores = {}) {
       let running: Promise<void> = Promise.resolve()
       let stopped = false
       let queued = false
@@ -55,6 +60,8 @@ export const clock = (): { readonly wake: (campaign: string) => void; readonly s
         await guarded('epochs', async () => {
           for (const { id } of await findAll(ctx.store, 'key')) await destroyEpochs(ctx, id)
         })
+        await guarded('certificates of message keys', async () => await renewRoles(ctx))
+        for (const [what, work] of Object.entries(chores)) await guarded(what, work)
         await guarded('refusals', async () => await summarise(ctx))
       }
       const soon = (): void => {

@@ -57,7 +57,7 @@ export const checkProfiles = (profiles: Profiles, now: number): void => {
     ocsp: 'http://check.example/ocsp',
     issuer: 'http://check.example/ca.cer',
   }
-  const named = { subject: nameOf('check'), spki: newKey('p256') }
+  const named = { subject: nameOf('check'), spki: newKey('p256'), until: Infinity }
   for (const name of profileNames) {
     const profile = profiles[name]
     for (const kind of profile.keys)

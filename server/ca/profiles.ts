@@ -44,10 +44,9 @@ export const defaultProfiles: Profiles = {
   // A root's key, certified by another root: over the change from the one to the other.
   'cross-ca': { ...authority, life: 10 * year, lifeBounds: [year, 20 * year], ca: 1 },
   'issuing-ca': { ...authority, life: 10 * year, lifeBounds: [year, 15 * year], ca: 0 },
+  // Renewed by the server itself once half of its life is over, as the next two (flows/own-certificates.ts).
   'server-signing': { ...leaf, ...own, life: 2 * year, lifeBounds: [30 * day, 5 * year], eku: 'role' },
-  // Renewed 15 days before it ends.
   'server-tls': { ...leaf, ...own, life: 30 * day, lifeBounds: [20 * day, 90 * day], eku: oids.serverAuth, names: 'hosts' },
-  // Renewed 10 days before it ends (flows/ocsp.ts).
   'ocsp-responder': { ...leaf, ...own, life: 30 * day, lifeBounds: [15 * day, 90 * day], eku: oids.ocspSigning, noCheck: true },
   // Messages are ES256 (protocol/signed.ts): its key is P-256 and no other.
   'device-identity': {

@@ -24,6 +24,8 @@ export interface IssuerName {
   /** Name, DER. */
   readonly subject: Uint8Array
   readonly spki: Uint8Array
+  /** When its own certificate ends, milliseconds since 1970: nothing it signs lasts longer. Infinity for a root that is just being made. */
+  readonly until: number
   /** Where others ask about a certificate; none: certificates do not say. */
   readonly status?: StatusPlaces | undefined
 }

@@ -3,22 +3,25 @@ import { describe, expect, test } from 'vitest'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { lint } from './lint/lint.ts'
 import { backdate, defaultProfiles, validityOf } from './profiles.ts'
-import { serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type Issuing } from './tbs.ts'
+import { serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName, type Issuing } from './tbs.ts'
 import { fillTemplate, writeClean, type Filling } from './template.ts'
 
 const newKey = (): Uint8Array => new Uint8Array(generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).publicKey.export({ format: 'der', type: 'spki' }))
-const issuer = { subject: nameOf('ca'), spki: newKey() }
+const issuer = { subject: nameOf('ca'), spki: newKey(), until: Infinity }
 const now = Date.UTC(2027, 0, 1)
 const names = ['device-identity', 'device-tls', 'station'] as const
 
 const letters = 'abcdefghijklmnopqrstuvwxyz0123456789-'
 const idOf = (length: number): string => `a${Array.from({ length: length - 1 }, () => letters[randomInt(letters.length)]).join('')}`
-const orderOf = (profile: (typeof names)[number], odd: { order?: Partial<CertificateOrder>; of?: Partial<Issuing>; now?: number } = {}): Filling => {
+const orderOf = (
+  profile: (typeof names)[number],
+  odd: { order?: Partial<CertificateOrder>; of?: Partial<Issuing>; issuer?: IssuerName; now?: number } = {},
+): Filling => {
   const at = odd.now ?? now
   return {
     profile: defaultProfiles[profile],
     order: { profile, subject: 'gw-1', spki: newKey(), ...odd.order },
-    issuer,
+    issuer: odd.issuer ?? issuer,
     of: { tenant: 'plant', serial: serialOf(randomBytes(16)), ...validityOf(defaultProfiles[profile], at), ...odd.of },
     now: at,
   }
@@ -61,6 +64,7 @@ describe('what does not keep the rules has no template, and the lint says why', 
     ['65 characters', { order: { subject: 'g'.repeat(65) } }, 'lint.subject.length'],
     ['a short serial', { of: { serial: '41'.repeat(7) } }, 'lint.serial.entropy'],
     ['a life too long', { of: { notAfter: notAfter + 1000 } }, 'lint.validity.life'],
+    ['longer than its issuer', { issuer: { ...issuer, until: notAfter - 1000 } }, 'lint.validity.issuer'],
     ['an end before the beginning', { of: { notAfter: notBefore - 1000 } }, 'lint.validity.order'],
     ['a beginning too early', { of: { notBefore: now - 3 * backdate, notAfter: notAfter - 3 * backdate } }, 'lint.validity.backdate'],
     ['a beginning to come', { of: { notBefore: now + 1000, notAfter } }, 'lint.validity.backdate'],

@@ -53,6 +53,7 @@ const isSound = ({ profile, order, issuer, of, now }: Filling): boolean =>
   of.notBefore % 1000 === 0 &&
   of.notAfter % 1000 === 0 &&
   of.notAfter - of.notBefore <= profile.life + backdate &&
+  of.notAfter <= issuer.until &&
   of.notBefore <= now &&
   now - of.notBefore < backdate + 60_000 &&
   of.notBefore > 0 &&

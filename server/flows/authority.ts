@@ -60,7 +60,7 @@ export interface Authority extends Standing {
 }
 
 const system: Caller = { kind: 'system', id: 'setup', from: 'server' }
-const roles: readonly Role[] = ['challenge', 'delivery', 'group', 'release']
+export const roles: readonly Role[] = ['challenge', 'delivery', 'group', 'release']
 
 const publicKeyOf = async (ctx: Base, name: string, purpose: KmsKeyPurpose): Promise<Uint8Array> => {
   const { spki } = await ctx.kms.create(name, purpose)
@@ -105,7 +105,7 @@ export const issuingKey = (number: number): string => numbered('issuing-ca', num
 export const rootKey = (number: number): string => numbered('root-ca', number, '-')
 const issuingSetting = (number: number): string => numbered('ca/issuing', number, '/')
 const rootSetting = (number: number): string => numbered('ca/root', number, '/')
-const roleSetting = (role: Role, number: number): string => numbered(`ca/role/${role}`, number, '/')
+export const roleSetting = (role: Role, number: number): string => numbered(`ca/role/${role}`, number, '/')
 const crossSetting = (by: number, of: number): string => `ca/cross/${by}-${of}`
 
 /** Roots have one name: certified by each other they are self-issued (RFC 4210 §4.4), which no path length counts. Issuing CAs have lists of their own, and names. */
@@ -118,16 +118,22 @@ export interface Issuance {
   readonly places?: ((key: string) => StatusPlaces) | undefined
 }
 
-const rootIssuer = (ctx: Base, number: number, spki: Uint8Array, profiles: Profiles): Issuer => ({
+/** What an issuer takes from its own certificate. */
+type Own = Pick<Issuer, 'spki' | 'until'>
+const ownOf = ({ spki, notAfter }: Certificate): Own => ({ spki, until: notAfter })
+
+const rootIssuer = (ctx: Base, number: number, { spki, until }: Own, profiles: Profiles): Issuer => ({
   subject: nameOf(rootName(ctx)),
   spki,
+  until,
   key: rootKey(number),
   purpose: 'root-ca',
   profiles,
 })
-const issuingIssuer = (ctx: Base, number: number, spki: Uint8Array, { profiles, places }: Issuance): Issuer => ({
+const issuingIssuer = (ctx: Base, number: number, { spki, until }: Own, { profiles, places }: Issuance): Issuer => ({
   subject: nameOf(issuingName(ctx, number)),
   spki,
+  until,
   key: issuingKey(number),
   purpose: 'issuing-ca',
   profiles,
@@ -144,26 +150,35 @@ export const makeGeneration = async (
   { number, root, before }: { readonly number: number; readonly root: number; readonly before: number | null },
 ): Promise<void> => {
   const rootSpki = await publicKeyOf(ctx, rootKey(root), 'root-ca')
-  const byRoot = rootIssuer(ctx, root, rootSpki, profiles)
   const issuingSpki = number === 1 ? await publicKeyOf(ctx, issuingKey(number), 'issuing-ca') : null
-  await ensure(ctx, rootSetting(root), byRoot, { profile: 'root-ca', subject: rootName(ctx), spki: rootSpki })
+  const itself = rootIssuer(ctx, root, { spki: rootSpki, until: Infinity }, profiles)
+  const rootDer = await ensure(ctx, rootSetting(root), itself, { profile: 'root-ca', subject: rootName(ctx), spki: rootSpki })
+  const byRoot = rootIssuer(ctx, root, ownOf(parseCertificate(rootDer)), profiles)
   if (before !== null && before !== root) {
-    const olderSpki = await publicKeyOf(ctx, rootKey(before), 'root-ca')
-    const byOlder = rootIssuer(ctx, before, olderSpki, profiles)
+    const older = await need(ctx, rootSetting(before))
+    const byOlder = rootIssuer(ctx, before, ownOf(older), profiles)
     await ensure(ctx, crossSetting(before, root), byOlder, { profile: 'cross-ca', subject: rootName(ctx), spki: rootSpki })
-    await ensure(ctx, crossSetting(root, before), byRoot, { profile: 'cross-ca', subject: rootName(ctx), spki: olderSpki })
+    await ensure(ctx, crossSetting(root, before), byRoot, { profile: 'cross-ca', subject: rootName(ctx), spki: older.spki })
   }
   const spki = issuingSpki ?? (await publicKeyOf(ctx, issuingKey(number), 'issuing-ca'))
   await ensure(ctx, issuingSetting(number), byRoot, { profile: 'issuing-ca', subject: issuingName(ctx, number), spki })
 }
 
+/** The certificate of a key that signs messages. */
+export const roleOrder = (ctx: Base, role: Role, spki: Uint8Array): Omit<Order, 'device'> => ({
+  profile: 'server-signing',
+  subject: `Fleetkey ${role} of ${ctx.tenant}`,
+  spki,
+  role,
+})
+
 /** Certificates of the keys that sign messages, by the CA of this generation. Harmless to repeat. */
 export const certifyRoles = async (ctx: Base, profiles: Profiles, number: number): Promise<void> => {
-  const issuer = issuingIssuer(ctx, number, await publicKeyOf(ctx, issuingKey(number), 'issuing-ca'), { profiles })
+  const issuer = issuingIssuer(ctx, number, ownOf(await need(ctx, issuingSetting(number))), { profiles })
   for (const role of roles) {
     const key = `${role}-signing` as const
     const spki = await publicKeyOf(ctx, key, key)
-    await ensure(ctx, roleSetting(role, number), issuer, { profile: 'server-signing', subject: `Fleetkey ${role} of ${ctx.tenant}`, spki, role })
+    await ensure(ctx, roleSetting(role, number), issuer, roleOrder(ctx, role, spki))
   }
 }
 
@@ -233,14 +248,14 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
   const issuers = [
     ...all.roots
       .filter(({ number }) => isRootNeeded(rollover, number))
-      .map(({ number, certificate }) => rootIssuer(ctx, number, certificate.spki, issuance.profiles)),
-    ...alive.map(({ generation, certificate }) => issuingIssuer(ctx, generation.number, certificate.spki, issuance)),
+      .map(({ number, certificate }) => rootIssuer(ctx, number, ownOf(certificate), issuance.profiles)),
+    ...alive.map(({ generation, certificate }) => issuingIssuer(ctx, generation.number, ownOf(certificate), issuance)),
   ]
   const keysOf = (states: readonly GenerationState[]): ReadonlySet<string> =>
     new Set(rollover.generations.filter(({ state }) => states.includes(state)).map(({ number }) => issuingKey(number)))
   const newerFirst = all.crosses.filter(({ by, of }) => by < of && of <= active.root).toSorted((one, other) => other.of - one.of)
   const chainOf = (ca: Certificate): readonly Uint8Array[] => [ca.der, ...newerFirst.map(({ certificate }) => certificate.der)]
-  const fixed = issuingIssuer(ctx, active.number, issuing.spki, issuance)
+  const fixed = issuingIssuer(ctx, active.number, ownOf(issuing), issuance)
   return {
     ...fixed,
     fixed,
@@ -252,7 +267,7 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
       const { issuer } = parseCertificate(certificate)
       return chainOf(alive.find((one) => Buffer.compare(one.certificate.subject, issuer) === 0)?.certificate ?? issuing)
     },
-    byRoot: rootIssuer(ctx, active.root, root.spki, issuance.profiles),
+    byRoot: rootIssuer(ctx, active.root, ownOf(root), issuance.profiles),
     roles: Object.fromEntries(found) as Authority['roles'],
     issuers: new Map(issuers.map((issuer) => [issuer.key, issuer])),
     certificates: new Map([
@@ -314,7 +329,11 @@ export const openAuthority = async (ctx: Base, { profiles = defaultProfiles, pla
  * A TLS key that lives in this process only, with a fresh certificate for these names and localhost: there is no TLS private key at rest.
  * PEM: key, and the chain from the server's certificate to the issuing CA.
  */
-export const serverTls = async (ctx: Base, authority: Authority, names: readonly string[]): Promise<{ key: string; cert: string; notAfter: number }> => {
+export const serverTls = async (
+  ctx: Base,
+  authority: Authority,
+  names: readonly string[],
+): Promise<{ key: string; cert: string; notBefore: number; notAfter: number }> => {
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
   const { chain } = authority
   const order: Order = {
@@ -331,6 +350,7 @@ export const serverTls = async (ctx: Base, authority: Authority, names: readonly
     key: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string,
     // Whoever trusts an older root finds the way to it here.
     cert: [issued.der, ...chain].map((der) => toPem('CERTIFICATE', der)).join(''),
-    notAfter: parseCertificate(issued.der).notAfter,
+    notBefore: issued.intent.notBefore,
+    notAfter: issued.intent.notAfter,
   }
 }

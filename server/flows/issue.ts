@@ -36,14 +36,30 @@ export interface Issued {
 
 /**
  * The first commit of issuing, and the signatures: the intent rows become durable, each certificate is linted, then all are signed (one KMS batch). Record them
- * with `recordIssued` in the commit of whatever they were ordered for. Throws Problem('internal', reason `lint.RULE`) when one breaks a rule: then none is signed.
+ * with `recordIssued` in the commit of whatever they were ordered for. None lasts longer than the CA that signs it. Throws Problem('internal', reason `lint.RULE`)
+ * when one breaks a rule: then none is signed; 'unavailable' (reason `issuer.over`) when that CA itself has run out.
  */
 export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent, orders: readonly Order[]): Promise<readonly Issued[]> => {
   const issuer = by.fixed ?? by
   const now = ctx.now()
+  if (issuer.until <= now) {
+    const problem = new Problem('unavailable', `the certificate of ${issuer.key} has run out: it is past time for the next CA`, { reason: 'issuer.over' })
+    await refuse(ctx, intent, problem)
+    throw problem
+  }
   const intents = orders.map(({ profile, subject, spki, until = Infinity }): CertificateIntent => {
     const { notBefore, notAfter } = validityOf(issuer.profiles[profile], now)
-    return { id: serialOf(ctx.random(16)), version: 1, profile, subject, spki, notBefore, notAfter: Math.min(notAfter, until), state: 'open', createdAt: now }
+    return {
+      id: serialOf(ctx.random(16)),
+      version: 1,
+      profile,
+      subject,
+      spki,
+      notBefore,
+      notAfter: Math.min(notAfter, until, issuer.until),
+      state: 'open',
+      createdAt: now,
+    }
   })
   await perform(ctx, { ...intent, detail: `to be signed: ${intents.map(({ profile, id }) => `${profile} ${id}`).join(', ')}` }, (tx) => {
     for (const row of intents) tx.insert('intent', row)

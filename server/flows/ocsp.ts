@@ -1,23 +1,21 @@
 import { createHash } from 'node:crypto'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
-import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { parseCertificate, type Certificate as ParsedCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { ocspError, ocspResponse, ocspResponseData, parseOcspRequest, type CertId, type OcspStatus } from '@fleetkey/protocol/x509/ocsp.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import type { Context } from './context.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issuer } from './issue.ts'
+import { isDue } from './own-certificates.ts'
 import { perform } from './perform.ts'
 import { issuerOf, issuers, type AuthorityName } from './status-lists.ts'
 
 const second = 1000
 const minute = 60_000
-const day = 86_400_000
 /** How long an answer may be relied on, and how long one is handed out that was made before. */
 const validity = 10 * minute
 const kept = 5 * minute
-/** Responder certificates are replaced when they have this long to go. */
-const renewal = 10 * day
 /** Answers that wait to be asked for again. */
 const maxKept = 50_000
 /** Signatures a second for strangers: whoever asks with ever new nonces gets no more of this machine. */
@@ -40,10 +38,7 @@ export interface Responder {
 
 interface Signing {
   readonly key: string
-  /** Certificate, and its subject, DER. */
-  readonly certificate: Uint8Array
-  readonly name: Uint8Array
-  readonly notAfter: number
+  readonly certificate: ParsedCertificate
 }
 
 const settingOf = (authority: AuthorityName): string => `ca/ocsp/${authority}`
@@ -55,15 +50,15 @@ const keyOf = (authority: AuthorityName): string => `ocsp-${authority}`
  */
 const responderOf = async (ctx: Context, authority: AuthorityName): Promise<Signing> => {
   const key = keyOf(authority)
+  const issuer = issuers(ctx).get(authority)
+  if (issuer === undefined) throw new Problem('unsupported', `${authority} answers no more`)
   const setting = await ctx.store.get('setting', settingOf(authority))
   const known = setting === undefined ? undefined : parseCertificate(setting.value)
-  if (known !== undefined && known.notAfter - ctx.now() > renewal) return { key, certificate: known.der, name: known.subject, notAfter: known.notAfter }
+  if (known !== undefined && !isDue(known, issuer, ctx.now())) return { key, certificate: known }
   const { spki } = await ctx.kms.create(key, 'ocsp-signing')
   if (spki === null) throw new Problem('internal', `KMS key ${key} has no public key`)
   const order = { profile: 'ocsp-responder', subject: `Fleetkey OCSP (${authority}) of ${ctx.tenant}`, spki, device: null } as const
   const intent = { caller: system, action: 'ocsp.responder', subject: authority } as const
-  const issuer = issuers(ctx).get(authority)
-  if (issuer === undefined) throw new Problem('unsupported', `${authority} answers no more`)
   const [issued] = await prepareCertificates(ctx, issuer, intent, [order])
   if (issued === undefined) throw new Problem('internal', 'one certificate was ordered')
   await perform(ctx, { ...intent, detail: issued.intent.id }, async (tx) => {
@@ -75,8 +70,7 @@ const responderOf = async (ctx: Context, authority: AuthorityName): Promise<Sign
   })
   // A crash here: the next start uses it.
   ctx.step('ocsp.responder')
-  const made = parseCertificate(issued.der)
-  return { key, certificate: made.der, name: made.subject, notAfter: made.notAfter }
+  return { key, certificate: parseCertificate(issued.der) }
 }
 
 /** Hashes by which a request names an issuer: of its name, and of the bits of its key (RFC 6960 §4.1.1). */
@@ -127,8 +121,8 @@ export const ocspResponder = (ctx: Context): Responder => {
     names.get(`${id.hash}/${Buffer.from(id.issuerNameHash).toString('hex')}/${Buffer.from(id.issuerKeyHash).toString('hex')}`)
 
   const signer = async (authority: AuthorityName): Promise<Signing> => {
-    const known = signing.get(authority)
-    if (known !== undefined && known.notAfter - ctx.now() > renewal) return known
+    const [known, issuer] = [signing.get(authority), issuers(ctx).get(authority)]
+    if (known !== undefined && issuer !== undefined && !isDue(known.certificate, issuer, ctx.now())) return known
     const made = await responderOf(ctx, authority)
     signing.set(authority, made)
     return made
@@ -164,14 +158,14 @@ export const ocspResponder = (ctx: Context): Responder => {
   const make = async (ids: readonly CertId[], nonce: Uint8Array | null): Promise<OcspAnswer> => {
     const [first] = ids
     const authority = (first === undefined ? undefined : authorityOf(first)) ?? 'issuing'
-    const { key, certificate, name } = await signer(authority)
+    const { key, certificate } = await signer(authority)
     const at = Math.floor(ctx.now() / second) * second
     const statuses: OcspStatus[] = []
     for (const id of ids) statuses.push({ id, status: await statusOf(id, authority), thisUpdate: at, nextUpdate: at + validity })
-    const data = ocspResponseData({ responder: name, producedAt: at, statuses, nonce })
+    const data = ocspResponseData({ responder: certificate.subject, producedAt: at, statuses, nonce })
     const [signature] = await ctx.kms.sign([{ key, purpose: 'ocsp-signing', data }])
     if (signature === undefined) throw new Problem('internal', 'the KMS gave no signature')
-    return { bytes: ocspResponse(data, signature, certificate), until: nonce === null ? at + kept : null }
+    return { bytes: ocspResponse(data, signature, certificate.der), until: nonce === null ? at + kept : null }
   }
 
   const error = (which: Parameters<typeof ocspError>[0]): OcspAnswer => ({ bytes: ocspError(which), until: null })

@@ -39,6 +39,11 @@ export const validityRules = {
     says: 'no longer than the profile says',
     holds: dated((notBefore, notAfter, { profile, notAfter: node }) => isEndless(node) || notAfter - notBefore <= profile.life + backdate),
   },
+  'validity.issuer': {
+    source: 'RFC 5280 §6.1.3',
+    says: 'no end after that of the issuer',
+    holds: dated((_, notAfter, { issuer, notAfter: node }) => isEndless(node) || notAfter <= issuer.until),
+  },
   'validity.backdate': {
     source: 'profile; CA/B BR §7.1.2.7',
     says: 'a beginning at most an hour ago, and not to come',
