@@ -110,8 +110,9 @@ const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<stri
       pinFile: readable(pinFile, '--pkcs11-pin-file'),
       sessions: sessions.data,
       variables: Object.fromEntries(
-        names.map((name) => {
-          const value = env[name]
+        names.map((said) => {
+          const [name = '', ...given] = said.split('=')
+          const value = given.length === 0 ? env[name] : given.join('=')
           if (value === undefined) throw new SettingsError(`--pkcs11-env ${name}: there is no such variable`)
           return [name, value]
         }),

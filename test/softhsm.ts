@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { installPkcs11js, pkcs11js } from '@fleetkey/cli/offline/pkcs11js.ts'
@@ -60,4 +60,35 @@ export const openSoftHsm = (folder: string, changes: Partial<Pkcs11Backend> = {}
     ...changes,
   }
   return { backend, tokens, pinFile }
+}
+
+/** Options of `server start` for that token. */
+export const serverOptions = ({ addon, module, token, pinFile, variables }: Pkcs11Backend): readonly string[] => {
+  const options = ['--kms', 'pkcs11', '--pkcs11-addon', addon, '--pkcs11-module', module, '--pkcs11-token', token, '--pkcs11-pin-file', pinFile]
+  return options.concat(Object.entries(variables).flatMap(([name, value]) => ['--pkcs11-env', `${name}=${value}`]))
+}
+
+/** A token whose mood a test can change. */
+export interface MoodyToken extends SoftHsm {
+  /** `delay MS`: each signature takes that long; `fail`: signatures fail as if the device were gone; empty: neither. */
+  mood(said: string): void
+  /** How often somebody tried to log in. */
+  logins(): number
+}
+
+/** SoftHSM behind a library that stands in its way when it is told to (token-interposer.cpp). */
+export const openMoodyToken = (folder: string, changes: Partial<Pkcs11Backend> = {}): MoodyToken => {
+  const token = openSoftHsm(folder)
+  const [library, moodFile, loginsFile] = [join(folder, 'interposer.so'), join(folder, 'mood'), join(folder, 'logins')]
+  const source = fileURLToPath(new URL('./token-interposer.cpp', import.meta.url))
+  const built = spawnSync('c++', ['-std=c++17', '-fPIC', '-shared', `-I${addon}/includes`, '-o', library, source, '-ldl'], { encoding: 'utf8' })
+  if (built.status !== 0) throw new Error(built.stderr)
+  const { module, variables } = token.backend
+  const ours = { FLEETKEY_TOKEN_LIBRARY: module, FLEETKEY_TOKEN_MOOD: moodFile, FLEETKEY_TOKEN_LOGINS: loginsFile }
+  return {
+    ...token,
+    backend: { ...token.backend, module: library, variables: { ...variables, ...ours }, ...changes },
+    mood: (said) => writeFileSync(moodFile, said),
+    logins: () => (existsSync(loginsFile) ? statSync(loginsFile).size : 0),
+  }
 }
