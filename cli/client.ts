@@ -1,7 +1,9 @@
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
+import { X509Certificate } from 'node:crypto'
 import { Agent, request } from 'node:https'
 import { join } from 'node:path'
 import type { IncomingMessage } from 'node:http'
+import { checkServerIdentity, type PeerCertificate } from 'node:tls'
 import {
   operations,
   ProblemView,
@@ -32,8 +34,12 @@ export class Unreachable extends Error {
 
 interface Connection {
   readonly server: string
-  readonly token: string
-  readonly ca: string
+  /** Undefined: nothing is asked that takes one. */
+  readonly token: string | undefined
+  /** PEM; its certificates are trusted for the names they bear. */
+  readonly ca: string | undefined
+  /** PEM: what the server shows while it is sealed. Trusted for itself, whatever the name. */
+  readonly sealing?: string
 }
 
 export interface Call<N extends OperationName> {
@@ -105,6 +111,27 @@ export const resolveConnection = (
   }
 }
 
+/**
+ * To a server that may be sealed: no token is ever sent to it. Trusted is the certificate that it shows then (`--sealing`, FLEETKEY_SEALING, `sealing.crt` in
+ * the data folder), and what is trusted otherwise, as far as it is at hand.
+ */
+export const resolveSealed = (
+  given: { server?: string | undefined; sealing?: string | undefined; ca?: string | undefined; data: string },
+  env: NodeJS.ProcessEnv,
+): Connection => {
+  const path = join(given.data, 'cli.json')
+  const file = existsSync(path) ? CliFile.safeParse(JSON.parse(fileText(path, 'connection'))).data : undefined
+  const [caFile, sealingFile] = [given.ca ?? env['FLEETKEY_CA'], given.sealing ?? env['FLEETKEY_SEALING'] ?? join(given.data, 'sealing.crt')]
+  const server = given.server ?? env['FLEETKEY_SERVER'] ?? file?.server
+  if (server === undefined) throw new UsageError(`no server is named: give --server, or --data DIR with the cli.json that the server wrote (looked at ${path})`)
+  const asked = given.sealing !== undefined || env['FLEETKEY_SEALING'] !== undefined
+  const sealing = asked || existsSync(sealingFile) ? { sealing: authorityIn(sealingFile) } : {}
+  const ca = caFile === undefined ? file?.ca : authorityIn(caFile)
+  if (ca === undefined && sealing.sealing === undefined)
+    throw new UsageError('no certificate to know the server by: give --sealing FILE (its sealing.crt), or --ca for one that is not sealed')
+  return { server: address(server), token: undefined, ca, ...sealing }
+}
+
 const bodyOf = async (response: IncomingMessage, max = 64 << 20): Promise<string> => {
   let all = ''
   response.setEncoding('utf8')
@@ -126,7 +153,16 @@ const problemOf = (status: number, body: string): Error => {
 
 /** Speaks the admin API over TLS 1.3; every answer is checked against its schema. */
 export const createClient = (connection: Connection): Client => {
-  const agent = new Agent({ ca: connection.ca, minVersion: 'TLSv1.3', keepAlive: true, maxSockets: 8 })
+  const { sealing } = connection
+  const pinned = sealing === undefined ? undefined : new X509Certificate(sealing).raw
+  const agent = new Agent({
+    ca: [connection.ca, sealing].filter((pem) => pem !== undefined),
+    minVersion: 'TLSv1.3',
+    keepAlive: true,
+    maxSockets: 8,
+    // Whoever has the key of exactly this certificate is the server, under whatever name it was reached.
+    checkServerIdentity: (host: string, peer: PeerCertificate) => (pinned?.equals(peer.raw) === true ? undefined : checkServerIdentity(host, peer)),
+  })
   const send = async (method: string, path: string, body: unknown, authorised: boolean): Promise<IncomingMessage> => {
     const { response, reused } = attempt(method, path, body, authorised)
     return await response.catch(async (error: unknown) => {
@@ -149,13 +185,16 @@ export const createClient = (connection: Connection): Client => {
       agent,
       timeout: 60_000,
       headers: {
-        ...(authorised ? { authorization: `Bearer ${connection.token}` } : {}),
+        ...(authorised && connection.token !== undefined ? { authorization: `Bearer ${connection.token}` } : {}),
         ...(payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
       },
     })
     outgoing.on('response', resolve)
     outgoing.on('timeout', () => outgoing.destroy(new Error('no answer within 60 s')))
-    outgoing.on('error', (error) => reject(new Unreachable(`${connection.server}: ${error.message}`)))
+    outgoing.on('error', (error: NodeJS.ErrnoException) => {
+      const why = error.code === 'DEPTH_ZERO_SELF_SIGNED_CERT' ? 'self-signed certificate: a sealed server shows one (fleetkey seal status)' : error.message
+      reject(new Unreachable(`${connection.server}: ${why}`))
+    })
     outgoing.end(payload)
     return { response: promise, reused: () => outgoing.reusedSocket }
   }

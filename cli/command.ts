@@ -21,6 +21,8 @@ export interface Invocation {
   readonly options: Readonly<Record<string, string | boolean | readonly string[] | undefined>>
   /** Made when first asked for: commands without a server never need one. */
   readonly client: () => Client
+  /** One that sends no token, to a server that may be sealed. */
+  readonly sealedClient: () => Client
   readonly out: Output
   readonly data: string
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 import { resolve } from 'node:path'
 import { parseArgs } from 'node:util'
-import { createClient, Refused, resolveConnection, Unreachable, type Client } from './client.ts'
+import { createClient, Refused, resolveConnection, resolveSealed, Unreachable, type Client } from './client.ts'
 import { commonOptions, exit, UsageError, type Command } from './command.ts'
 import { commands } from './commands/index.ts'
 import { createOutput } from './output.ts'
@@ -70,6 +70,7 @@ export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = pro
   }
   const { command } = found
   let client: Client | undefined
+  let sealedClient: Client | undefined
   try {
     const { values, positionals } = parseArgs({
       args: argv.slice(command.name.split(' ').length),
@@ -92,11 +93,13 @@ export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = pro
       data,
       out: createOutput(options['json'] === true, process.stdout, process.stderr),
       client: () => (client ??= createClient(resolveConnection({ server: string('server'), tokenFile: string('token-file'), ca: string('ca'), data }, env))),
+      sealedClient: () => (sealedClient ??= createClient(resolveSealed({ server: string('server'), sealing: string('sealing'), ca: string('ca'), data }, env))),
     })
   } catch (error) {
     return failed(error, warn, command)
   } finally {
     client?.close()
+    sealedClient?.close()
   }
 }
 

@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { DeviceId, GroupId, KeyId } from './ids.ts'
 import { KeyAlgorithm, Protection } from './messages.ts'
+import { maxShares, sealedShareMax } from './share.ts'
 import { revocationReasons } from './x509/reasons.ts'
 
 /**
@@ -465,10 +466,39 @@ export const ProblemView = z.object({ type: z.string(), title: z.string(), statu
 
 const signed = { content: base64(16 << 20), signature: base64(256), station: name }
 
+/** A set of shares that opens the keys. */
+const shareSet = z.string().regex(/^[0-9a-f]{16}$/)
+export const SealView = z.strictObject({
+  sealed: z.boolean(),
+  /** What is missing; null while it is open. */
+  reason: z.string().nullable(),
+  /** What opens the keys besides shares. */
+  ways: z.array(z.enum(['file', 'passphrase'])),
+  sets: z.array(
+    z.strictObject({
+      set: shareSet,
+      shares: z.int(),
+      threshold: z.int(),
+      /** Not yet: whoever asked for it has not said that the shares have arrived. Until then the set before it opens the keys as well. */
+      confirmed: z.boolean(),
+      /** Once confirmed nothing else opens the keys. */
+      only: z.boolean(),
+      /** Numbers of the shares that were handed in. */
+      gathered: z.array(z.int()),
+    }),
+  ),
+  /** Wrong shares since the keys were last opened by shares. */
+  wrong: z.int(),
+  /** P-256 point, 65 bytes: shares are sealed to it (HPKE, docs/protocol.md). Another at each start of the process that holds the keys. */
+  recipient: base64(65),
+})
+
 export interface Operation {
   readonly method: 'GET' | 'POST' | 'PUT' | 'DELETE'
   readonly path: string
   readonly summary: string
+  /** No token: it tells no secret, or what it is given is the proof. Served also while the server is sealed. */
+  readonly open?: true
   readonly query?: z.ZodObject
   readonly body?: z.ZodType
   readonly response: z.ZodType
@@ -629,6 +659,36 @@ export const operations = {
     summary: 'Revoke an issuing CA for good: cut what rests on it, list it, rotate keys; a second person approves. `force`: although it is the one that signs',
     body: z.strictObject({ reason, code: z.enum(revocationReasons).optional(), force: z.boolean().default(false) }),
     response: Outcome.extend({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
+  },
+  'seal.status': { method: 'GET', path: '/api/1/seal', summary: 'Whether the keys are open, and what opens them', open: true, response: SealView },
+  'seal.unseal': {
+    method: 'POST',
+    path: '/api/1/seal/shares',
+    summary: 'Hand in one share; `reset` forgets those that were handed in before',
+    open: true,
+    body: z.strictObject({ share: base64(sealedShareMax), reset: z.boolean().default(false) }),
+    response: SealView,
+  },
+  'seal.split': {
+    method: 'POST',
+    path: '/api/1/seal/sets',
+    summary: 'Make a new set of shares, sealed to the key of whoever asks, once a second person has approved; it counts when it is confirmed',
+    body: z
+      .strictObject({
+        shares: z.int().min(2).max(maxShares),
+        threshold: z.int().min(2).max(maxShares),
+        only: z.boolean().default(false),
+        reason,
+        recipient: base64(65),
+      })
+      .refine(({ shares, threshold }) => threshold <= shares, 'more shares are asked for than there are'),
+    response: z.strictObject({ set: shareSet.nullable(), shares: z.array(base64(sealedShareMax)), approval: z.string().nullable() }),
+  },
+  'seal.confirm': {
+    method: 'POST',
+    path: '/api/1/seal/sets/{id}/confirm',
+    summary: 'The shares of a set have arrived: sets before it open nothing any more',
+    response: SealView,
   },
   'approval.list': {
     method: 'GET',

@@ -61,6 +61,9 @@ const readable = (path: string, option: string): string => {
   }
 }
 
+/** A file with a secret that is not there may still come: until then the keys are sealed. One that may not be read is a mistake. */
+const secretFile = (path: string, option: string): string => (existsSync(path) ? readable(path, option) : resolve(path))
+
 const maxFile = 64 << 10
 
 const fileOf = (path: string | undefined): ConfigFile => {
@@ -107,7 +110,7 @@ const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<stri
       addon: resolve(textOf(values, 'pkcs11-addon') ?? env['FLEETKEY_PKCS11_ADDON'] ?? join(dataOf(values, env), 'pkcs11js')),
       module: readable(need('pkcs11-module', 'FLEETKEY_PKCS11_MODULE'), '--pkcs11-module'),
       token: need('pkcs11-token', 'FLEETKEY_PKCS11_TOKEN'),
-      pinFile: readable(pinFile, '--pkcs11-pin-file'),
+      pinFile: secretFile(pinFile, '--pkcs11-pin-file'),
       sessions: sessions.data,
       variables: Object.fromEntries(
         names.map((said) => {
@@ -124,7 +127,7 @@ const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<stri
 
 const filesOf = (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): FileBackend => {
   const path = textOf(values, 'passphrase-file') ?? env['FLEETKEY_PASSPHRASE_FILE'] ?? credential(env['CREDENTIALS_DIRECTORY'], 'fleetkey-passphrase')
-  return { kind: 'file', passphraseFile: path === undefined ? null : readable(path, '--passphrase-file'), keyFile: null }
+  return { kind: 'file', passphraseFile: path === undefined ? null : secretFile(path, '--passphrase-file'), keyFile: null }
 }
 
 const dataOf = (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): string => resolve(textOf(values, 'data') ?? env['FLEETKEY_DATA'] ?? 'data')

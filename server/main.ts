@@ -7,7 +7,8 @@ import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { refusalCounter } from './access/refusals.ts'
 import { adminHandlers, adminStreams, currentCheckpoint, type ServerFacts } from './api/admin/handlers.ts'
-import { adminServer } from './api/admin/router.ts'
+import { adminServer, type Served } from './api/admin/router.ts'
+import { sealHandlers } from './api/admin/seal.ts'
 import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
@@ -34,9 +35,11 @@ import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
 import type { Backend } from './kms/orders.ts'
 import { startKms } from './kms/supervisor.ts'
+import { openSealing } from './sealing.ts'
 import { openSqliteStore } from './store/sqlite.ts'
 
 const version = '0.1.0'
+type AdminServer = ReturnType<typeof adminServer>
 /** Seconds between the reports of a device that stays connected. */
 const reportEvery = 300
 const minute = 60_000
@@ -64,6 +67,18 @@ export interface Surroundings {
   readonly now?: () => number
   /** Stands between the broker and everything else. */
   readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
+  /** Told that the server waits for what opens its keys. */
+  readonly sealed?: (state: SealedServer) => void
+  /** Ends that waiting. */
+  readonly signal?: AbortSignal
+}
+
+/** A server that serves nothing but being unsealed. */
+export interface SealedServer {
+  readonly httpsPort: number
+  readonly reason: string
+  /** SHA-256 of the certificate that it shows. */
+  readonly fingerprint: string
 }
 
 const tokenIn = (path: string): string | undefined => {
@@ -76,7 +91,10 @@ const tokenIn = (path: string): string | undefined => {
   }
 }
 
-/** Builds every part and joins them by hand. A first start makes the CA, the KEK and the first token; every start finishes what a crash has left. */
+/**
+ * Builds every part and joins them by hand. A first start makes the CA, the KEK and the first token; every start finishes what a crash has left. While what
+ * opens the keys is missing only the HTTPS port listens, for that alone. Whatever was started is stopped when something after it fails.
+ */
 export const startServer = async (settings: Settings, around: Surroundings = {}): Promise<RunningServer> => {
   const step = around.step ?? (() => undefined)
   const log = around.log ?? ((line: string) => void process.stderr.write(`${new Date().toISOString()} ${line}\n`))
@@ -86,8 +104,11 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   checkProfiles(profiles, now())
   mkdirSync(settings.data, { recursive: true, mode: 0o700 })
   chmodSync(settings.data, 0o700)
+  /** Stopped in the opposite order. */
+  await using started = new AsyncDisposableStack()
   // The store's lock is what keeps a second process out: it comes first.
   const store = await openSqliteStore(join(settings.data, 'store'), { now, log, step })
+  started.defer(async () => await store.close())
   const kms = await startKms({
     folder: join(settings.data, 'kms'),
     backend: settings.backend,
@@ -95,15 +116,38 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     step: around.step,
     started: around.kmsStarted,
   })
+  started.defer(async () => await kms.close())
+  let lastCheckpoint = async (): Promise<void> => await Promise.resolve()
+  started.defer(async () => await lastCheckpoint())
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
+  const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
+  const sealing = openSealing(settings.data, { tenant: settings.tenant, names, now: now(), random })
+  const ready: Served['ready'] = () => {
+    const keys = kms.health()
+    return { ready: false, sealed: keys.sealed, reason: keys.reason ?? 'starting' }
+  }
+  let served: Served = { handlers: sealHandlers(base, kms.seal), ready }
+  let admin: AdminServer | undefined
+  let httpsPort: number | undefined
+  const listenAdmin = async (tls: { readonly key: string; readonly cert: string }): Promise<number> => {
+    const server = adminServer(base, tls, () => served)
+    const port = await listen(server, settings.httpsPort, settings.host)
+    started.defer(async () => await closed(server))
+    admin = server
+    return port
+  }
+  if (kms.health().sealed) {
+    httpsPort = await listenAdmin(sealing)
+    around.sealed?.({ httpsPort, reason: kms.health().reason ?? '', fingerprint: sealing.fingerprint })
+    await kms.opened(around.signal)
+  }
   await sweepIntents(base)
   const { statusUrl } = settings
   const places = statusUrl === null ? undefined : (key: string) => statusPlaces(statusUrl, key)
   const authority = await openAuthority(base, { profiles, places })
   const vault = await openVault(base, authority.kek)
   const auditKey = await kms.create('audit-signing', 'audit-signing')
-  const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
   let tls = await serverTls(base, authority, names)
   const bell = clock()
   const broker = await embeddedBus({
@@ -115,6 +159,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     log,
   })
   const bus = around.bus?.(broker) ?? broker
+  started.defer(async () => await bus.stop())
   let status: StatusService | undefined
   const ctx: Context = {
     ...base,
@@ -128,11 +173,14 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   }
   const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
   // Lists name each other by URL: where nobody has said what it is, by one that only tells them apart.
-  if (settings.httpPort !== null) status = statusService(ctx, settings.statusUrl ?? `http://${name}`)
+  if (settings.httpPort !== null) {
+    const service = statusService(ctx, settings.statusUrl ?? `http://${name}`)
+    started.defer(async () => await service.stop())
+    status = service
+  }
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
-  let admin: ReturnType<typeof adminServer> | undefined
   /** Of the CA that is active now. */
   let est: ReturnType<typeof estServer> | undefined
   const renewTls = async (): Promise<void> => {
@@ -157,11 +205,13 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       if (isDue(tls, authority, now())) await renewTls()
     },
   })
+  started.defer(async () => await ticking.stop())
 
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
     kms: spokenKms(settings.backend),
+    seal: kms.seal,
     bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
       tenant: settings.tenant,
@@ -174,20 +224,26 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
   status?.start()
-  admin = adminServer(ctx, {
-    tls,
+  served = {
     handlers: adminHandlers(ctx, facts),
     streams: adminStreams(ctx, facts),
     ready: () => {
       const [{ writable, reason }, keys] = [store.health(), kms.health()]
-      return { ready: writable && keys.open && bus.health().listening, reason: reason ?? keys.reason }
+      return { ready: writable && keys.open && bus.health().listening, sealed: keys.sealed, reason: reason ?? keys.reason }
     },
-  })
-  const httpsPort = await listen(admin, settings.httpsPort, settings.host)
+  }
+  // Who is connected has seen the certificate of a sealed server, and shall send no token over that.
+  if (httpsPort === undefined) httpsPort = await listenAdmin(tls)
+  else {
+    admin?.setSecureContext({ key: tls.key, cert: tls.cert, minVersion: 'TLSv1.3' })
+    admin?.closeIdleConnections()
+  }
   const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
 
-  est = settings.estPort === null ? undefined : estServer(ctx, tls)
-  const estPort = est === undefined || settings.estPort === null ? null : await listen(est, settings.estPort, settings.host)
+  const enrolling = settings.estPort === null ? undefined : estServer(ctx, tls)
+  est = enrolling
+  const estPort = enrolling === undefined || settings.estPort === null ? null : await listen(enrolling, settings.estPort, settings.host)
+  if (enrolling !== undefined) started.defer(async () => await closed(enrolling))
 
   const cliFile = join(settings.data, 'cli.json')
   const writeCli = (token: string): void =>
@@ -211,6 +267,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       log(`checkpoint: ${toProblem(thrown).message.slice(0, 200)}`)
     }
   }
+  lastCheckpoint = keepCheckpoint
   const checkpoints = setInterval(() => void keepCheckpoint(), minute)
   let writable = true
   const alarm = setInterval(() => {
@@ -219,32 +276,18 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     writable = health.writable
   }, 1000)
 
-  return {
-    mqttPort: bus.port,
-    httpsPort,
-    httpPort,
-    estPort,
-    cliFile,
-    async stop() {
-      for (const timer of [checkpoints, alarm]) clearInterval(timer)
-      await ticking.stop()
-      await bus.stop()
-      await status?.stop()
-      if (est !== undefined)
-        await new Promise<void>((resolve) => {
-          est.close(() => resolve())
-          est.closeAllConnections()
-        })
-      await new Promise<void>((resolve) => {
-        admin?.close(() => resolve())
-        admin?.closeAllConnections()
-      })
-      await keepCheckpoint()
-      await kms.close()
-      await store.close()
-    },
-  }
+  started.defer(() => {
+    for (const timer of [checkpoints, alarm]) clearInterval(timer)
+  })
+  const running = started.move()
+  return { mqttPort: bus.port, httpsPort, httpPort, estPort, cliFile, stop: async () => await running.disposeAsync() }
 }
+
+const closed = async (server: Server & { closeAllConnections(): void }): Promise<void> =>
+  await new Promise<void>((resolve) => {
+    server.close(() => resolve())
+    server.closeAllConnections()
+  })
 
 const listen = async (server: Server, port: number, host: string): Promise<number> => {
   await new Promise<void>((resolve, reject) => {
@@ -269,11 +312,30 @@ const tenantIs = async (ctx: Base): Promise<void> => {
 /** The process: one line when ready (JSON with --json), orderly stop on SIGINT and SIGTERM. Exit code 1 for a wrong setting, 5 when it cannot start. */
 export const runServer = async (argv: readonly string[], around: Surroundings = {}): Promise<void> => {
   let settings: Settings
-  let running: RunningServer
+  let running: RunningServer | undefined
+  const stopped = new AbortController()
+  const end = (): void => {
+    running?.stop().then(
+      () => process.exit(0),
+      (thrown: unknown) => {
+        process.stderr.write(`fleetkey server: ${readable(thrown)}\n`)
+        process.exit(5)
+      },
+    )
+  }
+  const stop = (): void => {
+    // While it starts, only the waiting for what opens the keys is cut short; what has started is stopped.
+    if (stopped.signal.aborted) return
+    stopped.abort()
+    end()
+  }
+  process.on('SIGINT', stop)
+  process.on('SIGTERM', stop)
   try {
     settings = readSettings(argv, process.env)
-    running = await startServer(settings, around)
+    running = await startServer(settings, { sealed: (state) => saySealed(settings, state), signal: stopped.signal, ...around })
   } catch (thrown) {
+    if (stopped.signal.aborted && thrown === stopped.signal.reason) process.exit(0)
     const usage = thrown instanceof SettingsError
     process.stderr.write(`fleetkey server: ${usage ? thrown.message : readable(thrown)}\n`)
     process.exit(usage ? 1 : 5)
@@ -294,20 +356,22 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
         '',
       ].join('\n'),
     )
-  let stopping = false
-  const stop = (): void => {
-    if (stopping) return
-    stopping = true
-    running.stop().then(
-      () => process.exit(0),
-      (thrown: unknown) => {
-        process.stderr.write(`fleetkey server: ${readable(thrown)}\n`)
-        process.exit(5)
-      },
-    )
-  }
-  process.on('SIGINT', stop)
-  process.on('SIGTERM', stop)
+  if (stopped.signal.aborted) end()
+}
+
+const saySealed = (settings: Settings, { httpsPort, reason, fingerprint }: SealedServer): void => {
+  const copy = join(settings.data, 'sealing.crt')
+  process.stdout.write(
+    settings.json
+      ? `${JSON.stringify({ ready: false, sealed: true, httpsPort, reason, data: settings.data, certificate: copy })}\n`
+      : [
+          `fleetkey ${version}: ${reason}`,
+          `  unseal     fleetkey seal unseal --server https://${settings.host}:${httpsPort} --sealing ${copy} < SHARE`,
+          `  shows      the certificate in ${copy}, SHA-256 ${fingerprint}`,
+          `  waits      for that, and for what is missing to come`,
+          '',
+        ].join('\n'),
+  )
 }
 
 const spokenKms = (backend: Backend): string =>

@@ -5,18 +5,23 @@ import { readFileSync } from 'node:fs'
 import { connect as connectTls } from 'node:tls'
 import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { operations, ProblemView } from '@fleetkey/protocol/admin.ts'
+import { operations, ProblemView, SealView, type Operation } from '@fleetkey/protocol/admin.ts'
 import type { Role } from '@fleetkey/server/access/caller.ts'
 import { adminHandlers, adminStreams, type ServerFacts } from '@fleetkey/server/api/admin/handlers.ts'
 import { adminServer } from '@fleetkey/server/api/admin/router.ts'
+import { sealHandlers } from '@fleetkey/server/api/admin/seal.ts'
 import { serverTls } from '@fleetkey/server/flows/authority.ts'
 import { anEntry } from './conformance/store.ts'
 import { testContext, type TestContext } from './harness.ts'
+import { testSafe } from './safe.ts'
 
 let ctx: TestContext
+const place = testSafe()
 let server: ReturnType<typeof adminServer>
 let port: number
 let ready = true
+/** As while nothing opens the keys. */
+let sealed = false
 const tokens = { owner: 'o'.repeat(43), operator: 'p'.repeat(43), factory: 'f'.repeat(43), auditor: 'a'.repeat(43), expired: 'x'.repeat(43) }
 
 beforeAll(async () => {
@@ -30,6 +35,7 @@ beforeAll(async () => {
     bundle: () => ({ server: 'mqtts://localhost:1', tenant: 'plant', trust: ['t'], chain: ['c'], keys: ['k'] }),
     certificates: () => [],
     lists: () => null,
+    seal: await place.open(),
     log: { origin: 'fleetkey/plant', key: 'audit-signing', spki: key.spki ?? new Uint8Array() },
   }
   const rows = Object.entries(tokens).map(([name, token]) => ({
@@ -47,12 +53,12 @@ beforeAll(async () => {
   }))
   await ctx.store.commit({ writes: rows, entries: [anEntry()] })
   const tls = await serverTls(ctx, ctx.authority, ['localhost'])
-  server = adminServer(ctx, {
-    tls,
-    handlers: adminHandlers(ctx, facts),
-    streams: adminStreams(ctx, facts),
-    ready: () => ({ ready, reason: ready ? null : 'the disk is full' }),
-  })
+  const handlers = adminHandlers(ctx, facts)
+  const streams = adminStreams(ctx, facts)
+  server = adminServer(ctx, tls, () => ({
+    ready: () => ({ ready, sealed: false, reason: ready ? null : 'the disk is full' }),
+    ...(sealed ? { handlers: sealHandlers(ctx, facts.seal) } : { handlers, streams }),
+  }))
   await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
   port = (server.address() as AddressInfo).port
 })
@@ -60,6 +66,7 @@ afterAll(async () => {
   server.closeAllConnections()
   await new Promise((resolve) => server.close(resolve))
   await ctx.close()
+  await place.close()
 })
 
 interface Answer {
@@ -102,9 +109,34 @@ describe('who asks', () => {
     expect(ctx.refusals.take()).toContain('token')
   })
 
-  test('every operation and every stream asks for a token', async () => {
-    const all = [...Object.values(operations).map(({ method, path }) => [method, path.replaceAll(/\{\w+\}/g, 'x')]), ['GET', '/api/1/audit/export']]
-    for (const [method = '', path = ''] of all) expect([path, (await ask(method, path)).status]).toEqual([path, 401])
+  const isOpen = (operation: Operation): boolean => operation.open === true
+  const everything = [
+    ...Object.values(operations)
+      .filter((operation) => !isOpen(operation))
+      .map(({ method, path }) => [method, path.replaceAll(/\{\w+\}/g, 'x')]),
+    ['GET', '/api/1/audit/export'],
+  ]
+
+  test('every operation and every stream asks for a token, but those about the seal', async () => {
+    expect(Object.entries<Operation>(operations).flatMap(([name, operation]) => (isOpen(operation) ? [name] : []))).toEqual(['seal.status', 'seal.unseal'])
+    for (const [method = '', path = ''] of everything) expect([path, (await ask(method, path)).status]).toEqual([path, 401])
+    const status = await ask('GET', '/api/1/seal')
+    expect([status.status, SealView.parse(JSON.parse(status.text))]).toMatchObject([200, { sealed: false, reason: null, ways: ['passphrase'] }])
+    const answered = await ask('POST', '/api/1/seal/shares', { body: JSON.stringify({ share: Buffer.alloc(200).toString('base64') }) })
+    expect([answered.status, problemOf(answered)]).toMatchObject([409, { code: 'conflict' }])
+  })
+
+  test('sealed, nothing else is served, whoever asks', async () => {
+    sealed = true
+    for (const [method = '', path = ''] of everything)
+      for (const token of [undefined, tokens.owner]) {
+        const answered = await ask(method, path, token === undefined ? {} : { token })
+        expect([path, answered.status, problemOf(answered).code]).toEqual([path, 503, 'unavailable'])
+      }
+    for (const path of ['/healthz', '/readyz', '/api/1/seal']) expect([path, (await ask('GET', path)).status]).toEqual([path, 200])
+    for (const body of ['', '{}', '{"share":"?"}', `{"share":"${'A'.repeat(1000)}"}`, '{"share":"AAAA","reset":1}', '{"share":"AAAA","x":1}'])
+      expect([body, (await ask('POST', '/api/1/seal/shares', { body })).status]).toEqual([body, 400])
+    sealed = false
   })
 
   test.each<readonly [keyof typeof tokens, string, string, string]>([

@@ -3,11 +3,11 @@ import { generateKeyPairSync } from 'node:crypto'
 import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
-import { main } from '@fleetkey/cli/main.ts'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { createOutput, table } from '@fleetkey/cli/output.ts'
 import { signMessage, keyId } from '@fleetkey/protocol/signed.ts'
 import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { fleetkey, type Outcome } from './command-line.ts'
 import { ecdsaSigner } from './signer.ts'
 import { openWorld, until, type World } from './world.ts'
 
@@ -16,24 +16,6 @@ let world: World
 const at = (name: string): string => join(world.folder, name)
 const data = (): string => at('server')
 
-interface Outcome {
-  readonly code: number
-  readonly stdout: string
-  readonly stderr: string
-}
-
-/** One command line in this process, with what it wrote. */
-const fleetkey = async (words: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Outcome> => {
-  let [stdout, stderr] = ['', '']
-  const out = vi.spyOn(process.stdout, 'write').mockImplementation((text) => ((stdout += String(text)), true))
-  const err = vi.spyOn(process.stderr, 'write').mockImplementation((text) => ((stderr += String(text)), true))
-  try {
-    return { code: await main(words, env), stdout, stderr }
-  } finally {
-    out.mockRestore()
-    err.mockRestore()
-  }
-}
 const here = async (...words: string[]): Promise<Outcome> => await fleetkey([...words, '--data', data()])
 
 /** The same as a process of its own. */

@@ -1,5 +1,5 @@
 import { createPrivateKey, createPublicKey, verify } from 'node:crypto'
-import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -11,6 +11,7 @@ import { open } from '@fleetkey/server/kms/cell.ts'
 import { openMaster } from '@fleetkey/server/kms/master.ts'
 import { startKms, type SupervisedKms } from '@fleetkey/server/kms/supervisor.ts'
 import { supervise } from './faults/supervised.ts'
+import { inMemory } from './memory.ts'
 import { openWorld, until, using } from './world.ts'
 
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text))
@@ -170,33 +171,6 @@ describe('the KMS process', () => {
     await expect(kms.wrap([{ key: 'a', plaintext: new Secret(new Uint8Array(65_537)), context: bytes('') }])).rejects.toMatchObject({ code: 'malformed' })
   })
 })
-
-/** How often each of these byte strings is in the writable memory of a process. */
-const inMemory = (pid: number, wanted: readonly Buffer[]): readonly number[] => {
-  const counts = wanted.map(() => 0)
-  const memory = openSync(`/proc/${pid}/mem`, 'r')
-  try {
-    for (const line of readFileSync(`/proc/${pid}/maps`, 'utf8').split('\n')) {
-      const [, from = '', to = ''] = /^([0-9a-f]+)-([0-9a-f]+) rw/.exec(line) ?? []
-      if (from === '') continue
-      const [start, end] = [Number.parseInt(from, 16), Number.parseInt(to, 16)]
-      const step = 4 << 20
-      for (let at = start; at < end; at += step) {
-        // Pieces overlap, so that what lies across a border is found.
-        const piece = Buffer.alloc(Math.min(step + 64, end - at))
-        try {
-          readSync(memory, piece, 0, piece.length, at)
-        } catch {
-          continue
-        }
-        for (const [index, one] of wanted.entries()) if (piece.includes(one)) counts[index] = (counts[index] ?? 0) + 1
-      }
-    }
-  } finally {
-    closeSync(memory)
-  }
-  return counts
-}
 
 test('the server has neither the KEK nor a private key in its memory; the KMS process has both', { timeout: 120_000 }, async () => {
   const pids: number[] = []

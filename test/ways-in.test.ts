@@ -182,10 +182,14 @@ describe('there is one place that signs certificates', () => {
   const where = (pattern: RegExp): string[] => sources('server').filter((path) => pattern.test(readFileSync(join(root, path), 'utf8')))
 
   const places: readonly (readonly [string, RegExp, readonly string[]])[] = [
-    // Of the two, the check of the profiles signs what it writes with a key of its own, at every start.
-    ['writes a TBSCertificate', /import \{[^}]*\btbsOf\b[^}]*\}/, ['server/ca/check-profiles.ts', 'server/ca/template.ts']],
+    // Besides the template, the check of the profiles signs what it writes with a key of its own, at every start; a sealed server signs itself, under no CA.
+    ['writes a TBSCertificate', /import \{[^}]*\btbsOf\b[^}]*\}/, ['server/ca/check-profiles.ts', 'server/ca/template.ts', 'server/sealing.ts']],
     ['has one written', /import \{[^}]*\bwriteClean\b[^}]*\}/, ['server/flows/issue.ts']],
-    ['joins it with a signature', /import \{[^}]*\bcertificateOf\b[^}]*\} from '[^']*\/tbs\.ts'/, ['server/ca/check-profiles.ts', 'server/flows/issue.ts']],
+    [
+      'joins it with a signature',
+      /import \{[^}]*\bcertificateOf\b[^}]*\} from '[^']*\/tbs\.ts'/,
+      ['server/ca/check-profiles.ts', 'server/flows/issue.ts', 'server/sealing.ts'],
+    ],
     ['adds a certificate to the store', /insert\('certificate'/, ['server/flows/issue.ts']],
     [
       'asks the KMS to sign',

@@ -73,9 +73,40 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
   ]
 }
 
+/** Whether the keys are open, and whether what opens them is in order; pure. */
+export const judgeSeal = ({ sealed, reason, sets, wrong }: ResponseOf<'seal.status'>): readonly Finding[] => {
+  const handedIn = sets.map(({ set, threshold, gathered }) => `${gathered.length} of ${threshold} shares of set ${set} handed in`).join(', ')
+  if (sealed)
+    return [
+      finding(
+        'seal',
+        'failure',
+        [reason ?? 'sealed', ...(sets.length === 0 ? ['never split into shares'] : [handedIn])].join('; '),
+        `bring back what is missing${sets.length === 0 ? '' : ', or hand in shares: fleetkey seal unseal'}; it opens by itself`,
+      ),
+    ]
+  const unconfirmed = sets.find(({ confirmed }) => !confirmed)
+  return [
+    finding(
+      'seal',
+      unconfirmed === undefined ? 'ok' : 'warning',
+      unconfirmed === undefined
+        ? `open; ${sets.map(({ shares, threshold }) => `${threshold} of ${shares} shares open it`).join(', ') || 'not split into shares'}`
+        : `set ${unconfirmed.set} was never confirmed`,
+      'if its keepers have their shares: fleetkey seal confirm SET; else fleetkey seal split again',
+    ),
+    finding(
+      'wrong shares',
+      wrong === 0 ? 'ok' : 'warning',
+      `${wrong} since the keys were last opened by shares`,
+      'the log names the networks they came from: ask the keepers; the count starts anew when shares open the keys',
+    ),
+  ]
+}
+
 /** Files that hold secrets must be their owner's alone. */
 const files = (data: string): readonly Finding[] =>
-  ['cli.json', 'kms', 'kms/master.key', 'store', 'store/fleetkey.db'].flatMap((name) => {
+  ['cli.json', 'sealing.pem', 'kms', 'kms/master.key', 'store', 'store/fleetkey.db'].flatMap((name) => {
     try {
       const { mode } = statSync(join(data, name))
       const open = (mode & 0o077) !== 0
@@ -88,6 +119,9 @@ const files = (data: string): readonly Finding[] =>
 const examine = async (call: Invocation): Promise<readonly Finding[]> => {
   const local = files(call.data)
   try {
+    const seal = judgeSeal(await call.sealedClient().call('seal.status'))
+    // A sealed server is asked nothing else: it shows another certificate, and no token is for it.
+    if (seal.some(({ grade }) => grade === 'failure')) return [...seal, ...local]
     const client = call.client()
     const ready = await client.probe('/readyz')
     const reached = finding(
@@ -96,7 +130,7 @@ const examine = async (call: Invocation): Promise<readonly Finding[]> => {
       `${client.server} ${ready.status === 200 ? 'is ready' : `is not ready: ${ready.body.trim().slice(0, 200)}`}`,
       'see the reason; fleetkey server start shows more',
     )
-    return [reached, ...judge(await client.call('status'), Date.now()), ...local]
+    return [reached, ...seal, ...judge(await client.call('status'), Date.now()), ...local]
   } catch (error) {
     if (error instanceof Unreachable)
       return [finding('server', 'failure', error.message, 'is it running? fleetkey server start; does --ca name its root?'), ...local]

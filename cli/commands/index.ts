@@ -15,6 +15,7 @@ import { kmsCommands } from './kms.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
 import { rolloverCommands } from './rollover.ts'
+import { sealCommands } from './seal.ts'
 import { serverCommands } from './server.ts'
 import { tokenCommands } from './token.ts'
 
@@ -22,6 +23,7 @@ import { tokenCommands } from './token.ts'
 export const commands: readonly Command[] = [
   ...serverCommands,
   ...kmsCommands,
+  ...sealCommands,
   ...factoryCommands,
   ...releaseCommands,
   ...endorsementCommands,

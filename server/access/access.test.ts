@@ -16,7 +16,7 @@ const callers: readonly (readonly [string, Caller])[] = [
 const only: Readonly<Record<string, readonly string[]>> = {
   auditor: ['audit.read', 'fleet.read'],
   factory: ['batch.import', 'fleet.read', 'release.import'],
-  unidentified: ['device.connect', 'device.hold', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue', 'est.enrol'],
+  unidentified: ['device.connect', 'device.hold', 'device.message', 'enrol.answer', 'enrol.hello', 'enrol.issue', 'est.enrol', 'seal.unseal'],
   device: [
     'device.acknowledge',
     'device.connect',

@@ -20,6 +20,7 @@ const describe = (name: string, operation: Operation): unknown => ({
   operationId: name,
   summary: operation.summary,
   tags: [name.split('.')[0]],
+  ...(operation.open === true ? { security: [] } : {}),
   parameters: parametersOf(operation),
   ...(operation.body === undefined ? {} : { requestBody: { required: true, content: { 'application/json': { schema: schemaOf(operation.body, 'input') } } } }),
   responses: {

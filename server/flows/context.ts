@@ -269,11 +269,20 @@ export interface SplitOrder {
   readonly only: boolean
 }
 
+/** What one share has done. */
+export interface HandedIn {
+  readonly status: SealStatus
+  readonly set: string
+  readonly index: number
+  /** It was not at hand already. */
+  readonly fresh: boolean
+}
+
 /** What opens the keys. Shares pass through as they were sealed (protocol/share.ts): only the process that holds the keys reads them. */
 export interface Seal {
   status(): Promise<SealStatus>
   /** One share. `reset`: forgets those gathered before it. Throws Problem: `conflict` when it is open, `malformed`, `forbidden` (reason `seal.share.…`) for a wrong one. */
-  unseal(share: Uint8Array, reset: boolean): Promise<SealStatus>
+  unseal(share: Uint8Array, reset: boolean): Promise<HandedIn>
   /** A new set, sealed to `recipient` (65 bytes, P-256). Nothing is replaced before it is confirmed. */
   split(order: SplitOrder, recipient: Uint8Array): Promise<{ readonly set: string; readonly shares: readonly Uint8Array[] }>
   confirm(set: string): Promise<SealStatus>

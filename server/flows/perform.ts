@@ -24,7 +24,15 @@ export interface Transaction {
 const attempts = 8
 
 /** Acts that a full disk must not hold up: they may use the store's reserve. */
-const reserved: ReadonlySet<Action> = new Set(['device.revoke', 'device.suspend', 'batch.revoke', 'batch.suspend', 'station.revoke', 'ca.revoke'])
+const reserved: ReadonlySet<Action> = new Set([
+  'device.revoke',
+  'device.suspend',
+  'batch.revoke',
+  'batch.suspend',
+  'station.revoke',
+  'ca.revoke',
+  'seal.unseal',
+])
 
 /** Refusals that have their audit entry: a refusal that passes several doors on its way out is written once. */
 const audited = new WeakSet<Problem>()

@@ -1,7 +1,7 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms, Seal } from '../flows/context.ts'
-import { limits, readByteStrings, readKey, readSeal, readSplit } from './wire.ts'
+import { limits, readByteStrings, readHandedIn, readKey, readSeal, readSplit } from './wire.ts'
 
 /** One request to the KMS process, repeated by whoever carries it when the process dies under it. */
 export type Ask = (op: string, argument: unknown) => Promise<unknown>
@@ -103,7 +103,7 @@ export const kmsClient = (ask: Ask): Omit<Kms, 'close'> => ({
 /** What opens the keys, over one `ask`. A split that is repeated takes the place of the one before it, whose shares nobody has. */
 export const sealClient = (ask: Ask): Seal => ({
   status: async () => readSeal(await ask('seal.status', null)),
-  unseal: async (share, reset) => readSeal(await ask('seal.unseal', [share, reset])),
+  unseal: async (share, reset) => readHandedIn(await ask('seal.unseal', [share, reset])),
   split: async ({ shares, threshold, only }, recipient) => readSplit(await ask('seal.split', [shares, threshold, only, recipient]), shares),
   confirm: async (set) => readSeal(await ask('seal.confirm', set)),
 })

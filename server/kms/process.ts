@@ -60,8 +60,10 @@ const carryOutSeal = async (safe: Safe, request: SealRequest): Promise<unknown> 
   switch (request.op) {
     case 'seal.status':
       return sealParts(await safe.status())
-    case 'seal.unseal':
-      return sealParts(await safe.unseal(request.share, request.reset))
+    case 'seal.unseal': {
+      const { status, set, index, fresh } = await safe.unseal(request.share, request.reset)
+      return [sealParts(status), set, index, fresh]
+    }
     case 'seal.split': {
       const { set, shares } = await safe.split(request.order, request.recipient)
       return [set, shares]

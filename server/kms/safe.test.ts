@@ -53,7 +53,7 @@ const split = async (safe: Safe, shares: number, threshold: number, only = false
 }
 const handIn = async (safe: Safe, share: Share | undefined, reset = false) => {
   if (share === undefined) throw new Error('no such share')
-  return await safe.unseal(sealShare((await safe.status()).recipient, 'in', share), reset)
+  return (await safe.unseal(sealShare((await safe.status()).recipient, 'in', share), reset)).status
 }
 /** The same share with another value. */
 const forged = ({ set, index, value }: Share, to = index): Share => ({ set, index: to, value: new Secret(value.bytes().map((byte) => byte ^ 1)) })

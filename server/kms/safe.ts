@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { openSealedShare, sealShare, type Share } from '@fleetkey/protocol/share.ts'
-import type { Kms, Seal, SealStatus } from '../flows/context.ts'
+import type { HandedIn, Kms, Seal, SealStatus } from '../flows/context.ts'
 import { replaceFile } from './durable.ts'
 import type { Opened } from './open.ts'
 import { isSealed, sealed } from './sealed.ts'
@@ -169,10 +169,12 @@ export const openSafe = async ({ folder, open, step, onOpen }: SafeOptions): Pro
       if (reset) clear()
       const shares = gathered.get(slot.set) ?? new Map<number, Share>()
       gathered.set(slot.set, shares)
+      const fresh = !shares.has(share.index)
+      const handedIn = (): HandedIn => ({ status: status(), set: share.set, index: share.index, fresh })
       shares.set(share.index, share)
       clearTimeout(forget)
       forget = setTimeout(clear, forgetting)
-      if (shares.size < slot.threshold) return status()
+      if (shares.size < slot.threshold) return handedIn()
       const kms = await open(await masterOf(folder, slot, [...shares.values()]))
       // Two last shares at once, or a file that came back meanwhile: it is open already.
       if (isOpen() || closed) await kms.close()
@@ -183,7 +185,7 @@ export const openSafe = async ({ folder, open, step, onOpen }: SafeOptions): Pro
         // The count stays too high.
       }
       step('seal.opened')
-      return status()
+      return handedIn()
     },
     async split(order, to) {
       const { set, shares } = await splitting().split(order)

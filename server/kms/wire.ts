@@ -1,7 +1,7 @@
 import { Problem, problemStatus, type ProblemCode } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { maxShares, sealedShareMax } from '@fleetkey/protocol/share.ts'
-import type { Kms, KmsKey, SealStatus, SplitOrder } from '../flows/context.ts'
+import type { HandedIn, Kms, KmsKey, SealStatus, SplitOrder } from '../flows/context.ts'
 import { isKeyName, isPurpose } from './policy.ts'
 import { isBytes, isCount } from './shape.ts'
 
@@ -219,6 +219,12 @@ export const readSeal = (value: unknown): SealStatus => {
     wrong,
     recipient: bytes(recipient, 65),
   }
+}
+
+export const readHandedIn = (value: unknown): HandedIn => {
+  const [status, set, index, fresh] = fields(value, 4)
+  if (!isCount(index, 1, maxShares)) throw malformed('not a share')
+  return { status: readSeal(status), set: text(set), index, fresh: flag(fresh) }
 }
 
 export const readSplit = (value: unknown, count: number): { readonly set: string; readonly shares: readonly Uint8Array[] } => {

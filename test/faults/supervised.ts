@@ -10,6 +10,8 @@ export interface Supervised {
   readonly restartedAt: number
   readonly errors: string
   readonly pid: number
+  /** Of the last start; null while it runs, or when a signal ended it. */
+  readonly exitCode: number | null
   write(line: string): void
   stop(): Promise<void>
 }
@@ -66,6 +68,9 @@ export const supervise = async (of: {
     },
     get pid() {
       return child.pid ?? 0
+    },
+    get exitCode() {
+      return child.exitCode
     },
     write: (line) => void child.stdin?.write(`${line}\n`),
     async stop() {

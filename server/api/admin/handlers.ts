@@ -12,7 +12,7 @@ import { orderAttestation } from '../../flows/attest.ts'
 import { orderBatch, previewBatchOrder, type BatchOrder } from '../../flows/batch-order.ts'
 import { blastRadius } from '../../flows/blast-radius.ts'
 import { calendar, ownCertificates } from '../../flows/calendar.ts'
-import type { Context, Table, Tables } from '../../flows/context.ts'
+import type { Context, Seal, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
@@ -30,11 +30,13 @@ import { importRelease } from '../../flows/import-release.ts'
 import { allowRecovery } from '../../flows/recover.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
+import { confirmSeal, splitSeal } from '../../flows/seal.ts'
 import { addStation, removeStation, revokeStation, signedBy } from '../../flows/station.ts'
 import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf } from '../../campaigns/campaign.ts'
 import type { Handlers, Streams } from './router.ts'
+import { sealHandlers, sealView } from './seal.ts'
 import {
   approvalView,
   auditView,
@@ -65,6 +67,7 @@ export interface ServerFacts {
   readonly version: string
   readonly store: string
   readonly kms: string
+  readonly seal: Seal
   readonly bundle: () => Bundle
   readonly certificates: () => { name: string; notAfter: number }[]
   /** Lists of revoked certificates that are handed out; null when none are offered. */
@@ -210,6 +213,13 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       const { keys, campaigns, ...outcome } = await revokeCa(ctx, caller, params.name, { why: reason, code, force })
       return { ...outcome, keys: [...keys], campaigns: [...campaigns] }
     },
+    ...sealHandlers(ctx, facts.seal),
+    async 'seal.split'({ caller, body }) {
+      const { shares, threshold, only, reason } = body
+      const split = await splitSeal(ctx, facts.seal, { caller, order: { shares, threshold, only }, reason, recipient: bytes(body.recipient) })
+      return { ...split, shares: split.shares.map((share) => Buffer.from(share).toString('base64')) }
+    },
+    'seal.confirm': async ({ caller, params }) => sealView(await confirmSeal(ctx, facts.seal, caller, params.id)),
     async 'approval.list'({ caller }) {
       read(caller)
       return { items: (await approvals(ctx)).map((one) => approvalView(one, ctx.now())) }

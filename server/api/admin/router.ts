@@ -5,7 +5,7 @@ import { operations, type BodyOut, type Operation, type OperationName, type Para
 import { Problem, problemStatus, toProblem } from '@fleetkey/protocol/problem.ts'
 import { actions, type Action } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
-import type { Context } from '../../flows/context.ts'
+import type { Base } from '../../flows/context.ts'
 import { refuse } from '../../flows/perform.ts'
 import { addressPrefix } from '../address.ts'
 import { openApi } from '../openapi.ts'
@@ -25,12 +25,16 @@ export interface Streams {
   readonly auditExport: (caller: Caller, response: ServerResponse) => Promise<void>
 }
 
-export interface AdminOptions {
-  readonly tls: { readonly key: string; readonly cert: string }
-  readonly handlers: Handlers
-  readonly streams: Streams
-  readonly ready: () => { readonly ready: boolean; readonly reason: string | null }
+/** What is served now. While the server is sealed: what needs no token, and nothing else. */
+export interface Served {
+  readonly handlers: Partial<Handlers>
+  readonly streams?: Streams
+  readonly ready: () => { readonly ready: boolean; readonly sealed: boolean; readonly reason: string | null }
 }
+
+/** Says why nothing else is served. */
+const notServed = ({ ready }: Served): Problem =>
+  new Problem('unavailable', `${ready().reason ?? 'the server is starting'}: fleetkey seal status`, { reason: 'kms.sealed', retryAfterSeconds: 5 })
 
 const smallBody = 64 << 10
 /** A batch manifest of 100,000 rows is about 12 MB; base64 adds a third. */
@@ -79,7 +83,7 @@ const readBody = async (request: IncomingMessage, max: number): Promise<Buffer> 
 }
 
 /** Who holds this bearer token (RFC 6750). Only the hash is stored and looked up, so the comparison leaks nothing of a token. */
-const authenticate = async (ctx: Context, request: IncomingMessage): Promise<Caller> => {
+const authenticate = async (ctx: Base, request: IncomingMessage): Promise<Caller> => {
   const from = addressPrefix(request.socket.remoteAddress ?? '')
   const token = /^Bearer ([A-Za-z0-9_-]{20,200})$/.exec(request.headers.authorization ?? '')?.[1]
   const hash = token === undefined ? '' : createHash('sha256').update(token).digest('hex')
@@ -114,22 +118,33 @@ const answer = (response: ServerResponse, status: number, type: string, body: un
   response.end(typeof body === 'string' ? body : `${JSON.stringify(body)}\n`)
 }
 
-const handle = async (ctx: Context, options: AdminOptions, request: IncomingMessage, response: ServerResponse): Promise<void> => {
+/** Known by its address only: what it hands over is the proof. */
+const stranger = (request: IncomingMessage): Caller => {
+  const from = addressPrefix(request.socket.remoteAddress ?? '')
+  return { kind: 'unidentified', id: from, from }
+}
+
+const handle = async (ctx: Base, served: Served, request: IncomingMessage, response: ServerResponse): Promise<void> => {
   const url = new URL(request.url ?? '/', 'https://fleetkey')
   if (request.method === 'GET' && url.pathname === '/healthz') return answer(response, 200, 'application/json', { ok: true })
   if (request.method === 'GET' && url.pathname === '/readyz') {
-    const state = options.ready()
+    const state = served.ready()
     return answer(response, state.ready ? 200 : 503, 'application/json', state)
   }
   if (request.method === 'GET' && url.pathname === '/openapi.json') return answer(response, 200, 'application/json', openApi())
+  const { handlers, streams } = served
   if (request.method === 'GET' && url.pathname === '/api/1/audit/export') {
+    if (streams === undefined) throw notServed(served)
     const caller = await authenticate(ctx, request)
-    return await audited(ctx, { caller, name: 'audit.export', method: 'GET' }, async () => await options.streams.auditExport(caller, response))
+    return await audited(ctx, { caller, name: 'audit.export', method: 'GET' }, async () => await streams.auditExport(caller, response))
   }
   const found = matchRoute(request.method ?? '', url.pathname)
   if (found === undefined) throw new Problem('not-found', `${request.method} ${url.pathname}`)
   const { name, operation } = found.route
-  const caller = await authenticate(ctx, request)
+  const handler = handlers[name] as ((call: unknown) => Promise<unknown>) | undefined
+  // Before any token is looked at: there is nobody to whom a sealed server says more.
+  if (handler === undefined) throw notServed(served)
+  const caller = operation.open === true ? stranger(request) : await authenticate(ctx, request)
   const done = await audited(ctx, { caller, name, method: operation.method }, async () => {
     const body =
       operation.body === undefined
@@ -138,28 +153,23 @@ const handle = async (ctx: Context, options: AdminOptions, request: IncomingMess
     const unknown = [...url.searchParams.keys()].find((key) => !Object.hasOwn(operation.query?.shape ?? {}, key))
     if (unknown !== undefined) throw new Problem('malformed', `query ${unknown.slice(0, 100)}: unknown`)
     const query = parsed(operation.query, Object.fromEntries(url.searchParams), 'query')
-    const handler = options.handlers[name] as (call: unknown) => Promise<unknown>
     return await handler({ caller, params: found.params, query, body })
   })
-  answer(response, 200, 'application/json', done)
+  answer(response, 200, 'application/json', done, served.ready().sealed ? { connection: 'close' } : {})
 }
 
 /**
  * Flows audit what they refuse. What is refused before a flow (a read that the caller's roles do not allow, a body that is none) is audited here; a read of
  * what is not there is an answer.
  */
-const audited = async <T>(
-  ctx: Context,
-  of: { readonly caller: Caller; readonly name: string; readonly method: string },
-  work: () => Promise<T>,
-): Promise<T> => {
+const audited = async <T>(ctx: Base, of: { readonly caller: Caller; readonly name: string; readonly method: string }, work: () => Promise<T>): Promise<T> => {
   try {
     return await work()
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code === 'forbidden' || (problem.code === 'malformed' && of.method !== 'GET')) {
       const named = problem.reason?.replace(/^access\./, '') ?? of.name
-      const action: Action = Object.hasOwn(actions, named) ? (named as Action) : 'fleet.read'
+      const action = [named, of.name].find((name): name is Action => Object.hasOwn(actions, name)) ?? 'fleet.read'
       await refuse(ctx, { caller: of.caller, action, subject: of.name }, problem).catch((unwritable: unknown) =>
         ctx.log(`refusal of ${of.name} not audited: ${toProblem(unwritable).message.slice(0, 200)}`),
       )
@@ -169,7 +179,7 @@ const audited = async <T>(
 }
 
 /** Operators are told why (they are authenticated); an internal fault and a missing token show no more than the code. */
-const answerProblem = (ctx: Context, request: IncomingMessage, response: ServerResponse, thrown: unknown): void => {
+const answerProblem = (ctx: Base, request: IncomingMessage, response: ServerResponse, thrown: unknown): void => {
   const problem = toProblem(thrown)
   if (problem.code === 'internal') ctx.log(`admin ${request.method} ${(request.url ?? '').slice(0, 200)}: ${problem.message}`)
   if (response.headersSent) return void response.destroy()
@@ -186,10 +196,10 @@ const answerProblem = (ctx: Context, request: IncomingMessage, response: ServerR
   )
 }
 
-/** The HTTPS admin API (TLS 1.3, bearer tokens, problem+json after RFC 9457). Not listening yet. */
-export const adminServer = (ctx: Context, options: AdminOptions): Server => {
-  const server = createServer({ ...options.tls, minVersion: 'TLSv1.3', maxHeaderSize: 16 << 10 }, (request, response) => {
-    handle(ctx, options, request, response).catch((thrown: unknown) => answerProblem(ctx, request, response, thrown))
+/** The HTTPS admin API (TLS 1.3, bearer tokens, problem+json after RFC 9457). Not listening yet. `served` is asked at each request. */
+export const adminServer = (ctx: Base, tls: { readonly key: string; readonly cert: string }, served: () => Served): Server => {
+  const server = createServer({ key: tls.key, cert: tls.cert, minVersion: 'TLSv1.3', maxHeaderSize: 16 << 10 }, (request, response) => {
+    handle(ctx, served(), request, response).catch((thrown: unknown) => answerProblem(ctx, request, response, thrown))
   })
   server.headersTimeout = 10_000
   server.requestTimeout = 60_000
