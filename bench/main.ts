@@ -1,15 +1,12 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [enrolment|rotation|memory|software-tpm|evidence|issuance|revocation|crl|inventory] [--devices N] [--json]`.
-import { spawn, type ChildProcess } from 'node:child_process'
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [NAME]… [--devices N] [--json]`.
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { createClient, type Client } from '@fleetkey/cli/client.ts'
+import type { Client } from '@fleetkey/cli/client.ts'
 import { trustOfBundle } from '@fleetkey/device-agent/config.ts'
-import { memoryFileSystem } from '@fleetkey/device-agent/memory-filesystem.ts'
+import { simulatedFiles } from '@fleetkey/firmware-sim/board/files.ts'
 import { createBoard, install } from '@fleetkey/firmware-sim/board/board.ts'
 import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
 import { makeBatch, type Batch } from '@fleetkey/firmware-sim/factory/factory.ts'
@@ -20,15 +17,21 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { defaultProfiles } from '@fleetkey/server/ca/profiles.ts'
 import { certificateOf, tbsOf } from '@fleetkey/server/ca/tbs.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
+import { around } from './around.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
 import { measureInventory } from './inventory.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
 import { measureLists, measureRevocation } from './revocation.ts'
+import { openLiveFleet } from './live-fleet.ts'
+import { measureMosquitto } from './mosquitto.ts'
+import { measureRotation } from './rotation.ts'
+import { startServer, until } from './server.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
+import { measureStorm } from './storm.ts'
 
-const names = ['enrolment', 'rotation', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl', 'inventory'] as const
+const names = ['enrolment', 'rotation', 'storm', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl', 'inventory'] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -40,8 +43,7 @@ interface Figure {
   readonly ratio?: number
 }
 
-const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
-const now = (): number => Date.now()
+const { random, now } = around
 const rounded = (value: number): number => Number(value.toPrecision(4))
 
 /** A self-signed pair, as TLS needs it for the floor: the same key type and profile as the real ones. */
@@ -73,26 +75,14 @@ interface Bench {
   stop(): Promise<void>
 }
 
-const startServer = async (data: string): Promise<{ child: ChildProcess; pid: number }> => {
-  const script = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
-  const child = spawn(process.execPath, [script, '--data', data, '--mqtt-port', '0', '--https-port', '0', '--json'], { stdio: ['ignore', 'pipe', 'ignore'] })
-  const { pid, stdout } = child
-  if (pid === undefined || stdout === null) throw new Error('the server did not start')
-  await new Promise<void>((resolve, reject) => {
-    createInterface({ input: stdout }).once('line', () => resolve())
-    child.once('exit', (code) => reject(new Error(`the server ended with ${code}`)))
-  })
-  return { child, pid }
-}
-
 const openBench = async (folder: string, devices: number): Promise<Bench> => {
   const batch: Batch = await makeBatch(
     { batch: 'batch-1', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } },
     { random, now },
   )
   const data = join(folder, 'server')
-  const { child, pid } = await startServer(data)
-  const client = createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
+  const server = await startServer(data)
+  const { client, pid } = server
   const signed = (content: string) => ({
     content: Buffer.from(content).toString('base64'),
     signature: detachedSignature(content, batch.station).trim(),
@@ -122,7 +112,7 @@ const openBench = async (folder: string, devices: number): Promise<Bench> => {
       },
       trust: trustOfBundle(await client.call('bundle')),
       data: join(folder, 'boards'),
-      files: memoryFileSystem(),
+      files: simulatedFiles,
       random,
       now,
       log: () => undefined,
@@ -137,21 +127,11 @@ const openBench = async (folder: string, devices: number): Promise<Bench> => {
     client,
     fleet,
     serials: [...tpms.keys()],
-    idle: memoryOf(pid),
+    idle: server.idle,
     async stop() {
       await fleet.stop()
-      client.close()
-      const gone = new Promise((resolve) => child.once('exit', resolve))
-      child.kill('SIGTERM')
-      await gone
+      await server.stop()
     },
-  }
-}
-
-const until = async (holds: () => boolean): Promise<void> => {
-  for (const end = now() + 300_000; !holds();) {
-    if (now() > end) throw new Error('it did not come to an end within 300 s')
-    await new Promise((resolve) => void setTimeout(resolve, 10))
   }
 }
 
@@ -210,29 +190,6 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
           ratio: rounded(each / floor.connection),
         })
       }
-      if (wanted.includes('rotation')) {
-        await bench.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
-        await bench.client.call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
-        const using = (epoch: number) => (): boolean => [...bench.fleet.status().values()].every((status) => status?.current['telemetry'] === epoch)
-        await until(using(1))
-        const rotation = await measured(bench.pid, async () => {
-          const { campaign } = await bench.client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 300_000 } })
-          for (let active = 0; active < devices;) {
-            await new Promise((resolve) => void setTimeout(resolve, 100))
-            active = (await bench.client.call('campaign.show', { params: { id: campaign } })).counts['active'] ?? 0
-          }
-        })
-        const cpu = rotation.cpu / devices
-        print({ bench: 'rotation', metric: 'rate', value: rounded((devices / rotation.wall) * 1000), unit: '1/s' })
-        print({
-          bench: 'rotation',
-          metric: 'server-cpu',
-          value: rounded(cpu),
-          unit: 'ms',
-          floor: rounded(rotationFloor(floor)),
-          ratio: rounded(cpu / rotationFloor(floor)),
-        })
-      }
       if (wanted.includes('revocation')) {
         const { durable, whole, floor: write } = await measureRevocation(folder, alreadyRevoked)
         print({ bench: 'revocation', metric: 'durable', value: rounded(durable), unit: 'ms', floor: rounded(write), ratio: rounded(durable / write) })
@@ -255,14 +212,59 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
   }
 }
 
+/** Bytes of a key delivery as it goes on the wire. */
+const deliveryBytes = 700
+
+/** What many connected devices do at once. */
+const runLive = async (wanted: readonly Name[], devices: number, flags: readonly string[], print: (figure: Figure) => void): Promise<void> => {
+  const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+  const figure = (bench: Name, metric: string, value: number, unit: string, floor?: number): void =>
+    print({ bench, metric, value: rounded(value), unit, ...(floor === undefined ? {} : { floor: rounded(floor), ratio: rounded(value / floor) }) })
+  try {
+    const tls = { server: pair('server-tls'), device: pair('device-tls') }
+    const floor = await measureFloor(folder, tls, Math.min(devices, 200))
+    const live = await openLiveFleet(folder, devices, flags)
+    try {
+      if (wanted.includes('rotation')) {
+        const { most, all, serverCpu, fleetCpu } = await measureRotation(live)
+        figure('rotation', '99-percent', most, 's')
+        figure('rotation', 'all', all, 's')
+        figure('rotation', 'server-cpu', serverCpu, 'ms', rotationFloor(floor))
+        figure('rotation', 'fleet-cpu', fleetCpu, 'ms')
+      }
+      if (wanted.includes('storm')) {
+        const { most, all, serverCpu, fleetCpu, memory, idle, meanwhile } = await measureStorm(folder, live)
+        figure('storm', '99-percent', most, 's')
+        // What a bare TLS listener alone would need for as many handshakes, on a core of its own.
+        figure('storm', 'all', all, 's', (floor.mutualHandshake * devices) / 1_000)
+        figure('storm', 'server-cpu', serverCpu, 'ms', floor.mutualHandshake)
+        figure('storm', 'fleet-cpu', fleetCpu, 'ms')
+        figure('storm', 'memory-peak', memory / (1 << 20), 'MiB')
+        figure('storm', 'control-p99', meanwhile, 'ms', idle)
+      }
+    } finally {
+      await live.stop()
+    }
+    const broker = await measureMosquitto(folder, tls, { devices: Math.min(devices, 2_000), bytes: deliveryBytes })
+    const [bench] = wanted
+    if (broker !== undefined && bench !== undefined) {
+      figure(bench, 'mosquitto-connect', broker.connect, 'ms', floor.mutualHandshake)
+      figure(bench, 'mosquitto-message', broker.message, 'ms')
+      figure(bench, 'mosquitto-rate', broker.rate, '1/s')
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
 const { values, positionals } = parseArgs({
-  options: { devices: { type: 'string', default: '300' }, json: { type: 'boolean', default: false } },
+  options: { devices: { type: 'string', default: '300' }, json: { type: 'boolean', default: false }, profile: { type: 'string' } },
   allowPositionals: true,
 })
 const wanted = positionals.length === 0 ? names : names.filter((name) => positionals.includes(name))
 const devices = Number(values.devices)
 if (wanted.length !== (positionals.length || names.length) || !Number.isInteger(devices) || devices < 1) {
-  process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json]\n`)
+  process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json] [--profile DIR]\n`)
   process.exit(1)
 }
 /** Whoever reads only the first lines (`| head`) has what it wants: what is running is stopped in order, and nothing failed. */
@@ -328,7 +330,9 @@ const measure = async (): Promise<void> => {
       rmSync(folder, { recursive: true, force: true })
     }
   }
-  const alone: readonly Name[] = ['software-tpm', 'evidence', 'issuance', 'crl', 'inventory']
+  const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
+  if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
+  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory']
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }
