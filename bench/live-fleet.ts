@@ -1,5 +1,5 @@
 import { mkdirSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, setPriority } from 'node:os'
 import { join } from 'node:path'
 import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { admitBatch } from '@fleetkey/firmware-sim/fleet/admission.ts'
@@ -43,6 +43,8 @@ export const openLiveFleet = async (folder: string, devices: number, flags: read
     const serials = batch.boards.map(({ serial }) => serial)
     const bundle = JSON.stringify(await client.call('bundle'))
     const fleet = await startFleetProcesses({ factory: join(data, 'factory'), bundle, data, serials, processes })
+    // Real devices compute elsewhere: where a core is wanted by both, the server has it.
+    for (const pid of fleet.pids) setPriority(pid, 10)
     try {
       await fleet.on()
       const ready = async (): Promise<boolean> => {

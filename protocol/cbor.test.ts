@@ -1,3 +1,4 @@
+import { decode as cborgDecode, encode as cborgEncode, rfc8949EncodeOptions } from 'cborg'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { decode, encode } from './cbor.ts'
@@ -29,6 +30,77 @@ test('what was encoded decodes to the same, and encodes to the same bytes', () =
     }),
     { numRuns: runs },
   ))
+
+/** The same rules by the library alone: strict decoding, and encoding again. Undefined for what is refused. */
+const judged = (bytes: Uint8Array, useMaps: boolean): { value: unknown } | undefined => {
+  const strict = { strict: true, allowIndefinite: false, allowUndefined: false, allowInfinity: false, allowNaN: false, allowBigInt: false }
+  try {
+    const value: unknown = cborgDecode(bytes, { ...strict, rejectDuplicateMapKeys: true, useMaps })
+    return Buffer.compare(cborgEncode(value, rfc8949EncodeOptions), bytes) === 0 ? { value } : undefined
+  } catch {
+    return undefined
+  }
+}
+const ours = (bytes: Uint8Array, useMaps: boolean): { value: unknown } | undefined => {
+  try {
+    return { value: decode(bytes, { useMaps }) }
+  } catch (thrown) {
+    if (!(thrown instanceof Problem)) throw thrown
+    return undefined
+  }
+}
+
+const anything = fc.letrec((tie) => ({
+  value: fc.oneof(
+    { maxDepth: 6, depthSize: 'small' },
+    leaf,
+    fc.double({ noDefaultInfinity: true, noNaN: true }),
+    fc.integer({ min: Number.MIN_SAFE_INTEGER, max: Number.MAX_SAFE_INTEGER }),
+    fc.string({ unit: 'binary', maxLength: 300 }).filter((text) => text.isWellFormed()),
+    fc.constantFrom(23, 24, 255, 256, 65_535, 65_536, 2 ** 32 - 1, 2 ** 32, -24, -25, -256, -257, -65_536, -65_537, -(2 ** 32), -(2 ** 32) - 1, 0.5, -0),
+    fc.array(tie('value'), { maxLength: 30 }),
+    fc.dictionary(fc.string({ maxLength: 30 }), tie('value'), { maxKeys: 30, noNullPrototype: true }),
+    fc
+      .uniqueArray(fc.tuple(fc.oneof(fc.integer({ min: -300, max: 70_000 }), fc.string({ maxLength: 4 })), tie('value')), {
+        selector: ([key]) => key,
+        maxLength: 6,
+      })
+      .map((pairs) => new Map(pairs)),
+  ),
+})).value
+
+test('writes what the library writes', () =>
+  fc.assert(
+    fc.property(anything, (of) => {
+      expect(Buffer.from(encode(of)).toString('hex')).toBe(Buffer.from(cborgEncode(of, rfc8949EncodeOptions)).toString('hex'))
+    }),
+    { numRuns: runs * 3 },
+  ))
+
+test('reads what the library reads, and refuses what it refuses', () => {
+  const mutated = fc.tuple(anything, fc.array(fc.tuple(fc.nat(), fc.nat(255)), { maxLength: 3 }), fc.nat(3)).map(([of, changes, cut]) => {
+    const bytes = encode(of)
+    for (const [at, byte] of changes) bytes[at % bytes.length] = byte
+    return bytes.subarray(0, bytes.length - (cut === 3 ? 1 : 0))
+  })
+  fc.assert(
+    fc.property(fc.oneof(mutated, fc.uint8Array({ maxLength: 30 })), fc.boolean(), (bytes, useMaps) => {
+      const [want, got] = [judged(bytes, useMaps), ours(bytes, useMaps)]
+      if (got !== undefined) expect(got.value).toEqual(want?.value)
+      // Narrower in two ways: labels of headers are text or integers, and nothing is nested deeper than 16.
+      if (want !== undefined && got === undefined) expect(isNarrower(want.value)).toBe(true)
+      expect(got === undefined || want !== undefined).toBe(true)
+    }),
+    { numRuns: runs * 10 },
+  )
+})
+
+const isNarrower = (value: unknown, depth = 0): boolean => {
+  if (typeof value !== 'object' || value === null || value instanceof Uint8Array) return false
+  const [keys, items] = value instanceof Map ? [[...value.keys()], [...value.values()]] : [[], Object.values(value)]
+  if (keys.some((key) => typeof key !== 'string' && typeof key !== 'number')) return true
+  return depth >= 16 || items.some((item) => isNarrower(item, depth + 1))
+}
 
 test('any bytes: a value that encodes to exactly them, or malformed; never another error', () =>
   fc.assert(

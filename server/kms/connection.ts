@@ -1,7 +1,7 @@
 import { connect } from 'node:net'
 import { FrameReader, frame } from '@fleetkey/protocol/frames.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { limits, readAnswer } from './wire.ts'
+import { limits, readAnswer, writeTogether } from './wire.ts'
 
 /** The KMS process has gone before it answered. What was asked may have been done. */
 export class Lost extends Error {
@@ -78,7 +78,7 @@ export const openConnection = async (
         deadline,
       )
       waiting.set(id, { resolve, reject, timer })
-      socket.write(frame([id, op, argument]))
+      writeTogether(socket, frame([id, op, argument]))
     })
   const state = await ask('hello', secret)
   return {

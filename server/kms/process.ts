@@ -9,7 +9,7 @@ import { openSafe, type Safe } from './safe.ts'
 import { lockKeys } from './lock.ts'
 import { openKms } from './open.ts'
 import { isOrders, type Orders } from './orders.ts'
-import { keyParts, limits, problemParts, readRequest, sealParts, type KeyRequest, type Request, type SealRequest } from './wire.ts'
+import { keyParts, limits, problemParts, readRequest, sealParts, writeTogether, type KeyRequest, type Request, type SealRequest } from './wire.ts'
 
 /**
  * The process that alone holds the private keys. The server starts it (`supervisor.ts`), tells it on standard input where they are, and reaches it over
@@ -84,7 +84,7 @@ const serve = (socket: Socket, of: { readonly safe: Safe; readonly secret: Secre
     else socket.resume()
   }
   const answer = (id: number, problem: Problem | null, result: unknown): void => {
-    if (!socket.destroyed) socket.write(frame([id, problem === null ? null : problemParts(problem), result]))
+    if (!socket.destroyed) writeTogether(socket, frame([id, problem === null ? null : problemParts(problem), result]))
   }
   const handle = async (request: Request): Promise<unknown> => {
     if (request.op === 'hello') {

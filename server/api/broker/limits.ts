@@ -14,6 +14,9 @@ export interface BrokerLimits {
   readonly arriving: number
   /** Sockets of one prefix that wait; more are closed. */
   readonly waiting: number
+  /** Nobody is let on after a turn of the event loop that took longer, milliseconds; but for one after `longest`. */
+  readonly turn: number
+  readonly longest: number
   /** Connections without identity: of one prefix, of all. */
   readonly unidentified: { readonly prefix: number; readonly all: number }
   /** MQTT packet, by its declared length, before and after CONNACK, bytes. */
@@ -40,6 +43,8 @@ export const brokerLimits: BrokerLimits = {
   connections: 20_000,
   arriving: 256,
   waiting: 4_096,
+  turn: 5,
+  longest: 100,
   unidentified: { prefix: 2_048, all: 8_192 },
   packet: { before: 4 << 10, after: 64 << 10 },
   keepAlive: 1_200,

@@ -9,6 +9,6 @@ import type * as DrizzleSqlite from 'drizzle-orm/sqlite-core'
  */
 const load = createRequire(import.meta.url)
 
-export const { and, asc, count, eq, gt, gte, lte, sql } = load('drizzle-orm') as typeof DrizzleOrm
+export const { and, asc, count, eq, gt, gte, is, lte, Param, Placeholder, sql } = load('drizzle-orm') as typeof DrizzleOrm
 export const { drizzle } = load('drizzle-orm/better-sqlite3') as typeof DrizzleOnBetterSqlite
 export const { blob, getTableConfig, index, integer, primaryKey, sqliteTable, text, uniqueIndex } = load('drizzle-orm/sqlite-core') as typeof DrizzleSqlite

@@ -4,6 +4,8 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { chainHash, extend, type LogHead } from '../../audit/chain.ts'
 import type { AuditEntry, SequencedEntry } from '../../audit/entry.ts'
 import { frontierLength } from '../../audit/tree.ts'
+import { compile } from './compiled.ts'
+import type { Connection } from './database.ts'
 import { asc, eq, gt, sql } from './drizzle.ts'
 import { auditHead, auditLog } from './schema.ts'
 
@@ -30,11 +32,11 @@ const readEntry = (sequence: number, bytes: Uint8Array): Omit<SequencedEntry, 'c
   }
 }
 
-export const logStatements = (db: BetterSQLite3Database): LogStatements => {
-  const insert = db
-    .insert(auditLog)
-    .values({ sequence: sql.placeholder('sequence'), bytes: sql.placeholder('bytes'), chain: sql.placeholder('chain') })
-    .prepare()
+export const logStatements = (connection: Connection, db: BetterSQLite3Database): LogStatements => {
+  const insert = compile(
+    connection,
+    db.insert(auditLog).values({ sequence: sql.placeholder('sequence'), bytes: sql.placeholder('bytes'), chain: sql.placeholder('chain') }),
+  )
   const update = db
     .update(auditHead)
     .set({ sequence: sql.placeholder('sequence'), chain: sql.placeholder('chain'), frontier: sql.placeholder('frontier') } as never)

@@ -4,6 +4,8 @@ import type { BetterSQLite3Database } from 'drizzle-orm/better-sqlite3'
 import type { SQLiteColumn } from 'drizzle-orm/sqlite-core'
 import type { IndexEntry, Range, Table, Tally, Write } from '../../flows/context.ts'
 import { encodeRow, fieldsOf, indexedValue, indexNamed, lastOfPrefix, tableNames, WriteConflict } from '../rows.ts'
+import { compile, type Compiled } from './compiled.ts'
+import type { Connection } from './database.ts'
 import { and, asc, count, eq, gt, gte, lte, sql } from './drizzle.ts'
 import { rowTables, tallyTable } from './schema.ts'
 
@@ -54,32 +56,24 @@ export interface RowStatements {
 
 const isConstraint = (error: unknown): boolean => error instanceof Database.SqliteError && error.code.startsWith('SQLITE_CONSTRAINT')
 
-const statementsOf = (db: BetterSQLite3Database, name: Table) => {
+const statementsOf = (connection: Connection, db: BetterSQLite3Database, name: Table) => {
   const table = rowTables[name]
   const values = Object.fromEntries(['id', 'version', 'row', ...fieldsOf(name).map((field) => field.name)].map((column) => [column, sql.placeholder(column)]))
   const { id: _id, ...changed } = values
-  const isExpected = and(eq(table.id, sql.placeholder('id')), eq(table.version, sql.placeholder('expected')))
+  const isId = eq(table.id, sql.placeholder('id'))
+  const isExpected = and(isId, eq(table.version, sql.placeholder('expected')))
   return {
-    get: db
-      .select({ row: table.row })
-      .from(table)
-      .where(eq(table.id, sql.placeholder('id')))
-      .prepare(),
-    version: db
-      .select({ version: table.version })
-      .from(table)
-      .where(eq(table.id, sql.placeholder('id')))
-      .prepare(),
-    insert: db
-      .insert(table)
-      .values(values as never)
-      .prepare(),
-    update: db
-      .update(table)
-      .set(changed as never)
-      .where(isExpected)
-      .prepare(),
-    delete: db.delete(table).where(isExpected).prepare(),
+    get: compile(connection, db.select({ row: table.row }).from(table).where(isId)),
+    version: compile(connection, db.select({ version: table.version }).from(table).where(isId)),
+    insert: compile(connection, db.insert(table).values(values as never)),
+    update: compile(
+      connection,
+      db
+        .update(table)
+        .set(changed as never)
+        .where(isExpected),
+    ),
+    delete: compile(connection, db.delete(table).where(isExpected)),
   }
 }
 
@@ -130,8 +124,10 @@ const tallyStatements = (db: BetterSQLite3Database) => {
 }
 
 /** Statements prepared once; searches once per shape (which fields, prefix, cursor). */
-export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
-  const prepared = Object.fromEntries(tableNames.map((name) => [name, statementsOf(db, name)])) as Readonly<Record<Table, ReturnType<typeof statementsOf>>>
+export const rowStatements = (connection: Connection, db: BetterSQLite3Database): RowStatements => {
+  const prepared = Object.fromEntries(tableNames.map((name) => [name, statementsOf(connection, db, name)])) as Readonly<
+    Record<Table, ReturnType<typeof statementsOf>>
+  >
   const tallies = tallyStatements(db)
   const tallied = new Map(
     tableNames.flatMap((name) => {
@@ -146,7 +142,8 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
       return [[name, { fields, before }] as const]
     }),
   )
-  const searches = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
+  const searches = new Map<string, Compiled>()
+  const scans = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
 
   const conditions = (name: Table, where: RowQuery['where']): { fields: readonly string[]; terms: SQL[] } => {
     const fields = Object.keys(where).filter((field) => where[field] !== undefined)
@@ -154,8 +151,8 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
     return { fields, terms: fields.map((field) => eq(rowTables[name][field] as SQLiteColumn, sql.placeholder(`where_${field}`))) }
   }
 
-  const search = (key: string, make: () => { all(values: Record<string, unknown>): unknown[] }) => {
-    const found = searches.get(key) ?? make()
+  const search = (key: string, make: () => Parameters<typeof compile>[1]): Compiled => {
+    const found = searches.get(key) ?? compile(connection, make())
     searches.set(key, found)
     return found
   }
@@ -165,9 +162,9 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
   /** Why an update or delete touched no row, or an insert hit a constraint. */
   const conflictOf = (write: PreparedWrite, error?: unknown): WriteConflict => {
     const { table, id } = write
-    const stored = prepared[table].version.get({ id }) as { version: number } | undefined
+    const stored = prepared[table].version.get({ id }) as number | undefined
     if (write.do !== 'insert' && stored === undefined) return new WriteConflict({ table, id, why: 'missing' })
-    if (write.do !== 'insert' && stored?.version !== write.expected) return new WriteConflict({ table, id, why: 'version' })
+    if (write.do !== 'insert' && stored !== write.expected) return new WriteConflict({ table, id, why: 'version' })
     if (write.do === 'insert' && stored !== undefined) return new WriteConflict({ table, id, why: 'exists' })
     // SQLite names the column: "UNIQUE constraint failed: device.serial".
     const field = /constraint failed: \w+\.(\w+)/.exec(error instanceof Error ? error.message : '')?.[1]
@@ -175,7 +172,7 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
   }
 
   return {
-    get: (table, id) => (prepared[table].get.get({ id }) as { row: Buffer } | undefined)?.row,
+    get: (table, id) => prepared[table].get.get({ id }) as Buffer | undefined,
     find(name, { where, prefix, after, limit }) {
       const { fields, terms } = conditions(name, where)
       const table = rowTables[name]
@@ -191,10 +188,8 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
           .where(and(...all))
           .orderBy(asc(table.id))
           .limit(sql.placeholder('limit'))
-          .prepare()
       })
-      const rows = statement.all({ ...valuesOf(fields, where), prefix, last: `${prefix}${lastOfPrefix}`, after, limit }) as { row: Buffer }[]
-      return rows.map(({ row }) => row)
+      return statement.all({ ...valuesOf(fields, where), prefix, last: `${prefix}${lastOfPrefix}`, after, limit }) as Buffer[]
     },
     count(name, where) {
       const { fields, terms } = conditions(name, where)
@@ -207,16 +202,17 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
         db
           .select({ n: count() })
           .from(rowTables[name])
-          .where(and(...terms))
-          .prepare(),
+          .where(and(...terms)),
       )
-      return (statement.all(valuesOf(fields, where)) as { n: number }[])[0]?.n ?? 0
+      return (statement.get(valuesOf(fields, where)) as number | undefined) ?? 0
     },
     scan(name, index, { from, to, after, limit }) {
       indexNamed(name, index)
       const table = rowTables[name]
       const column = table[index] as SQLiteColumn
-      const statement = search(`scan ${name} ${index} ${after === undefined}`, () =>
+      const key = `${name} ${index} ${after === undefined}`
+      const statement =
+        scans.get(key) ??
         db
           .select({ value: column, id: table.id })
           .from(table)
@@ -230,8 +226,8 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
           )
           .orderBy(asc(column), asc(table.id))
           .limit(sql.placeholder('limit'))
-          .prepare(),
-      )
+          .prepare()
+      scans.set(key, statement)
       const isWithin = after === undefined || after.value >= from
       return statement.all({ from, to, limit, ...(after === undefined ? {} : isWithin ? after : { value: from, id: '' }) }) as IndexEntry[]
     },
@@ -254,7 +250,7 @@ export const rowStatements = (db: BetterSQLite3Database): RowStatements => {
       const statements = prepared[write.table]
       const values = { ...write.values, id: write.id, row: write.bytes, version: write.expected + 1, expected: write.expected }
       try {
-        if (statements[write.do].run(values).changes === 1) return recount()
+        if (statements[write.do].run(values) === 1) return recount()
       } catch (error) {
         if (isConstraint(error)) throw conflictOf(write, error)
         throw error
