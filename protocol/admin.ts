@@ -120,6 +120,30 @@ export const CalendarView = z.strictObject({
   ),
   own: z.array(DeadlineView),
 })
+export const AlertView = z.strictObject({
+  /** Of the message as well: a receiver drops what it has seen. */
+  id: z.string(),
+  type: z.enum(['certificate.expiring', 'certificate.expired', 'certificates.expiring', 'crl.stale']),
+  subject: z.string(),
+  /** When what it is about ends. */
+  at: time,
+  /** How long before, in milliseconds; null for what is over. */
+  mark: z.int().nullable(),
+  certificates: z.int().nullable(),
+  text: z.string(),
+  raisedAt: time,
+  /** `dropped`: too many waited for the receiver. */
+  state: z.enum(['waiting', 'delivered', 'dropped']),
+  deliveredAt: time.nullable(),
+})
+export const WebhookView = z.strictObject({
+  host: z.string(),
+  state: z.enum(['working', 'failing', 'dead']),
+  /** Since when it fails, and how. */
+  since: time.nullable(),
+  error: z.string().nullable(),
+  waiting: z.int(),
+})
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
 /** What devices with certificates of one CA could read, and from when to when. */
 export const CaBlastRadiusView = z.strictObject({
@@ -617,6 +641,18 @@ export const operations = {
       issuer: issuerName.optional(),
     }),
     response: CalendarView,
+  },
+  'alert.list': {
+    method: 'GET',
+    path: '/api/1/alerts',
+    summary: 'The newest thousand alerts, oldest first, and how the webhook stands',
+    response: z.strictObject({ items: z.array(AlertView), webhook: WebhookView.nullable() }),
+  },
+  'alert.test': {
+    method: 'POST',
+    path: '/api/1/alerts/test',
+    summary: 'Send a test message to the webhook now',
+    response: z.strictObject({ taken: z.boolean(), error: z.string().nullable() }),
   },
   'ca.prepare': {
     method: 'POST',

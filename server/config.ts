@@ -1,8 +1,11 @@
-import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readFileSync, statSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { TenantId } from '@fleetkey/protocol/ids.ts'
 import { z } from 'zod'
+import { Secret } from '@fleetkey/protocol/secret.ts'
+import type { Webhook } from './api/webhook.ts'
+import { defaultMarks, type AlertSettings } from './ca/alerts.ts'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
 import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
 import { maxSessions, type Backend, type FileBackend } from './kms/orders.ts'
@@ -45,6 +48,8 @@ export type Settings = z.infer<typeof Settings> & {
   readonly backend: Backend
   /** Lifetimes and kinds of keys of certificates, within the bounds of each profile. */
   readonly profiles: ProfileSettings
+  /** Milliseconds before an end at which alerts are raised, and where they go. */
+  readonly alerts: { readonly marks: readonly number[]; readonly webhook: Webhook | undefined }
 }
 
 /** A setting is wrong: message for the operator, exit code 1. */
@@ -80,6 +85,39 @@ const fileOf = (path: string | undefined): ConfigFile => {
   if (parsed.success) return parsed.data
   throw new SettingsError(parsed.error.issues.map((issue) => `--config ${path}: ${issue.path.join('.') || 'the file'}: ${issue.message}`).join('; '))
 }
+
+const fileText = (path: string, option: string, max: number): string => {
+  try {
+    const bytes = readFileSync(path)
+    if (bytes.length > max) throw new Error(`more than ${max} bytes`)
+    return bytes.toString('utf8')
+  } catch (error) {
+    throw new SettingsError(`${option} ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+/** The key of a webhook's signatures, as Standard Webhooks spells it. Its file is its owner's alone, or the server does not start. */
+const webhookSecret = (path: string): Secret => {
+  const option = 'alerts.webhook.secretFile'
+  const encoded = /^whsec_([A-Za-z0-9+/]+={0,2})\s*$/.exec(fileText(path, option, 1024))?.[1]
+  if (encoded === undefined) throw new SettingsError(`${option} ${path}: not whsec_ and base64`)
+  const bytes = Buffer.from(encoded, 'base64')
+  if (bytes.length < 24 || bytes.length > 64) throw new SettingsError(`${option} ${path}: ${bytes.length} bytes, not 24 to 64`)
+  if ((statSync(path).mode & 0o077) !== 0) throw new SettingsError(`${option} ${path}: others may read it (chmod go= ${path})`)
+  return new Secret(bytes)
+}
+
+const alertsOf = ({ marks, webhook }: AlertSettings): Settings['alerts'] => ({
+  marks: marks ?? defaultMarks,
+  webhook:
+    webhook === undefined
+      ? undefined
+      : {
+          url: new URL(webhook.url),
+          secret: webhookSecret(webhook.secretFile),
+          ca: webhook.caFile === undefined ? undefined : fileText(webhook.caFile, 'alerts.webhook.caFile', 1 << 20),
+        },
+})
 
 /** What systemd decrypts for this unit alone (`LoadCredentialEncrypted=fleetkey-passphrase:…`, `fleetkey-pin:…`). */
 const credential = (folder: string | undefined, name: string): string | undefined => {
@@ -202,9 +240,11 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   })
   if (!parsed.success)
     throw new SettingsError(parsed.error.issues.map((issue) => `${optionOf[String(issue.path[0])] ?? issue.path.join('.')}: ${issue.message}`).join('; '))
+  const { profiles = {}, alerts = {} } = fileOf(values.config ?? env['FLEETKEY_CONFIG'])
   return {
     ...parsed.data,
-    profiles: fileOf(values.config ?? env['FLEETKEY_CONFIG']).profiles ?? {},
+    profiles,
+    alerts: alertsOf(alerts),
     backend: backendOf(values.kms ?? env['FLEETKEY_KMS'] ?? 'file', values, env),
   }
 }

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { refusalCounter } from './access/refusals.ts'
+import { alertService } from './api/alerts.ts'
 import { adminHandlers, adminStreams, currentCheckpoint, type ServerFacts } from './api/admin/handlers.ts'
 import { adminServer, type Served } from './api/admin/router.ts'
 import { sealHandlers } from './api/admin/seal.ts'
@@ -14,11 +15,13 @@ import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
 import { estServer } from './api/est.ts'
 import { statusPlaces, statusService, type StatusService } from './api/status.ts'
+import type { Deadline } from './ca/alerts.ts'
 import { checkProfiles } from './ca/check-profiles.ts'
 import { profilesOf } from './ca/profiles.ts'
 import { readSettings, SettingsError, type Settings } from './config.ts'
 import { approveReleases } from './flows/approvals.ts'
 import { openAuthority, serverTls } from './flows/authority.ts'
+import { ownCertificates } from './flows/calendar.ts'
 import { admitConnection } from './flows/connect.ts'
 import type { Base, Context } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
@@ -207,6 +210,12 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   })
   started.defer(async () => await ticking.stop())
 
+  const deadlines = async (): Promise<readonly Deadline[]> => [
+    ...(await ownCertificates(ctx)),
+    { name: 'server', kind: 'tls', begins: tls.notBefore, at: tls.notAfter },
+    ...(status?.lists() ?? []).map(({ name: list, thisUpdate, nextUpdate }): Deadline => ({ name: list, kind: 'crl', begins: thisUpdate, at: nextUpdate })),
+  ]
+  const alerts = alertService(ctx, { ...settings.alerts, deadlines })
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
@@ -220,10 +229,13 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       keys: Object.values(authority.roles).map(({ certificate }) => toPem('CERTIFICATE', certificate)),
     }),
     certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
-    lists: () => status?.lists() ?? null,
+    deadlines,
+    alerts,
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
   status?.start()
+  alerts.start()
+  started.defer(async () => await alerts.stop())
   served = {
     handlers: adminHandlers(ctx, facts),
     streams: adminStreams(ctx, facts),

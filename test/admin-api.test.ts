@@ -8,6 +8,8 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { operations, ProblemView, SealView, type Operation } from '@fleetkey/protocol/admin.ts'
 import type { Role } from '@fleetkey/server/access/caller.ts'
 import { adminHandlers, adminStreams, type ServerFacts } from '@fleetkey/server/api/admin/handlers.ts'
+import { alertService } from '@fleetkey/server/api/alerts.ts'
+import { defaultMarks } from '@fleetkey/server/ca/alerts.ts'
 import { adminServer } from '@fleetkey/server/api/admin/router.ts'
 import { sealHandlers } from '@fleetkey/server/api/admin/seal.ts'
 import { serverTls } from '@fleetkey/server/flows/authority.ts'
@@ -34,8 +36,9 @@ beforeAll(async () => {
     kms: 'file',
     bundle: () => ({ server: 'mqtts://localhost:1', tenant: 'plant', trust: ['t'], chain: ['c'], keys: ['k'] }),
     certificates: () => [],
-    lists: () => null,
     seal: await place.open(),
+    deadlines: async () => [],
+    alerts: alertService(ctx, { marks: defaultMarks, webhook: undefined, deadlines: async () => [] }),
     log: { origin: 'fleetkey/plant', key: 'audit-signing', spki: key.spki ?? new Uint8Array() },
   }
   const rows = Object.entries(tokens).map(([name, token]) => ({

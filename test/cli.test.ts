@@ -255,6 +255,13 @@ describe('the inventory of certificates', () => {
   })
 })
 
+describe('alerts', () => {
+  test('none so far, and nobody to tell', async () => {
+    expect(await here('alert', 'list')).toMatchObject({ code: 0, stdout: 'RAISED  TYPE  STATE  WHAT\nno webhook is configured\n' })
+    expect(await here('alert', 'test')).toMatchObject({ code: 3, stderr: expect.stringContaining('no webhook is configured') as string })
+  })
+})
+
 describe('doctor', () => {
   const grades = (stdout: string): Record<string, string> =>
     Object.fromEntries((JSON.parse(stdout) as { check: string; grade: string }[]).map(({ check, grade }) => [check, grade]))

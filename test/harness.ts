@@ -83,9 +83,9 @@ export interface TestContext extends Context {
 }
 
 /** A context with the memory store, a file KMS in a temporary folder, a fake bus and a clock that stands until moved. */
-export const testContext = async (of: { tenant?: string; onStep?: (name: string) => void } = {}): Promise<TestContext> => {
+export const testContext = async (of: { tenant?: string; now?: number; onStep?: (name: string) => void } = {}): Promise<TestContext> => {
   const folder = mkdtempSync(join(tmpdir(), 'fleetkey-'))
-  const clock = { now: Date.UTC(2027, 0, 1) }
+  const clock = { now: of.now ?? Date.UTC(2027, 0, 1) }
   const store = openMemoryStore()
   const kms = await openFileKms(folder)
   const steps: string[] = []

@@ -1,4 +1,5 @@
 import type { Command } from '../command.ts'
+import { alertCommands } from './alert.ts'
 import { attestCommands } from './attest.ts'
 import { auditCommands } from './audit.ts'
 import { caCommands } from './ca.ts'
@@ -36,6 +37,7 @@ export const commands: readonly Command[] = [
   ...campaignCommands,
   ...caCommands,
   ...inventoryCommands,
+  ...alertCommands,
   ...auditCommands,
   ...attestCommands,
   ...inspectCommands,

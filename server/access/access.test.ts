@@ -33,6 +33,8 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'key.deliver',
   ],
   system: [
+    'alert.deliver',
+    'alert.raise',
     'appraisal.settle',
     'audit.summary',
     'batch.settle',
@@ -53,6 +55,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'server.setup',
   ],
   operator: [
+    'alert.test',
     'batch.reinstate',
     'batch.revoke',
     'batch.suspend',

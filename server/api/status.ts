@@ -165,7 +165,10 @@ export const statusService = (ctx: Context, base: string): StatusService => {
     lists: () => [...lists.all()].map(([name, { thisUpdate, nextUpdate }]) => ({ name, thisUpdate, nextUpdate })),
     start() {
       publish()
-      rounds = setInterval(publish, every.round)
+      rounds = setInterval(() => {
+        publish()
+        responder.renew().catch((thrown: unknown) => ctx.log(`OCSP responder: ${toProblem(thrown).message.slice(0, 500)}`))
+      }, every.round)
     },
     async stop() {
       clearInterval(rounds)

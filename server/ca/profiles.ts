@@ -3,6 +3,7 @@ import type { RequestPolicy } from '@fleetkey/protocol/x509/request/request.ts'
 import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { deviceIdentityEku, roleEku, stationEku } from '@fleetkey/protocol/x509/roles.ts'
 import { z } from 'zod'
+import { AlertSettings } from './alerts.ts'
 import type { ProfileName } from './certificate.ts'
 
 const hour = 3_600_000
@@ -104,7 +105,7 @@ export const ProfileSettings = z.strictObject(
 export type ProfileSettings = z.infer<typeof ProfileSettings>
 
 /** What the configuration file of a server may hold. */
-export const ConfigFile = z.strictObject({ profiles: ProfileSettings.optional() })
+export const ConfigFile = z.strictObject({ profiles: ProfileSettings.optional(), alerts: AlertSettings.optional() })
 export type ConfigFile = z.infer<typeof ConfigFile>
 
 /** The profiles as this server's configuration has them. */

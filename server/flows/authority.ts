@@ -325,15 +325,20 @@ export const openAuthority = async (ctx: Base, { profiles = defaultProfiles, pla
   return authority
 }
 
+/** Key and chain, PEM; what the certificate is for, and how long. */
+export interface ServerTls {
+  readonly key: string
+  readonly cert: string
+  readonly names: readonly string[]
+  readonly notBefore: number
+  readonly notAfter: number
+}
+
 /**
  * A TLS key that lives in this process only, with a fresh certificate for these names and localhost: there is no TLS private key at rest.
  * PEM: key, and the chain from the server's certificate to the issuing CA.
  */
-export const serverTls = async (
-  ctx: Base,
-  authority: Authority,
-  names: readonly string[],
-): Promise<{ key: string; cert: string; notBefore: number; notAfter: number }> => {
+export const serverTls = async (ctx: Base, authority: Authority, names: readonly string[]): Promise<ServerTls> => {
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
   const { chain } = authority
   const order: Order = {
@@ -350,6 +355,7 @@ export const serverTls = async (
     key: privateKey.export({ format: 'pem', type: 'pkcs8' }) as string,
     // Whoever trusts an older root finds the way to it here.
     cert: [issued.der, ...chain].map((der) => toPem('CERTIFICATE', der)).join(''),
+    names: order.names ?? [],
     notBefore: issued.intent.notBefore,
     notAfter: issued.intent.notAfter,
   }

@@ -1,4 +1,5 @@
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import type { Deadline } from '../ca/alerts.ts'
 import { rootState } from '../ca/rollover.ts'
 import type { Base, Context } from './context.ts'
 import { endsByDay } from './inventory.ts'
@@ -71,11 +72,9 @@ export const calendar = async (
     }))
 }
 
-/** What the server itself rests on, and until when. */
-export interface Deadline {
-  readonly name: string
-  readonly kind: 'ca' | 'role' | 'tls' | 'ocsp' | 'crl'
-  readonly at: number
+const timesOf = (certificate: Uint8Array): { readonly begins: number; readonly at: number } => {
+  const { notBefore, notAfter } = parseCertificate(certificate)
+  return { begins: notBefore, at: notAfter }
 }
 
 /** CAs that are not retired, certificates that sign messages and OCSP answers. */
@@ -89,16 +88,16 @@ export const ownCertificates = async (ctx: Context): Promise<readonly Deadline[]
   )
   const cas = [...certificates].map(([file, certificate]): Deadline => {
     const name = file.replace(/\.cer$/, '')
-    return { name, kind: 'ca', at: parseCertificate(certificate).notAfter }
+    return { name, kind: 'ca', ...timesOf(certificate) }
   })
   const signing = Object.entries(roles).map(([role, { certificate }]): Deadline => ({
     name: `${role}-signing`,
     kind: 'role',
-    at: parseCertificate(certificate).notAfter,
+    ...timesOf(certificate),
   }))
   const settings = await ctx.store.find('setting', { prefix: 'ca/ocsp/', limit: 100 })
   const responders = settings
-    .map(({ id, value }): Deadline => ({ name: `ocsp-${id.slice('ca/ocsp/'.length)}`, kind: 'ocsp', at: parseCertificate(value).notAfter }))
+    .map(({ id, value }): Deadline => ({ name: `ocsp-${id.slice('ca/ocsp/'.length)}`, kind: 'ocsp', ...timesOf(value) }))
     .filter(({ name }) => !retired.has(name.slice('ocsp-'.length)))
   return [...cas.filter(({ name }) => !retired.has(name)), ...signing, ...responders]
 }

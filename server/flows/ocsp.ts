@@ -32,6 +32,8 @@ export interface OcspAnswer {
 export interface Responder {
   /** The answer to one request, always an OCSPResponse. */
   answer(request: Uint8Array): Promise<OcspAnswer>
+  /** Makes the certificates of responders that speak already, and whose time is up, anew: whether or not anybody asks. */
+  renew(): Promise<void>
   /** Forgets what it has said of these. */
   changed(certificates: readonly Certificate[]): void
 }
@@ -192,6 +194,9 @@ export const ocspResponder = (ctx: Context): Responder => {
         ctx.log(`OCSP: ${problem.message.slice(0, 500)}`)
         return error('internalError')
       }
+    },
+    async renew() {
+      for (const authority of issuers(ctx).keys()) if ((await ctx.store.get('setting', settingOf(authority))) !== undefined) await signer(authority)
     },
     changed(certificates) {
       for (const { id } of certificates) forget(id)

@@ -11,7 +11,8 @@ import { checkpointText, signedCheckpoint } from '../../audit/checkpoint.ts'
 import { orderAttestation } from '../../flows/attest.ts'
 import { orderBatch, previewBatchOrder, type BatchOrder } from '../../flows/batch-order.ts'
 import { blastRadius } from '../../flows/blast-radius.ts'
-import { calendar, ownCertificates } from '../../flows/calendar.ts'
+import { raisedAlerts } from '../../flows/alerts.ts'
+import { calendar } from '../../flows/calendar.ts'
 import type { Context, Seal, Table, Tables } from '../../flows/context.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
@@ -27,6 +28,7 @@ import { caBlastRadius } from '../../flows/under-ca.ts'
 import { activateCa, distributeCa, prepareCa, retireCa, taintCa } from '../../flows/rollover.ts'
 import { approvals, grantApproval } from '../../flows/second-person.ts'
 import { importRelease } from '../../flows/import-release.ts'
+import { perform } from '../../flows/perform.ts'
 import { allowRecovery } from '../../flows/recover.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
@@ -35,9 +37,12 @@ import { addStation, removeStation, revokeStation, signedBy } from '../../flows/
 import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf } from '../../campaigns/campaign.ts'
+import type { Deadline } from '../../ca/alerts.ts'
+import type { AlertService } from '../alerts.ts'
 import type { Handlers, Streams } from './router.ts'
 import { sealHandlers, sealView } from './seal.ts'
 import {
+  alertView,
   approvalView,
   auditView,
   batchRow,
@@ -61,6 +66,7 @@ import {
   stationView,
   targetView,
   tokenView,
+  webhookView,
 } from './views.ts'
 
 export interface ServerFacts {
@@ -70,8 +76,9 @@ export interface ServerFacts {
   readonly seal: Seal
   readonly bundle: () => Bundle
   readonly certificates: () => { name: string; notAfter: number }[]
-  /** Lists of revoked certificates that are handed out; null when none are offered. */
-  readonly lists: () => readonly { readonly name: string; readonly thisUpdate: number; readonly nextUpdate: number }[] | null
+  /** What the server itself rests on, and until when. */
+  readonly deadlines: () => Promise<readonly Deadline[]>
+  readonly alerts: AlertService
   /** Key that signs checkpoints, and the log's name. */
   readonly log: { readonly origin: string; readonly key: string; readonly spki: Uint8Array }
 }
@@ -196,9 +203,18 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     async 'certificate.calendar'({ caller, query }) {
       read(caller)
       const spans = await calendar(ctx, { ...query, issuer: query.issuer === undefined ? undefined : issuerKey(query.issuer) })
-      const lists = (facts.lists() ?? []).map(({ name, nextUpdate }) => ({ name, kind: 'crl' as const, at: nextUpdate }))
-      const tls = facts.certificates().map(({ name, notAfter }) => ({ name, kind: 'tls' as const, at: notAfter }))
-      return calendarView(spans, [...(await ownCertificates(ctx)), ...tls, ...lists])
+      return calendarView(spans, await facts.deadlines())
+    },
+    async 'alert.list'({ caller }) {
+      read(caller)
+      const health = facts.alerts.health()
+      return { items: (await raisedAlerts(ctx)).slice(-1000).map(alertView), webhook: health === null ? null : webhookView(health) }
+    },
+    async 'alert.test'({ caller }) {
+      await perform(ctx, { caller, action: 'alert.test', subject: 'webhook' }, () => undefined)
+      const error = await facts.alerts.test()
+      if (error === undefined) throw new Problem('conflict', 'no webhook is configured (alerts.webhook of --config)')
+      return { taken: error === null, error }
     },
     'ca.prepare': async ({ caller, body }) => await prepareCa(ctx, caller, body),
     'ca.distribute': async ({ caller }) => await distributeCa(ctx, caller),

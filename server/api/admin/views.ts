@@ -27,7 +27,10 @@ import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
 import { recoveriesLeft } from '../../fleet/recovery.ts'
 import { issuerKeyOf, stateOf, type Certificate } from '../../ca/certificate.ts'
-import type { CalendarSpan, Deadline } from '../../flows/calendar.ts'
+import { alertText, type Deadline } from '../../ca/alerts.ts'
+import type { WebhookHealth } from '../alerts.ts'
+import type { RaisedAlert } from '../../flows/alerts.ts'
+import type { CalendarSpan } from '../../flows/calendar.ts'
 import { authorityName } from '../../flows/status-lists.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
@@ -292,8 +295,21 @@ export const calendarView = (spans: readonly CalendarSpan[], own: readonly Deadl
     ...span,
     kinds: kinds.map(({ profile, issuer, certificates }) => ({ profile: CertificateProfile.parse(profile), issuer: authorityName(issuer), certificates })),
   })),
-  own: own.toSorted((one, other) => one.at - other.at),
+  own: own.map(({ name, kind, at }) => ({ name, kind, at })).toSorted((one, other) => one.at - other.at),
 })
+
+export const webhookView = ({ host, failures, since, error, isDead, waiting }: WebhookHealth): NonNullable<ResponseOf<'alert.list'>['webhook']> => ({
+  host,
+  state: isDead ? 'dead' : failures > 0 ? 'failing' : 'working',
+  since,
+  error,
+  waiting,
+})
+
+export const alertView = (alert: RaisedAlert): ResponseOf<'alert.list'>['items'][number] => {
+  const { id, type, subject, at, mark, certificates, raisedAt, state, deliveredAt } = alert
+  return { id, type, subject, at, mark, certificates, text: alertText(alert), raisedAt, state, deliveredAt }
+}
 
 export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf<'key.show'>> => {
   const [epochs, grants] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id })])
