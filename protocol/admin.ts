@@ -513,7 +513,7 @@ export const SealView = z.strictObject({
   ),
   /** Wrong shares since the keys were last opened by shares. */
   wrong: z.int(),
-  /** P-256 point, 65 bytes: shares are sealed to it (HPKE, docs/protocol.md). Another at each start of the process that holds the keys. */
+  /** P-256 point, 65 bytes: shares are sealed to it (HPKE, docs/operations.md). Another at each start of the process that holds the keys. */
   recipient: base64(65),
 })
 

@@ -23,7 +23,7 @@ import { approveReleases } from './flows/approvals.ts'
 import { openAuthority, serverTls } from './flows/authority.ts'
 import { ownCertificates } from './flows/calendar.ts'
 import { admitConnection } from './flows/connect.ts'
-import type { Base, Context } from './flows/context.ts'
+import type { Base, Context, SealStatus } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
 import { settleOwedBatches } from './flows/batch-order.ts'
@@ -125,7 +125,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const base: Base = { tenant: settings.tenant, store, kms, refusals: refusalCounter(), now, random, log, step }
   await tenantIs(base)
   const names = [...new Set([...settings.names, ...(settings.host === '0.0.0.0' || settings.host === '::' ? [] : [settings.host])])]
-  const sealing = openSealing(settings.data, { tenant: settings.tenant, names, now: now(), random })
+  const sealing = openSealing(settings.data, { tenant: settings.tenant, names, now: now(), random, log })
   const ready: Served['ready'] = () => {
     const keys = kms.health()
     return { ready: false, sealed: keys.sealed, reason: keys.reason ?? 'starting' }
@@ -219,7 +219,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const facts: ServerFacts = {
     version,
     store: 'sqlite',
-    kms: spokenKms(settings.backend),
+    kms: spokenKms(settings.backend, await kms.seal.status()),
     seal: kms.seal,
     bundle: () => ({
       server: `mqtts://${name}:${bus.port}`,
@@ -386,8 +386,11 @@ const saySealed = (settings: Settings, { httpsPort, reason, fingerprint }: Seale
   )
 }
 
-const spokenKms = (backend: Backend): string =>
-  backend.kind === 'pkcs11' ? `PKCS#11, token ${backend.token}` : backend.passphraseFile === null ? 'file, key file' : 'file, passphrase'
+/** Where the keys are, and every way that opens them: `file, key file`, `file, passphrase, shares`. */
+const spokenKms = (backend: Backend, { ways, sets }: SealStatus): string =>
+  backend.kind === 'pkcs11'
+    ? `PKCS#11, token ${backend.token}`
+    : ['file', ...ways.map((way) => (way === 'file' ? 'key file' : 'passphrase')), ...(sets.length === 0 ? [] : ['shares'])].join(', ')
 
 const kekPlace = ({ backend, data }: Settings): string => {
   if (backend.kind === 'pkcs11') return `token ${backend.token} (pkcs11)`

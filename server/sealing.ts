@@ -20,12 +20,17 @@ const day = 86_400_000
 const never = Date.UTC(9999, 11, 31, 23, 59, 59)
 const subject = 'Fleetkey server, sealed'
 
-const make = (of: {
+interface SealingOptions {
   readonly tenant: string
+  /** Host names and addresses, besides localhost. */
   readonly names: readonly string[]
+  /** Milliseconds since 1970. */
   readonly now: number
   readonly random: (length: number) => Uint8Array
-}): string => {
+  readonly log: (line: string) => void
+}
+
+const make = (of: SealingOptions): string => {
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
   const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
   const tbs = tbsOf(
@@ -56,13 +61,12 @@ const read = (text: string): SealingIdentity | undefined => {
  * Its key lies in the data folder (`sealing.pem`, 0600) because nothing is open yet that could protect it, and so it is a key of its own: under no CA, and
  * trusted by nobody but who hands in shares, by its certificate (`sealing.crt`, for others). Made when there is none.
  */
-export const openSealing = (
-  data: string,
-  of: { readonly tenant: string; readonly names: readonly string[]; readonly now: number; readonly random: (length: number) => Uint8Array },
-): SealingIdentity => {
+export const openSealing = (data: string, of: SealingOptions): SealingIdentity => {
   const [path, copy] = [join(data, 'sealing.pem'), join(data, 'sealing.crt')]
-  let identity = existsSync(path) ? read(readFileSync(path, 'utf8')) : undefined
+  const found = existsSync(path)
+  let identity = found ? read(readFileSync(path, 'utf8')) : undefined
   if (identity === undefined) {
+    if (found) of.log(`${path} was damaged and is made anew: whoever hands in shares needs the new ${copy}`)
     const made = make(of)
     replaceFile(path, Buffer.from(made))
     // A crash here: the next start writes the copy.

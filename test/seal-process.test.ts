@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { request } from 'node:https'
 import { connect, createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -11,19 +11,29 @@ import { parseShare, shareText, type Share } from '@fleetkey/protocol/share.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
 import { startKms, type SupervisedKms } from '@fleetkey/server/kms/supervisor.ts'
-import { startServer } from '@fleetkey/server/main.ts'
+import { startServer, type SealedServer } from '@fleetkey/server/main.ts'
+import { openSealing } from '@fleetkey/server/sealing.ts'
 import { fleetkey, type Outcome } from './command-line.ts'
 import { supervise, type Supervised } from './faults/supervised.ts'
 import { inMemory } from './memory.ts'
 import { freePort } from './ports.ts'
 import { sealedTo, shareReader, splitInto } from './safe.ts'
-import { until } from './world.ts'
+import { random, until } from './world.ts'
 
 const script = './server-process.ts'
 const forged = (text: string): string => {
   const { set, index, value } = parseShare(text)
   return shareText({ set, index, value: new Secret(value.bytes().map((byte) => byte ^ 1)) })
 }
+const run = async (program: string, words: readonly string[], input = ''): Promise<Outcome> =>
+  await new Promise((resolve) => {
+    const child = execFile(program, words, { timeout: 50_000 }, (error, stdout, stderr) =>
+      resolve({ code: error === null ? 0 : typeof error.code === 'number' ? error.code : 128, stdout, stderr }),
+    )
+    child.stdin?.end(input)
+  })
+const cli = fileURLToPath(new URL('../cli/main.ts', import.meta.url))
+
 const refuses = async (port: number): Promise<string> =>
   await new Promise((resolve) => {
     const socket = connect(port, '127.0.0.1', () => {
@@ -141,8 +151,17 @@ describe('a server whose passphrase is missing', { timeout: 120_000 }, () => {
     expect(await here('device', 'list')).toMatchObject({ code: 2, stderr: expect.stringMatching(/self-signed certificate: a sealed server shows one/) })
     expect(await here('seal', 'status')).toMatchObject({ code: 5, stdout: expect.stringMatching(/state: +sealed[\s\S]*any 3 of 5 shares; none handed in/) })
     expect(await here('doctor')).toMatchObject({ code: 5, stdout: expect.stringMatching(/seal +FAILURE/) })
-    writeFileSync(at('other.crt'), readFileSync(join(data, 'sealing.crt')).subarray(0, -40))
-    expect((await here('seal', 'status', '--sealing', at('other.crt'))).code).not.toBe(5)
+    // The certificate of another sealed server is not this one's, whatever names it bears.
+    const other = openSealing(mkdtempSync(join(place, 'other-')), { tenant: 'default', names: [], now: Date.now(), random, log: () => undefined })
+    writeFileSync(at('other.crt'), other.cert)
+    expect(await here('seal', 'status', '--sealing', at('other.crt'))).toMatchObject({ code: 2, stderr: expect.stringContaining('self-signed certificate') })
+    // By its own certificate others find it as well, under its names.
+    const curl = await run('curl', ['-sS', '--cacert', join(data, 'sealing.crt'), `https://localhost:${ports.https}/readyz`])
+    expect([curl.code, JSON.parse(curl.stdout)]).toMatchObject([0, { ready: false, sealed: true }])
+    expect(await run('openssl', ['verify', '-CAfile', join(data, 'sealing.crt'), '-purpose', 'sslserver', join(data, 'sealing.crt')])).toMatchObject({
+      code: 0,
+    })
+    expect(statSync(join(data, 'sealing.pem')).mode & 0o777).toBe(0o600)
   })
 
   test('takes one share at a time, tells a wrong one and has its sender wait; kill -9 forgets the shares and not the wrong one', async () => {
@@ -167,14 +186,7 @@ describe('a server whose passphrase is missing', { timeout: 120_000 }, () => {
   test('opens with the last share, in the same process, and goes on to ready', async () => {
     const { pid } = server
     expect((await handIn(1)).code).toBe(4)
-    const [, second] = await Promise.all([
-      handIn(3),
-      new Promise<number>((resolve) => {
-        const cli = fileURLToPath(new URL('../cli/main.ts', import.meta.url))
-        const child = execFile(process.execPath, [cli, 'seal', 'unseal', '--data', data], (error) => resolve(typeof error?.code === 'number' ? error.code : 0))
-        child.stdin?.end(shares[1])
-      }),
-    ])
+    const [, { code: second }] = await Promise.all([handIn(3), run(process.execPath, [cli, 'seal', 'unseal', '--data', data], shares[1])])
     expect(second).toBeLessThan(5)
     await until('it is ready', isReady)
     expect([server.pid, lines.at(-1)]).toEqual([pid, expect.stringMatching(/^\{"ready":true/)])
@@ -199,6 +211,23 @@ describe('a server whose passphrase is missing', { timeout: 120_000 }, () => {
     for (const number of [4, 5, 1]) await handIn(number)
     await until('it is ready', isReady)
     expect(server.errors).toMatch(/ALARM: the KMS process runs again and is sealed/)
+  })
+
+  test('is split anew: printed this once; the old shares open nothing any more', async () => {
+    const words = ['seal', 'split', '--shares', '3', '--threshold', '2', '--reason', 'somebody left', '--data', data]
+    const [, approval = ''] = /approval grant ([0-9a-f]+)/.exec((await fleetkey(words)).stdout) ?? []
+    await here('approval', 'grant', approval, '--token-file', at('bob'))
+    const { code, stdout } = await run(process.execPath, [cli, ...words])
+    const printed = stdout.trim().split('\n').map(parseShare)
+    expect([code, printed.map(({ index }) => index)]).toEqual([0, [1, 2, 3]])
+    expect(await status()).toMatchObject({ sets: [{ set: printed[0]?.set, confirmed: true, only: false }] })
+    expect(await fleetkey(words)).toMatchObject({ code: 3 })
+    expect(await here('seal', 'confirm', printed[0]?.set ?? '')).toMatchObject({ code: 0 })
+    expect(await here('seal', 'confirm', '0123456789abcdef')).toMatchObject({ code: 3 })
+    await server.stop()
+    await start()
+    expect(await handIn(1)).toMatchObject({ code: 3, stderr: expect.stringContaining(`these keys are split as set ${printed[0]?.set} (2 of 3)`) })
+    await until('it may try again', async () => (await run(process.execPath, [cli, 'seal', 'unseal', '--data', data], stdout.split('\n')[0])).code === 4)
   })
 
   test('stops in order while it is sealed, and opens by itself when the passphrase is back', async () => {
@@ -303,6 +332,23 @@ test('what the server has started is stopped when something after it fails', { t
     await (await startServer(settings(0), around)).stop()
   } finally {
     taken.close()
+    rmSync(place, { recursive: true, force: true })
+  }
+})
+
+test('the very first start waits for its passphrase as well, and makes nothing without it', { timeout: 60_000 }, async () => {
+  const place = mkdtempSync(join(tmpdir(), 'fk-first-'))
+  const [data, file] = [join(place, 'data'), join(place, 'passphrase')]
+  const waits = Promise.withResolvers<SealedServer>()
+  const settings = readSettings(['--data', data, '--mqtt-port', '0', '--https-port', '0', '--passphrase-file', file], {})
+  const starting = startServer(settings, { log: () => undefined, sealed: waits.resolve })
+  try {
+    expect(await waits.promise).toMatchObject({ reason: expect.stringContaining(`${file} is missing`) })
+    expect(readdirSync(join(data, 'kms'))).toEqual(['lock'])
+    writeFileSync(file, 'correct horse battery', { mode: 0o600 })
+    expect((await starting).httpsPort).toBe((await waits.promise).httpsPort)
+  } finally {
+    await (await starting).stop()
     rmSync(place, { recursive: true, force: true })
   }
 })

@@ -35,9 +35,9 @@ export const judge = (status: ResponseOf<'status'>, now: number): readonly Findi
     finding('store engine', 'ok', status.store),
     finding(
       'KMS',
-      status.kms === 'file, key file' ? 'warning' : 'ok',
+      status.kms.startsWith('file, key file') ? 'warning' : 'ok',
       status.kms,
-      'the key file lies beside the database: start with --passphrase-file for production',
+      'the key file lies beside the database: use --passphrase-file, or fleetkey seal split --only, for production',
     ),
     finding(
       'test endorsements',
