@@ -2,10 +2,10 @@ import { dirname } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { ApprovalSet, Body, BodyOf, FirmwarePolicy, TrustBundle } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { DeviceId, GroupAddress } from '@fleetkey/protocol/ids.ts'
 import { trustDigest } from '@fleetkey/protocol/transcript.ts'
-import { deviceTopic } from '@fleetkey/protocol/topics.ts'
-import { keyId } from '@fleetkey/protocol/signed.ts'
+import { deviceTopic, groupAddress, groupTopic, partsOfAddress } from '@fleetkey/protocol/topics.ts'
+import { keyId, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { unsafeClockText } from '@fleetkey/tpm2/clock.ts'
 import type { KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { TpmError } from '@fleetkey/tpm2/errors.ts'
@@ -18,14 +18,14 @@ import type { Attester } from './attesters/attester.ts'
 import { openChannel, type Channel } from './channel.ts'
 import type { Settings } from './config.ts'
 import { checkServerTime, ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
-import { advance, initialCore, type Core, type Effect, type Event, type HeldKey, type Phase, type Take, type TimerName } from './core.ts'
+import { advance, initialCore, type Core, type Delivery, type Effect, type Event, type HeldKey, type Phase, type Take, type TimerName } from './core.ts'
 import { openDeviceClock } from './device-clock.ts'
 import { enrol, Refused } from './enrol.ts'
 import { openDocument, type Document } from './files.ts'
 import { isMediumError, piecesOf, type FileSystem } from './filesystem.ts'
 import { openSoftwareHolder, openTpmHolder, type Holder } from './holder.ts'
 import { factsOf, type Identity } from './identity.ts'
-import type { Keyring } from './keyring.ts'
+import { isIn, type Keyring } from './keyring.ts'
 import { openLocalApi, type KeyChange, type LocalApi } from './local-api.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { openOutputs } from './outputs.ts'
@@ -101,6 +101,17 @@ export interface Agent extends LocalKeys {
 
 class Killed extends Error {
   override readonly name = 'Killed'
+}
+
+/** A broadcast that is not for this device. `ask`: for labels that it lacks. */
+class NotForThisPlace extends Error {
+  override readonly name = 'NotForThisPlace'
+  readonly ask: boolean
+
+  constructor(ask: boolean) {
+    super('a broadcast for others')
+    this.ask = ask
+  }
 }
 
 /** Time floors reach the medium at most this often when nothing else is written. */
@@ -238,7 +249,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       case 'acknowledge':
         return background('acknowledge', acknowledge(effect.body))
       case 'install':
-        return work(effect.delivery.key, async (ring) => await ring.install(effect.delivery))
+        return install(effect.delivery)
       case 'take':
         return work(effect.take.key, async (ring) => await take(ring, effect.take))
       case 'erase':
@@ -279,6 +290,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     const running = ring === undefined ? Promise.reject(new Error('no keyring')) : unlocking.then(async () => await run(ring))
     const failed = (thrown: unknown): void => {
       if (dead || thrown instanceof Killed) return
+      if (thrown instanceof NotForThisPlace) return dispatch({ on: 'skipped', ask: thrown.ask })
       const reason = thrown instanceof Problem ? (thrown.reason ?? thrown.code) : thrown instanceof TpmError ? 'tpm' : 'internal'
       log(`${key}: ${messageOf(thrown)}`)
       if (isMediumError(thrown)) problem = `storage: ${messageOf(thrown)}`
@@ -286,6 +298,15 @@ export const startAgent = (options: AgentOptions): Agent => {
       dispatch({ on: 'failed', reason, transient: isTransient(thrown), held: ring?.heldOf(key) })
     }
     void running.then((held) => dispatch({ on: 'done', held }), failed)
+  }
+
+  const install = (delivery: Delivery): void => {
+    const { key, wrapped } = delivery
+    work(key, async (ring) => {
+      const held = await ring.install(delivery)
+      if (held === undefined && 'wraps' in wrapped) throw new NotForThisPlace(!ring.places().some((place) => isIn(wrapped, place)))
+      return held
+    })
   }
 
   /** What the TPM refused, in plain words; asking it why may take as long as it hangs. */
@@ -354,7 +375,11 @@ export const startAgent = (options: AgentOptions): Agent => {
       const connection: Connection = await open({
         client: device,
         credentials: { key: tlsKey.private, certificates: [tls, ...chain], sign: attester.sign },
-        topics: { up: deviceTopic(id, 'up'), down: deviceTopic(id, 'down') },
+        topics: {
+          up: deviceTopic(id, 'up'),
+          down: deviceTopic(id, 'down'),
+          groups: keyring?.places().map(({ group, shard }) => groupTopic(group, shard)) ?? [],
+        },
         onMessage: (payload) => {
           if (inbox === early && early.length < maxInbox) early.push(payload)
           else if (link?.connection === connection) receive(payload)
@@ -372,6 +397,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         tenant: settings.tenant,
         signer: attester.signer,
         trust: () => trust,
+        groups: () => new Set(keyring?.places().map(({ group, shard }) => groupAddress(group, shard))),
         random,
         clock,
         transmit: connection.send,
@@ -397,14 +423,15 @@ export const startAgent = (options: AgentOptions): Agent => {
     if (dead || current === undefined) return
     try {
       const message = current.channel.receive(payload)
-      if (message !== undefined) handle(message.envelope.body, message.kid)
+      if (message !== undefined) handle(message)
     } catch (thrown) {
       // Not a message of our server, whoever sent it: it changes nothing.
       log(`message not accepted: ${thrown instanceof Problem ? `${thrown.code} ${thrown.message}` : messageOf(thrown)}`)
     }
   }
 
-  const handle = (body: Body, kid: Uint8Array): void => {
+  const handle = ({ envelope, kid }: SignedMessage): void => {
+    const { body } = envelope
     switch (body.type) {
       case 'welcome':
         return welcome(body)
@@ -412,6 +439,10 @@ export const startAgent = (options: AgentOptions): Agent => {
       case 'activate':
       case 'retire':
         return dispatch({ on: 'work', work: body })
+      case 'broadcast':
+        return broadcast(body, GroupAddress.parse(envelope.device))
+      case 'labels':
+        return background('labels', place(body))
       case 'attest':
         return dispatch({ on: 'attest', attest: body })
       case 'identity':
@@ -428,6 +459,22 @@ export const startAgent = (options: AgentOptions): Agent => {
       default:
         log(`an unexpected ${body.type}`)
     }
+  }
+
+  /** What many can open, as a delivery to this one. */
+  const broadcast = ({ generation, key, epoch, nonce, activate, wraps }: BodyOf<'broadcast'>, address: GroupAddress): void => {
+    const wrapped = { protection: 'sealed' as const, ...partsOfAddress(address), generation, wraps }
+    const sealed = { algorithm: 'A256GCM' as const, campaign: null, readOnly: false }
+    dispatch({ on: 'work', work: { type: 'delivery', key, epoch, nonce, activate, ...sealed, wrapped } })
+  }
+
+  /** Where broadcasts of a group come for this device from now on; stored before anything that is sent after it is opened. */
+  const place = async (labels: BodyOf<'labels'>): Promise<void> => {
+    const [ring, current] = [keyring, link]
+    if (ring === undefined || core.locked) return log(`locked: labels of ${labels.group} have to come again`)
+    await inVault(async () => await ring.place(labels))
+    const topic = groupTopic(labels.group, labels.shard)
+    if (labels.sealed !== null && current !== undefined) await current.connection.subscribe(topic)
   }
 
   const trustNow = (): Trust => (bundle === undefined ? trustOfSettings : openTrust(sourceOf(bundle)))
@@ -502,6 +549,7 @@ export const startAgent = (options: AgentOptions): Agent => {
       sequence,
       holdings,
       usage: usage?.of(holdings.flatMap(({ key, epochs }) => epochs.map(({ epoch }) => ({ key, epoch })))).slice(0, 256) ?? [],
+      places: [...keyring.places()],
       resetCount: await resetCountOf(holder),
       tlsNotAfter: core.identity?.tlsNotAfter ?? 0,
       trust: bundle === undefined ? null : { version: bundle.version, digest: trustDigest(bundle) },

@@ -10,7 +10,7 @@ export interface RestContext {
   readonly device: string
   readonly key: string
   readonly epoch: number
-  readonly kind: 'identity' | 'renewal' | 'keyring' | 'sealed' | 'tpm'
+  readonly kind: 'identity' | 'renewal' | 'keyring' | 'labels' | 'sealed' | 'tpm'
 }
 
 const ivLength = 12

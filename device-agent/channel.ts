@@ -22,6 +22,8 @@ export const openChannel = (of: {
   readonly tenant: string
   readonly signer: Signer
   readonly trust: () => Trust
+  /** Addresses of the shards whose broadcasts are for this device. */
+  readonly groups?: () => ReadonlySet<string>
   readonly random: (length: number) => Uint8Array
   readonly clock: DeviceClock
   readonly transmit: (bytes: Uint8Array) => Promise<void>
@@ -45,7 +47,7 @@ export const openChannel = (of: {
   }
 
   const read = (bytes: Uint8Array, max: number): SignedMessage =>
-    readFromServer(bytes, { trust: of.trust(), tenant: of.tenant, client: of.client, time: of.clock.belief(), max })
+    readFromServer(bytes, { trust: of.trust(), tenant: of.tenant, client: of.client, groups: of.groups?.() ?? new Set(), time: of.clock.belief(), max })
 
   return {
     async send(body, id = of.random(16)) {

@@ -27,7 +27,8 @@ export interface ConnectionOptions {
   /** Client id. */
   readonly client: string
   readonly credentials: Credentials | null
-  readonly topics: { readonly up: string; readonly down: string }
+  /** `groups`: topics of groups, beside its own. A server that refuses one of them has its reasons: the connection goes on without it. */
+  readonly topics: { readonly up: string; readonly down: string; readonly groups?: readonly string[] }
   readonly keepAliveSeconds?: number
   /** A connection to the server, which may still be on its way; TCP of this machine unless told. */
   readonly dial?: ((to: ConnectionOptions['server']) => Duplex) | undefined
@@ -42,6 +43,8 @@ export interface Connection {
   readonly exporter: Uint8Array
   /** Life of the server's certificate, milliseconds since 1970: to be held against the first time that the server signs (`checkServerTime`). */
   readonly server: { readonly notBefore: number; readonly notAfter: number }
+  /** Also hears what is published on this topic of a group; resolves whether the server grants it or not. */
+  subscribe(topic: string): Promise<void>
   /** QoS 1; resolves with the PUBACK. */
   send(bytes: Uint8Array): Promise<void>
   /** DISCONNECT, then close. */
@@ -226,14 +229,16 @@ const openMqtt = async (
     end()
   })
   mqtt.on('close', end)
+  const groups = new Set(of.topics.groups)
   // A message may come before SUBACK: the embedded broker writes to the connection directly.
   mqtt.on('message', (topic, payload) => {
-    if (topic === of.topics.down && !ended) of.onMessage(new Uint8Array(payload))
+    if ((topic === of.topics.down || groups.has(topic)) && !ended) of.onMessage(new Uint8Array(payload))
   })
   mqtt.on('connect', () => {
-    mqtt.subscribe(of.topics.down, { qos: 1 }, (error, granted) => {
+    // Its own last: whoever hears of its presence can reach it on the others by then.
+    mqtt.subscribe([...groups, of.topics.down], { qos: 1 }, (error, granted) => {
       if (error === null || error === undefined) {
-        if (granted?.every(({ qos }) => qos !== 128) !== false) return opening.resolve()
+        if (granted?.some(({ topic, qos }) => topic === of.topics.down && qos === 128) !== true) return opening.resolve()
         why = `the server refused the subscription to ${of.topics.down}`
       } else why = error.message
       end()
@@ -245,6 +250,11 @@ const openMqtt = async (
     client: of.client,
     exporter: with_.exporter,
     server: with_.server,
+    subscribe: async (topic) => {
+      if (ended || groups.has(topic)) return
+      groups.add(topic)
+      await new Promise<void>((resolve) => mqtt.subscribe(topic, { qos: 1 }, () => resolve()))
+    },
     send: async (bytes) =>
       await new Promise((resolve, reject) => {
         if (ended) return reject(new Error(why))

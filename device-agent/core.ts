@@ -1,4 +1,4 @@
-import type { BodyOf, KeyAlgorithm, Protection } from '@fleetkey/protocol/messages.ts'
+import type { BodyOf, KeyAlgorithm, Place, Protection } from '@fleetkey/protocol/messages.ts'
 
 /**
  * What the agent does next: pure. Events in, effects out; time and randomness come with the event. The agent carries the effects out and
@@ -30,7 +30,11 @@ export interface HeldKey {
   readonly withdrawals: readonly string[]
 }
 
-type Delivery = BodyOf<'delivery'>
+type Sealed = BodyOf<'delivery'>
+/** One epoch: for this device alone, or wrapped for many of a group and opened with the labels of a place in it. */
+export interface Delivery extends Omit<Sealed, 'wrapped'> {
+  readonly wrapped: Sealed['wrapped'] | (Omit<Place, 'slot'> & { readonly protection: 'sealed'; readonly wraps: Uint8Array })
+}
 type Activate = BodyOf<'activate'>
 type Retire = BodyOf<'retire'>
 type Acknowledge = BodyOf<'acknowledge'>
@@ -168,6 +172,8 @@ export type Event =
   | { readonly on: 'work'; readonly work: Work }
   | { readonly on: 'done'; readonly held: HeldKey | undefined }
   | { readonly on: 'failed'; readonly reason: string; readonly transient: boolean; readonly held: HeldKey | undefined }
+  /** What came by broadcast is not for this device's place, which changes nothing; `ask`: for labels that it lacks, so that the server should hear what it has. */
+  | { readonly on: 'skipped'; readonly ask: boolean }
   | { readonly on: 'attest'; readonly attest: Attest }
   /** Evidence went out, or could not be made or sent. */
   | { readonly on: 'attested'; readonly failed: string | null }
@@ -226,6 +232,7 @@ export const timing = {
   /** Attempts to give an epoch to its consumers before the server hears of the trouble. */
   consumeAttempts: 3,
   transientRetry: 30_000,
+  askWithin: 5_000,
 } as const
 
 const maxQueue = 1024
@@ -280,6 +287,8 @@ export const advance = (core: Core, event: Event, env: Environment): Next => {
       return finished(withHeld(core, event.held), env)
     case 'failed':
       return workFailed(withHeld(core, event.held), event, env)
+    case 'skipped':
+      return skipped(core, event.ask, env)
     case 'attest':
       return asked(core, event.attest, env)
     case 'attested':
@@ -579,6 +588,12 @@ const finished = (core: Core, _env: Environment): Next => {
     )
   }
   return startNext(idle)
+}
+
+/** A whole shard may lack the same labels: the reports that ask for them are spread. */
+const skipped = (core: Core, ask: boolean, env: Environment): Next => {
+  const report: Effect[] = ask && core.session !== null ? [{ do: 'timer', name: 'report', after: Math.round(timing.askWithin * env.random()) }] : []
+  return then([{ ...core, working: null }, report], startNext)
 }
 
 const workFailed = (core: Core, event: Extract<Event, { on: 'failed' }>, env: Environment): Next => {

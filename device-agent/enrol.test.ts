@@ -101,6 +101,7 @@ const play = async ({ onHello, onAnswer }: Script, more: Partial<EnrolOptions> =
       client,
       exporter: random(32),
       server: { notBefore: today - day, notAfter: today + 30 * day },
+      subscribe: async () => undefined,
       send: async (bytes) => {
         const message = readMessage(bytes, { max: 1 << 20 })
         verifyMessage(message, ldevid.spki)

@@ -1,19 +1,25 @@
 import { timingSafeEqual } from 'node:crypto'
 import { decode, encode } from '@fleetkey/protocol/cbor.ts'
-import { Epoch, KeyId } from '@fleetkey/protocol/ids.ts'
-import { KeyAlgorithm, Protection, type BodyOf } from '@fleetkey/protocol/messages.ts'
+import { Epoch, KeyId, type GroupId } from '@fleetkey/protocol/ids.ts'
+import { KeyAlgorithm, Place, Protection, type BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
+import { openWraps } from '@fleetkey/protocol/subset-difference/broadcast.ts'
+import { labelCount, labelLength } from '@fleetkey/protocol/subset-difference/labels.ts'
 import { applicationPrefix, proofPrefix, sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
-import { openSealed, type Recipient, type WrapContext } from '@fleetkey/protocol/wrap.ts'
+import { openSealed, placeName, type Recipient, type WrapContext } from '@fleetkey/protocol/wrap.ts'
 import type { DeviceKeys, KeyBlob } from '@fleetkey/tpm2/device-keys.ts'
 import { ImportRefused } from '@fleetkey/tpm2/import.ts'
 import { z } from 'zod'
 import { openAtRest, sealAtRest, type RestContext } from './at-rest.ts'
-import type { HeldEpoch, HeldKey, Take } from './core.ts'
+import type { Delivery, HeldEpoch, HeldKey, Take } from './core.ts'
 import type { Document } from './files.ts'
 
-type Delivery = BodyOf<'delivery'>
+type Labels = BodyOf<'labels'>
+/** Whether a broadcast was made for this place. */
+export const isIn = (of: Omit<Place, 'slot'>, place: Place): boolean =>
+  of.group === place.group && of.shard === place.shard && of.generation === place.generation
+
 /** What the keyring needs of the TPM, or of what stands in for it: the recipient key (its point, 65 bytes, and its product with another), imported keys. */
 export interface KeyringTpm extends Pick<DeviceKeys, 'importHmacKey' | 'hmac'> {
   readonly point: Uint8Array
@@ -29,8 +35,15 @@ export interface Keyring {
   /** Milliseconds since 1970 that the server has signed for: time never runs below it. */
   readonly time: number
   setTime(time: number): Promise<void>
-  /** Opens the delivered epoch with the TPM and stores it. Throws Problem when it is not for this device; nothing has changed then. */
-  install(delivery: Delivery): Promise<HeldKey>
+  /**
+   * Opens the delivered epoch with the TPM, or with the labels of a place, and stores it. Throws Problem when it is for this device and does not open; nothing has
+   * changed then. Undefined: what came by broadcast is for others.
+   */
+  install(delivery: Delivery): Promise<HeldKey | undefined>
+  /** The places in groups that it has labels for. */
+  places(): readonly Place[]
+  /** Opens the labels with the TPM and stores them in the place of those that it has for the group, of which no copy is left; or erases those. */
+  place(labels: Labels): Promise<void>
   /** Makes the epoch the one in use, durably; older ones serve for reading from now on. Never backwards: throws Problem('conflict'). */
   use(of: Pick<Take, 'key' | 'epoch' | 'nonce' | 'campaign'>): Promise<HeldKey>
   /** The consumers have taken it. */
@@ -51,9 +64,11 @@ export interface Keyring {
 }
 
 const bytes = z.custom<Uint8Array>((value) => value instanceof Uint8Array)
+const StoredPlace = z.strictObject({ ...Place.shape, labels: bytes })
 const Stored = z.strictObject({
   v: z.literal(1),
   time: z.int().min(0),
+  places: z.array(StoredPlace).default([]),
   keys: z.array(
     z.strictObject({
       key: KeyId,
@@ -76,6 +91,7 @@ const Stored = z.strictObject({
     }),
   ),
 })
+type StoredPlace = z.infer<typeof StoredPlace>
 const Blob = z.strictObject({ public: bytes, private: bytes })
 
 interface Entry extends HeldEpoch {
@@ -90,7 +106,16 @@ interface Key extends Omit<HeldKey, 'epochs'> {
   readonly epochs: readonly Entry[]
 }
 
+const samePlace = (one: Place, other: Place): boolean => isIn(one, other) && one.slot === other.slot
+
+/** A place, with its labels as on the medium and open. */
+interface Placed {
+  readonly stored: StoredPlace
+  readonly labels: Secret
+}
+
 const keptWithdrawals = 8
+const maxPlaces = 30
 const keyLength = 32
 const keptRecipients = 2
 
@@ -116,6 +141,7 @@ export const openKeyring = async (of: {
   let { storage, tpm } = of
   const rest = (key: string, epoch: number, kind: RestContext['kind']): RestContext => ({ tenant, device, key, epoch, kind })
   let keys: ReadonlyMap<string, Key> = new Map()
+  let places: ReadonlyMap<GroupId, Placed> = new Map()
   let time = 0
   let turn: Promise<unknown> = Promise.resolve()
 
@@ -125,7 +151,10 @@ export const openKeyring = async (of: {
     plain.destroy()
     time = parsed.time
     keys = new Map(parsed.keys.map((one) => [one.key, { ...one, epochs: one.epochs.map((entry) => openEntry(one, entry, by)) }]))
+    places = new Map(parsed.places.map((stored) => [stored.group, { stored, labels: openAtRest(by, stored.labels, restOf(stored)) }]))
   }
+
+  const restOf = (place: Place): RestContext => rest(placeName(place), place.generation, 'labels')
 
   const openEntry = (key: { key: string; protection: Protection }, entry: Omit<Entry, 'atRest' | 'open'> & { material: Uint8Array }, by: Secret): Entry => {
     const { material, ...facts } = entry
@@ -141,10 +170,11 @@ export const openKeyring = async (of: {
     return sealAtRest(by, encode({ public: open.blob.public, private: open.blob.private }), context, random)
   }
 
-  const encoded = (next: ReadonlyMap<string, Key>, at: number, by: Secret = storage): Uint8Array => {
+  const encoded = (next: ReadonlyMap<string, Key>, at: number, by: Secret = storage, placed: typeof places = places): Uint8Array => {
     const stored = {
       v: 1,
       time: at,
+      places: [...placed.values()].map((one) => one.stored),
       keys: [...next.values()].map(({ epochs, ...key }) => ({
         ...key,
         epochs: epochs.map(({ atRest, open: _open, ...entry }) => ({ ...entry, material: atRest })),
@@ -197,10 +227,17 @@ export const openKeyring = async (of: {
     const next = new Map(
       [...keys].map(([name, key]) => [name, { ...key, epochs: key.epochs.map((entry): Entry => ({ ...entry, atRest: sealed(by, key, entry) })) }]),
     )
-    await document.replace(encoded(next, time, by))
+    const placed = new Map(
+      [...places].map(([group, { stored, labels }]) => [
+        group,
+        { stored: { ...stored, labels: sealAtRest(by, labels.bytes(), restOf(stored), random) }, labels },
+      ]),
+    )
+    await document.replace(encoded(next, time, by, placed))
     // A crash here: the keyring is under the other storage key already; both open it at the next start.
     step('keyring.rekeyed')
     keys = next
+    places = placed
     storage = by
   }
 
@@ -214,8 +251,24 @@ export const openKeyring = async (of: {
     }
   }
 
-  const unwrap = async (delivery: Delivery): Promise<Pick<Entry, 'atRest' | 'open'>> => {
+  /** With the labels of the place that it was made for; undefined when this device is not in that place, or is in none of the subsets. */
+  const fromBroadcast = (delivery: Delivery): Secret | undefined => {
+    const { key, epoch, nonce, wrapped } = delivery
+    if (!('wraps' in wrapped)) return undefined
+    const { group, shard, generation, wraps } = wrapped
+    const placed = places.get(group)
+    if (placed === undefined || !isIn(wrapped, placed.stored)) return undefined
+    return openWraps(wraps, placed.labels.bytes(), placed.stored.slot, { tenant, group, key, shard, generation, epoch, nonce })
+  }
+
+  const unwrap = async (delivery: Delivery): Promise<Pick<Entry, 'atRest' | 'open'> | undefined> => {
     const { key, epoch, wrapped } = delivery
+    if ('wraps' in wrapped) {
+      const secret = fromBroadcast(delivery)
+      if (secret === undefined) return undefined
+      const open = { secret }
+      return { atRest: sealed(storage, { key, protection: 'sealed' }, { epoch, open }), open }
+    }
     const context: WrapContext = { tenant, device, key, epoch, protection: wrapped.protection, purpose: wrapped.protection === 'tpm' ? 'inner' : 'key' }
     const secret = await opened(wrapped.sealed, context)
     try {
@@ -246,6 +299,7 @@ export const openKeyring = async (of: {
     } catch (thrown) {
       if (!(thrown instanceof Problem || thrown instanceof z.ZodError)) throw thrown
       keys = new Map()
+      places = new Map()
       if (at === candidates.length - 1) of.onLoss(thrown.message)
     }
   }
@@ -278,7 +332,9 @@ export const openKeyring = async (of: {
         const before: Key = known ?? { key: name, algorithm, protection: wrapped.protection, epochs: [], current: null, floor: 0, erased: 0, withdrawals: [] }
         if (before.epochs.some((one) => one.epoch === epoch)) return heldOf(before)
         if (!readOnly && epoch < before.floor) throw new Problem('conflict', `epoch ${epoch} of ${name} after ${before.floor}`, { reason: 'epoch.lower' })
-        const entry: Entry = { epoch, stage: 'installed', readOnly, nonce, campaign, ...(await unwrap(delivery)) }
+        const fresh = await unwrap(delivery)
+        if (fresh === undefined) return undefined
+        const entry: Entry = { epoch, stage: 'installed', readOnly, nonce, campaign, ...fresh }
         const epochs = [...before.epochs, entry].toSorted((one, other) => one.epoch - other.epoch)
         const held = await commit({ ...before, algorithm, protection: wrapped.protection, epochs })
         // A crash here: the epoch is stored and nobody was told; the next report shows it.
@@ -328,6 +384,33 @@ export const openKeyring = async (of: {
         return held
       }),
 
+    places: () => [...places.values()].map(({ stored: { labels: _labels, ...place } }) => place),
+
+    place: async ({ sealed: wrapped, group, shard, generation, slot }) =>
+      await change(async () => {
+        const before = places.get(group)
+        const next = new Map(places)
+        if (wrapped === null) {
+          if (before === undefined) return
+          next.delete(group)
+        } else {
+          const place: Place = { group, shard, generation, slot }
+          // A replay: the labels in force are newer, or these.
+          if (before?.stored.shard === shard && (before.stored.generation > generation || samePlace(before.stored, place))) return
+          if (before === undefined && places.size >= maxPlaces)
+            throw new Problem('conflict', `a place in a ${places.size + 1}th group`, { reason: 'labels.too-many' })
+          const labels = await opened(wrapped, { tenant, device, key: placeName(place), epoch: generation, protection: 'sealed', purpose: 'labels' })
+          if (labels.length !== labelCount * labelLength) throw new Problem('malformed', `labels of ${labels.length} bytes`, { reason: 'labels.length' })
+          next.set(group, { stored: { ...place, labels: sealAtRest(storage, labels.bytes(), restOf(place), random) }, labels })
+        }
+        // What the older labels open must not be opened by whoever takes the medium later: no copy is left.
+        await document.replace(encoded(keys, time, storage, next))
+        places = next
+        before?.labels.destroy()
+        // A crash here: stored, and the server does not know; the next report says it.
+        step('labels.stored')
+      }),
+
     async proof(name, epoch, nonce) {
       const key = keyOf(name)
       const { open } = entryOf(key, epoch)
@@ -363,7 +446,9 @@ export const openKeyring = async (of: {
 
     close() {
       for (const { epochs } of keys.values()) for (const { open } of epochs) if ('secret' in open) open.secret.destroy()
+      for (const { labels } of places.values()) labels.destroy()
       keys = new Map()
+      places = new Map()
     },
   }
 }

@@ -118,6 +118,8 @@ const rolesOf: Readonly<Partial<Record<Body['type'], readonly Role[]>>> = {
   delivery: ['delivery'],
   activate: ['delivery'],
   retire: ['delivery'],
+  labels: ['delivery'],
+  broadcast: ['group'],
   attest: ['delivery'],
   approvals: ['delivery'],
   trust: ['delivery'],
@@ -136,18 +138,27 @@ const statedIn = (body: Body): number | null => {
 
 /**
  * Reads and verifies one message of the server: form, direction, tenant, addressee, signer's certificate and role, signature.
- * `client`: the client id of the connection it came through. Throws Problem; nothing of the message counts then.
+ * `client`: the client id of the connection it came through; a broadcast is addressed to a shard of a group instead. Throws Problem; nothing of the message counts then.
  */
 export const readFromServer = (
   bytes: Uint8Array,
-  of: { readonly trust: Trust; readonly tenant: string; readonly client: string; readonly time: Belief; readonly max: number },
+  of: {
+    readonly trust: Trust
+    readonly tenant: string
+    readonly client: string
+    /** Addresses of the shards that it is in. */
+    readonly groups?: ReadonlySet<string>
+    readonly time: Belief
+    readonly max: number
+  },
 ): SignedMessage => {
   const message = readMessage(bytes, { max: of.max })
   const { envelope } = message
   const roles = envelope.from === 'server' ? rolesOf[envelope.body.type] : undefined
   if (roles === undefined) throw new Problem('unsupported', `${envelope.body.type} does not come from a server`, { reason: 'message.direction' })
   if (envelope.tenant !== of.tenant) throw new Problem('forbidden', `a message of tenant ${envelope.tenant}`, { reason: 'message.tenant' })
-  if (envelope.device !== of.client) throw new Problem('forbidden', `a message to ${envelope.device}`, { reason: 'message.device' })
+  const isMine = envelope.body.type === 'broadcast' ? of.groups?.has(envelope.device) === true : envelope.device === of.client
+  if (!isMine) throw new Problem('forbidden', `a message to ${envelope.device}`, { reason: 'message.device' })
   verifyMessage(message, of.trust.signerOf(message.kid, roles, of.time, statedIn(envelope.body)))
   return message
 }

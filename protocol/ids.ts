@@ -14,6 +14,13 @@ export type KeyId = z.infer<typeof KeyId>
 export const GroupId = z.string().regex(namePattern).brand<'GroupId'>()
 export type GroupId = z.infer<typeof GroupId>
 
+/** Who a broadcast is addressed to: the members in one shard of a group. */
+export const GroupAddress = z
+  .string()
+  .regex(/^g[/][a-z0-9][a-z0-9-]{0,63}[/](0|[1-9][0-9]{0,4})$/)
+  .brand<'GroupAddress'>()
+export type GroupAddress = z.infer<typeof GroupAddress>
+
 export const TenantId = z.string().regex(namePattern).brand<'TenantId'>()
 export type TenantId = z.infer<typeof TenantId>
 

@@ -1,5 +1,7 @@
 import { z } from 'zod'
-import { DeviceId, EnrolmentId, Epoch, KeyId, RowId, TenantId } from './ids.ts'
+import { DeviceId, EnrolmentId, Epoch, GroupAddress, GroupId, KeyId, RowId, TenantId } from './ids.ts'
+import { maxWraps } from './subset-difference/broadcast.ts'
+import { slots } from './subset-difference/tree.ts'
 
 /**
  * Every message between device and server: one strict schema each. On the wire a message is a COSE_Sign1 (signed.ts)
@@ -170,6 +172,19 @@ export type Refusal = z.infer<typeof Refusal>
 export const Welcome = z.strictObject({ type: z.literal('welcome'), session: fixed(16), time, reportEvery: z.int().min(1).max(86_400) })
 export type Welcome = z.infer<typeof Welcome>
 
+/** A device's place in a group that is served by broadcast: its slot in one shard, for the labels of one generation. */
+const place = {
+  group: GroupId,
+  shard: z.int().min(0).max(99_999),
+  generation: z.int().min(1).max(0xffff_ffff),
+  slot: z
+    .int()
+    .min(0)
+    .max(slots - 1),
+}
+export const Place = z.strictObject(place)
+export type Place = z.infer<typeof Place>
+
 /** Device → server on every connect and on the heartbeat: what it holds. The server answers with the difference. */
 export const Report = z.strictObject({
   type: z.literal('report'),
@@ -178,6 +193,8 @@ export const Report = z.strictObject({
   holdings: z.array(z.strictObject({ key: KeyId, epochs: z.array(z.strictObject({ epoch: Epoch, stage: z.enum(['installed', 'active']) })).max(16) })).max(256),
   /** Messages that this device has protected under an epoch that it holds, never less than it did; epochs that are not here: none. */
   usage: z.array(z.strictObject({ key: KeyId, epoch: Epoch, messages: z.int().min(0) })).max(256),
+  /** The places that it holds labels for. */
+  places: z.array(Place).max(32),
   resetCount: z.int().min(0).max(0xffff_ffff),
   tlsNotAfter: time,
   /** The trust bundle that it has stored, and trustDigest of it (transcript.ts); null: that of its configuration. This is its acknowledgement. */
@@ -217,6 +234,25 @@ export type Activate = z.infer<typeof Activate>
 /** Server → device: erase every epoch of the key below `below` and state so. `below` null: all of them (grant withdrawn). */
 export const Retire = z.strictObject({ type: z.literal('retire'), key: KeyId, below: Epoch.nullable(), campaign: RowId.nullable(), nonce: fixed(16) })
 export type Retire = z.infer<typeof Retire>
+
+/** Server → device: its labels (79 × 32 bytes, COSE_Encrypt0 to the recipient key), in place of those that it has for the group. `sealed` null: it is in the group no more and erases them. */
+export const Labels = z.strictObject({ type: z.literal('labels'), ...place, sealed: bytes(4096, 32).nullable() })
+export type Labels = z.infer<typeof Labels>
+
+/**
+ * Server → the members in one shard of a group (the envelope's addressee), on the group's topic and again to whoever was away: one epoch of a `sealed` key, wrapped for
+ * subsets of the slots (subset-difference/broadcast.ts). `activate`, `nonce`: as in `delivery`; the acknowledgement is asked for here, and is each member's own.
+ */
+export const Broadcast = z.strictObject({
+  type: z.literal('broadcast'),
+  generation: place.generation,
+  key: KeyId,
+  epoch: Epoch,
+  nonce: fixed(16),
+  activate: z.boolean(),
+  wraps: bytes(maxWraps, 32),
+})
+export type Broadcast = z.infer<typeof Broadcast>
 
 /** Device → server: signed statement of a stage. `proof` (with `active` only) is the MAC under the new key (transcript.ts). */
 export const Acknowledge = z.strictObject({
@@ -307,6 +343,8 @@ export const Body = z.discriminatedUnion('type', [
   Delivery,
   Activate,
   Retire,
+  Labels,
+  Broadcast,
   Acknowledge,
   Renew,
   Attest,
@@ -327,17 +365,19 @@ export const messagesFromServer = [
   'delivery',
   'activate',
   'retire',
+  'labels',
+  'broadcast',
   'attest',
   'approvals',
   'trust',
   'manifest',
 ] as const
 
-/** What is signed. `device` is the client id (device id, or `e-…` before there is one); `id` names the request for retries and answers. */
+/** What is signed. `device` is the client id (device id, or `e-…` before there is one), of a broadcast the shard's address; `id` names the request for retries and answers. */
 export const Envelope = z.strictObject({
   v: z.literal(1),
   tenant: TenantId,
-  device: z.union([DeviceId, EnrolmentId]),
+  device: z.union([DeviceId, EnrolmentId, GroupAddress]),
   from: z.enum(['device', 'server']),
   id: fixed(16),
   seq: z.int().min(0),

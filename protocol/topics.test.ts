@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 import { DeviceId, EnrolmentId, GroupId } from './ids.ts'
-import { deviceTopic, enrolmentTopic, groupTopic, parseTopic } from './topics.ts'
+import { deviceTopic, enrolmentTopic, groupAddress, groupTopic, parseTopic, partsOfAddress, topicOfAddress } from './topics.ts'
 
 const enrolment = EnrolmentId.parse(`e-${'0a'.repeat(16)}`)
 
@@ -8,6 +8,9 @@ test('what is built is parsed', () => {
   expect(parseTopic(deviceTopic(DeviceId.parse('gw-1'), 'up'))).toEqual({ kind: 'device', device: 'gw-1', direction: 'up' })
   expect(parseTopic(enrolmentTopic(enrolment, 'down'))).toEqual({ kind: 'enrolment', client: enrolment, direction: 'down' })
   expect(parseTopic(groupTopic(GroupId.parse('plant'), 12))).toEqual({ kind: 'group', group: 'plant', shard: 12 })
+  const address = groupAddress(GroupId.parse('plant'), 12)
+  expect(topicOfAddress(address)).toBe('fk/1/g/plant/12')
+  expect(partsOfAddress(address)).toEqual({ group: 'plant', shard: 12 })
 })
 
 test.each([

@@ -1,4 +1,4 @@
-import { DeviceId, EnrolmentId, GroupId } from './ids.ts'
+import { DeviceId, EnrolmentId, GroupAddress, GroupId } from './ids.ts'
 
 /** Who a topic belongs to, and in which direction it carries. */
 export type Topic =
@@ -8,7 +8,15 @@ export type Topic =
 
 export const deviceTopic = (device: DeviceId, direction: 'up' | 'down'): string => `fk/1/${device}/${direction}`
 export const enrolmentTopic = (client: EnrolmentId, direction: 'up' | 'down'): string => `fk/1/e/${client}/${direction}`
-export const groupTopic = (group: GroupId, shard: number): string => `fk/1/g/${group}/${shard}`
+export const groupTopic = (group: GroupId, shard: number): string => `fk/1/${groupAddress(group, shard)}`
+/** The addressee of what goes to the members in one shard of a group. */
+export const groupAddress = (group: GroupId, shard: number): GroupAddress => GroupAddress.parse(`g/${group}/${shard}`)
+export const topicOfAddress = (address: GroupAddress): string => `fk/1/${address}`
+/** Group and shard of an address. */
+export const partsOfAddress = (address: GroupAddress): { readonly group: GroupId; readonly shard: number } => {
+  const [, group = '', shard = ''] = address.split('/')
+  return { group: GroupId.parse(group), shard: Number(shard) }
+}
 
 /** The one parser of topic names; `undefined` for whatever is not exactly one of ours (wildcards included). */
 export const parseTopic = (topic: string): Topic | undefined => {

@@ -6,7 +6,7 @@ import { Secret } from './secret.ts'
 
 /**
  * What sealed key material is for; all of it is authenticated, so that bytes cannot be moved to another device, key, epoch or protection.
- * `inner`: the key of a `tpm` delivery's inner wrapper.
+ * `inner`: the key of a `tpm` delivery's inner wrapper; `labels`: labels of a broadcast group, `key` is then the place (`placeName`) and `epoch` the generation.
  */
 export interface WrapContext {
   readonly tenant: string
@@ -14,8 +14,11 @@ export interface WrapContext {
   readonly key: string
   readonly epoch: number
   readonly protection: Protection
-  readonly purpose: 'key' | 'inner'
+  readonly purpose: 'key' | 'inner' | 'labels'
 }
+
+/** What labels are sealed for: `<group>/<shard>/<slot>`. */
+export const placeName = (of: { readonly group: string; readonly shard: number; readonly slot: number }): string => `${of.group}/${of.shard}/${of.slot}`
 
 /** Who opens. `dh` multiplies the point by the recipient's private key, inside the TPM, and gives the x coordinate (32 bytes). */
 export interface Recipient {

@@ -140,6 +140,7 @@ const report = async (of: Partial<BodyOf<'report'>> = {}): Promise<Body[]> =>
     usage: [],
     resetCount: await attester.resetCount(),
     tlsNotAfter: 1,
+    places: [],
     trust: null,
     agent: 'test',
     ...of,

@@ -88,6 +88,7 @@ const report = (of: Partial<BodyOf<'report'>> = {}): Body => ({
   usage: [],
   resetCount: 1,
   tlsNotAfter: 1,
+  places: [],
   trust: null,
   agent: 'test',
   ...of,
