@@ -143,6 +143,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   let usage: UsageCounters | undefined
   let api: LocalApi | undefined
   let link: { readonly connection: Connection; readonly channel: Channel } | undefined
+  /** Shards whose labels came on this connection. */
+  const expected = new Set<string>()
   /** Messages that came before the connection counts as open. */
   let inbox: Uint8Array[] | null = null
   let fatal: string | null = null
@@ -369,6 +371,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     const { attester } = holder
     const { device, tls, tlsKey, chain } = identity
     const id = DeviceId.parse(device)
+    expected.clear()
     inbox = []
     const early = inbox
     try {
@@ -397,7 +400,7 @@ export const startAgent = (options: AgentOptions): Agent => {
         tenant: settings.tenant,
         signer: attester.signer,
         trust: () => trust,
-        groups: () => new Set(keyring?.places().map(({ group, shard }) => groupAddress(group, shard))),
+        groups: () => new Set([...expected, ...(keyring?.places() ?? []).map(({ group, shard }) => groupAddress(group, shard))]),
         random,
         clock,
         transmit: connection.send,
@@ -472,6 +475,8 @@ export const startAgent = (options: AgentOptions): Agent => {
   const place = async (labels: BodyOf<'labels'>): Promise<void> => {
     const [ring, current] = [keyring, link]
     if (ring === undefined || core.locked) return log(`locked: labels of ${labels.group} have to come again`)
+    // What is opened with them may come before they are stored: it waits its turn behind them.
+    if (labels.sealed !== null) expected.add(groupAddress(labels.group, labels.shard))
     await inVault(async () => await ring.place(labels))
     const topic = groupTopic(labels.group, labels.shard)
     if (labels.sealed !== null && current !== undefined) await current.connection.subscribe(topic)

@@ -251,7 +251,8 @@ const openMqtt = async (
     exporter: with_.exporter,
     server: with_.server,
     subscribe: async (topic) => {
-      if (ended || groups.has(topic)) return
+      if (ended) return
+      // Again also when it was granted before: the server ends what a device hears of a group that it leaves.
       groups.add(topic)
       await new Promise<void>((resolve) => mqtt.subscribe(topic, { qos: 1 }, () => resolve()))
     },

@@ -275,6 +275,17 @@ const severity = z.enum(['quarantine', 'warn'])
 export const GroupPolicyView = z.strictObject({
   connectionProof: z.boolean(),
   rotateOnLeave: z.boolean(),
+  /** Keys are rotated when a device joins, and it reads nothing from before. */
+  rotateOnJoin: z.boolean(),
+  /** Members read epochs from before they joined. */
+  history: z.boolean(),
+  /** How sealed keys reach the members: each by itself, or one message for up to 4,096; `auto` by the size of the group. */
+  delivery: z.enum(['auto', 'unicast', 'broadcast']),
+  /** Members from which `auto` broadcasts. */
+  broadcastFrom: z.int().min(1).max(10_000_000),
+  /** Share of a shard's slots, lost to members that left, from which its labels are made anew; and after so many seconds. */
+  generationShare: z.number().min(0.001).max(0.9),
+  generationLife: z.int().min(60).max(315_360_000),
   releases: z.union([z.literal('any'), z.array(releaseId).max(1000)]),
   minimumRelease: z.int().min(0).max(0xffff_ffff),
   onUnknown: severity,
@@ -288,7 +299,16 @@ export const GroupPolicyView = z.strictObject({
   attestAge: z.int().min(60).max(31_536_000),
   rotateOnQuarantine: z.boolean(),
 })
-export const GroupView = z.strictObject({ id: GroupId, createdAt: time, members: z.int(), policy: GroupPolicyView, keys: z.array(KeyId) })
+/** Up to 4,096 places that one broadcast reaches: how many were given in the present generation of labels, and since when that is. */
+export const ShardView = z.strictObject({ shard: z.int(), generation: z.int(), given: z.int(), openedAt: time })
+export const GroupView = z.strictObject({
+  id: GroupId,
+  createdAt: time,
+  members: z.int(),
+  policy: GroupPolicyView,
+  keys: z.array(KeyId),
+  shards: z.array(ShardView),
+})
 export const DeviceSummary = z.strictObject({
   id: DeviceId,
   serial: z.string(),
@@ -935,7 +955,7 @@ export const operations = {
     method: 'POST',
     path: '/api/1/keys/{id}/grants',
     summary: 'Let the members of a group hold a key',
-    body: z.strictObject({ group: GroupId }),
+    body: z.strictObject({ group: GroupId, history: z.boolean().optional() }),
     response: z.strictObject({ devices: z.int() }),
   },
   'key.rotate': {

@@ -30,6 +30,7 @@ export const fakeBus = (): FakeBus => {
   const listeners: ((from: DeviceRef, present: boolean) => void)[] = []
   const sent: { client: string; bytes: Uint8Array }[] = []
   const kicked: string[] = []
+  const topics = new Map<string, Set<string>>()
   let connection = 0
   const online = (client: string): boolean => [...live.values()].some((ref) => ref.client === client)
   const disconnect = (from: DeviceRef): void => {
@@ -56,7 +57,13 @@ export const fakeBus = (): FakeBus => {
       sent.push({ client, bytes })
       return 'accepted'
     },
-    publish: async () => undefined,
+    async publish(topic, bytes) {
+      for (const client of topics.get(topic) ?? []) if (online(client)) sent.push({ client, bytes })
+    },
+    assign(client, allowed) {
+      for (const clients of topics.values()) clients.delete(client)
+      for (const topic of allowed) topics.set(topic, (topics.get(topic) ?? new Set()).add(client))
+    },
     async kick(client) {
       kicked.push(client)
       for (const ref of live.values()) if (ref.client === client) disconnect(ref)

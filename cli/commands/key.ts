@@ -71,12 +71,15 @@ export const keyCommands: readonly Command[] = [
   },
   {
     name: 'key grant',
-    usage: 'KEY GROUP',
-    summary: 'let the members of a group hold a key; they receive it at once',
+    usage: 'KEY GROUP [--history]',
+    summary: 'let the members of a group hold a key; they receive it at once, epochs from before only with --history',
     args: [2, 2],
+    options: { history: { type: 'boolean', default: false } },
     async run(call) {
       const [key = '', group = ''] = call.args
-      const granted = await call.client().call('key.grant', { params: { id: keyId(key) }, body: { group: groupId(group) } })
+      const granted = await call
+        .client()
+        .call('key.grant', { params: { id: keyId(key) }, body: { group: groupId(group), history: call.options['history'] === true } })
       call.out.result(granted, () => `${key} granted to ${group}: ${granted.devices} devices`)
       return exit.ok
     },

@@ -20,6 +20,7 @@ const onOff = (call: Invocation, option: string): boolean | undefined => {
   return given === undefined ? undefined : given === 'on'
 }
 
+const deliveries = ['auto', 'unicast', 'broadcast'] as const
 const severities = ['quarantine', 'warn'] as const
 
 /** `any`, or ids separated by commas. */
@@ -31,15 +32,30 @@ const releasesOf = (given: string | undefined): Policy['releases'] | undefined =
   return ids
 }
 
+/** The word after the group. */
+const deliveryOf = (call: Invocation): Policy['delivery'] | undefined => {
+  const given = call.args[1]
+  const known = deliveries.find((one) => one === given)
+  if (given !== undefined && known === undefined) throw new UsageError(`keys reach a group by ${deliveries.join(', ')}, not ${given}`)
+  return known
+}
+
 const whole = (value: number | undefined): number | undefined => (value === undefined ? undefined : Math.round(value))
 
 /** What the command line changes: one row per option. */
 const changeOf = (call: Invocation): Change => {
   const age = duration(call, 'attest-age')
+  const life = duration(call, 'generation-life')
   const given: { [P in keyof Change]: Change[P] | undefined } = {
     connectionProof: onOff(call, 'connection-proof'),
     rotateOnLeave: onOff(call, 'rotate-on-leave'),
+    rotateOnJoin: onOff(call, 'rotate-on-join'),
     rotateOnQuarantine: onOff(call, 'rotate-on-quarantine'),
+    history: onOff(call, 'history'),
+    delivery: deliveryOf(call),
+    broadcastFrom: whole(number(call, 'broadcast-from', 1, 10_000_000)),
+    generationShare: number(call, 'generation-share', 0.001, 0.9),
+    generationLife: life === undefined ? undefined : Math.round(life / 1000),
     releases: releasesOf(text(call, 'releases')),
     minimumRelease: whole(number(call, 'minimum-release', 0, 0xffff_ffff)),
     onUnknown: word(call, 'on-unknown', severities),
@@ -59,7 +75,12 @@ const shown = (policy: Policy): string =>
   facts({
     'connection-proof': policy.connectionProof ? 'on' : 'off',
     'rotate-on-leave': policy.rotateOnLeave ? 'on' : 'off',
+    'rotate-on-join': policy.rotateOnJoin ? 'on' : 'off',
     'rotate-on-quarantine': policy.rotateOnQuarantine ? 'on' : 'off',
+    history: policy.history ? 'on' : 'off',
+    delivery: policy.delivery === 'auto' ? `auto: broadcast from ${policy.broadcastFrom} members` : policy.delivery,
+    'generation-share': policy.generationShare,
+    'generation-life': `${policy.generationLife}s`,
     releases: policy.releases === 'any' ? 'any' : policy.releases.join(',') || 'none',
     'minimum-release': policy.minimumRelease,
     'on-unknown': policy.onUnknown,
@@ -88,16 +109,23 @@ export const policyCommands: readonly Command[] = [
   {
     name: 'group policy set',
     usage: [
-      'GROUP [--connection-proof on|off] [--rotate-on-leave on|off] [--rotate-on-quarantine on|off] [--releases any|MODEL/NAME,…]',
+      'GROUP [auto|unicast|broadcast] [--broadcast-from N] [--generation-share SHARE] [--generation-life DURATION]',
+      '[--connection-proof on|off] [--rotate-on-leave on|off] [--rotate-on-join on|off] [--rotate-on-quarantine on|off] [--history on|off]',
+      '[--releases any|MODEL/NAME,…]',
       '[--minimum-release N] [--on-unknown|--on-withdrawn|--on-debug quarantine|warn] [--assurance token|simulated|idevid|attested]',
       '[--ima ignored|required|listed] [--on-unlisted quarantine|warn] [--attest-age DURATION] [--dry-run]',
     ].join(' '),
     summary: 'change the policy; of several groups the strictest wins; --dry-run says whom it would quarantine and changes nothing',
-    args: [1, 1],
+    args: [1, 2],
     options: {
       'connection-proof': string,
       'rotate-on-leave': string,
+      'rotate-on-join': string,
       'rotate-on-quarantine': string,
+      history: string,
+      'broadcast-from': string,
+      'generation-share': string,
+      'generation-life': string,
       releases: string,
       'minimum-release': string,
       'on-unknown': string,

@@ -47,6 +47,8 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'device.suspend',
     'enrol.sweep',
     'firmware.approve',
+    'group.place',
+    'key.broadcast',
     'key.deliver',
     'key.destroy',
     'key.rotate',

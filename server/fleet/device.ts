@@ -216,12 +216,23 @@ export interface Group {
   readonly version: number
   readonly createdAt: number
   readonly policy: GroupPolicy
+  /** How its keys reach its members; absent parts are as by default. */
+  readonly delivery?: {
+    readonly delivery?: 'auto' | 'unicast' | 'broadcast'
+    readonly broadcastFrom?: number
+    readonly generationShare?: number
+    readonly generationLife?: number
+  }
 }
 
 /** Of several groups the strictest wins. */
 export interface GroupPolicy {
   readonly connectionProof: boolean
   readonly rotateOnLeave: boolean
+  /** A device that joins reads nothing that was protected before: the keys are rotated, and it gets the new epochs only. */
+  readonly rotateOnJoin: boolean
+  /** Members read epochs from before they joined. */
+  readonly history: boolean
   /** Accepted releases by id; `any`: every imported one of the model. */
   readonly releases: 'any' | readonly string[]
   /** Anti-rollback floor of the group, besides each device's own. */
@@ -249,6 +260,10 @@ export interface Member {
   readonly group: GroupId
   readonly device: DeviceId
   readonly joinedAt: number
+  /** Per key the lowest epoch that it may read; a key that is not here: any. */
+  readonly from?: Readonly<Record<string, number>>
+  /** Its place, once the group is served by broadcast. */
+  readonly seat?: { readonly shard: number; readonly generation: number; readonly slot: number }
 }
 
 /** Reference values of a firmware release, signed by a station: expected PCR values by prediction. */

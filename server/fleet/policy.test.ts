@@ -6,6 +6,8 @@ import { defaultPolicy, isAssured, strictestPolicy } from './policy.ts'
 const lax: GroupPolicy = {
   connectionProof: false,
   rotateOnLeave: false,
+  rotateOnJoin: false,
+  history: true,
   releases: 'any',
   minimumRelease: 0,
   onUnknown: 'warn',
@@ -22,6 +24,8 @@ const lax: GroupPolicy = {
 const stricter: readonly Partial<GroupPolicy>[] = [
   { connectionProof: true },
   { rotateOnLeave: true },
+  { rotateOnJoin: true },
+  { history: false },
   { releases: ['m/1'] },
   { releases: [] },
   { minimumRelease: 7 },
@@ -66,6 +70,8 @@ describe('of several groups the strictest wins', () => {
       fc.record<GroupPolicy>({
         connectionProof: fc.boolean(),
         rotateOnLeave: fc.boolean(),
+        rotateOnJoin: fc.boolean(),
+        history: fc.boolean(),
         releases: fc.oneof(fc.constant('any' as const), fc.subarray(['m/1', 'm/2', 'm/3'])),
         minimumRelease: fc.nat(9),
         onUnknown: severity,

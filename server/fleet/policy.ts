@@ -4,6 +4,8 @@ import { assuranceLevels, type Assurance, type GroupPolicy } from './device.ts'
 export const defaultPolicy: GroupPolicy = {
   connectionProof: true,
   rotateOnLeave: true,
+  rotateOnJoin: false,
+  history: false,
   releases: 'any',
   minimumRelease: 0,
   onUnknown: 'quarantine',
@@ -32,11 +34,13 @@ export const wholePolicy = (kept: Partial<GroupPolicy>): GroupPolicy => ({ ...de
 const imaLevels: readonly GroupPolicy['ima'][] = ['ignored', 'required', 'listed']
 
 const stricter = (one: GroupPolicy, other: GroupPolicy): GroupPolicy => {
-  const either = (field: 'connectionProof' | 'rotateOnLeave' | 'rotateOnQuarantine'): boolean => one[field] || other[field]
+  const either = (field: 'connectionProof' | 'rotateOnLeave' | 'rotateOnJoin' | 'rotateOnQuarantine'): boolean => one[field] || other[field]
   const harder = (field: 'onUnknown' | 'onWithdrawn' | 'onDebug' | 'onUnlisted') => (one[field] === 'quarantine' ? one[field] : other[field])
   return {
     connectionProof: either('connectionProof'),
     rotateOnLeave: either('rotateOnLeave'),
+    rotateOnJoin: either('rotateOnJoin'),
+    history: one.history && other.history,
     releases: both(one.releases, other.releases),
     minimumRelease: Math.max(one.minimumRelease, other.minimumRelease),
     onUnknown: harder('onUnknown'),

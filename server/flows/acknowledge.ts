@@ -7,6 +7,7 @@ import { sealedProof, tpmProof, useTranscript } from '@fleetkey/protocol/transcr
 import { inStage, isForward, type Stage } from '../campaigns/campaign.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage, type Holding } from '../keys/key.ts'
+import { broadcastFor, heldByBroadcast } from './broadcast.ts'
 import type { Context } from './context.ts'
 import { convergeDevice, runningCampaign } from './converge.ts'
 import { perform, type Transaction } from './perform.ts'
@@ -49,7 +50,7 @@ const intentOf = (device: DeviceId, said: Acknowledgement, again = false) =>
 
 /** installed, active, failed: about one epoch. The campaign whose next step this may change. */
 const advanced = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<string | undefined> => {
-  const holding = await ctx.store.get('holding', `${device}/${said.key}/${said.epoch}`)
+  const holding = (await ctx.store.get('holding', `${device}/${said.key}/${said.epoch}`)) ?? (await heard(ctx, device, said))
   if (holding === undefined) throw new Problem('not-found', `${said.key}/${said.epoch} was never delivered to ${device}`, { reason: 'acknowledge.unknown' })
   if (!same(holding.nonce, said.nonce)) throw new Problem('conflict', `another nonce for ${holding.id}`, { reason: 'acknowledge.nonce' })
   if (said.stage === 'active') await provenUse(ctx, device, said)
@@ -61,13 +62,20 @@ const advanced = async (ctx: Context, device: DeviceId, said: Acknowledgement): 
   if (!changes(holding, stage) && answered.length === 0) return undefined
   const campaign = await perform(ctx, intentOf(device, said, !changes(holding, stage)), async (tx) => {
     const now = await ctx.store.get('holding', holding.id)
-    if (now !== undefined && changes(now, stage)) tx.update('holding', inHoldingStage(now, stage, ctx.now(), said.reason))
+    if (now === undefined) tx.insert('holding', inHoldingStage(holding, stage, ctx.now(), said.reason))
+    else if (changes(now, stage)) tx.update('holding', inHoldingStage(now, stage, ctx.now(), said.reason))
     for (const message of answered) tx.remove('outbox', message)
     return await moveTarget(ctx, tx, device, said, stage)
   })
   // A crash here: the statement counts; the device never saw the PUBACK, says it again, and nothing changes.
   ctx.step(`acknowledge.${stage}`)
   return campaign
+}
+
+/** A broadcast that reached it although nobody noted that it was connected. */
+const heard = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<Holding | undefined> => {
+  const row = await broadcastFor(ctx, device, said.key, said.epoch)
+  return row === undefined ? undefined : heldByBroadcast(ctx, device, row)
 }
 
 const rank: Readonly<Record<Holding['stage'], number>> = { delivered: 0, failed: 0, installed: 1, active: 2, retired: 3 }

@@ -1,6 +1,7 @@
 import { DeviceId, EnrolmentId } from '@fleetkey/protocol/ids.ts'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { verifySignature } from '@fleetkey/protocol/signed.ts'
+import { groupTopic } from '@fleetkey/protocol/topics.ts'
 import { connectProof } from '@fleetkey/protocol/transcript.ts'
 import type { Caller } from '../access/caller.ts'
 import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
@@ -12,7 +13,7 @@ import { policyOf } from './membership.ts'
 import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
-import { findOne } from './rows.ts'
+import { findAll, findOne } from './rows.ts'
 import { caMustCount, mustBeInForce } from './trust.ts'
 
 /** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
@@ -28,6 +29,8 @@ export interface Connect {
 
 /** Who a connection is, and by which certificate: it lasts no longer than that. */
 export interface Admitted {
+  /** Group topics that it may hear beside its own. */
+  readonly topics?: readonly string[]
   readonly device: DeviceId | null
   readonly certificate: SessionCertificate | null
 }
@@ -78,6 +81,14 @@ const proven = async (
   return { device, certificate }
 }
 
+/** Where it may hear what many are sent, beside its own topic. */
+const topicsOf = async (ctx: Context, device: IdentifiedDevice): Promise<readonly string[]> =>
+  device.state === 'quarantined'
+    ? []
+    : (await findAll(ctx.store, 'member', { where: { device: device.id } })).flatMap(({ group, seat }) =>
+        seat === undefined ? [] : [groupTopic(group, seat.shard)],
+      )
+
 /** The new TLS certificate is in use: the one before it stops now, and what it was issued for is over. */
 const retirePrevious = async (ctx: Context, id: DeviceId, connect: Connect): Promise<void> => {
   await perform(
@@ -111,7 +122,7 @@ export const admitConnection = async (ctx: Context, connect: Connect): Promise<A
       return { device: null, certificate: null }
     }
     const { device, certificate } = await proven(ctx, connect, known)
-    return { device: device.id, certificate: { issuer: issuerKeyOf(certificate), notAfter: certificate.notAfter } }
+    return { device: device.id, certificate: { issuer: issuerKeyOf(certificate), notAfter: certificate.notAfter }, topics: await topicsOf(ctx, device) }
   } catch (thrown) {
     const problem = toProblem(thrown)
     if (problem.code === 'internal') ctx.log(`connect of ${connect.clientId.slice(0, 64)}: ${problem.message.slice(0, 1000)}`)

@@ -21,6 +21,7 @@ import type { RecoveryBudget } from '../fleet/recovery.ts'
 import type { Authority } from './authority.ts'
 import type { Sessions } from './sessions.ts'
 import type { Vault } from './vault.ts'
+import type { Broadcast, Shard } from '../keys/broadcast.ts'
 import type { DataKey, Grant, Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 
 /** A challenge waits for exactly one answer; spending it is a commit of its own. `id` is its 16 bytes in hex. */
@@ -79,6 +80,8 @@ export interface Tables {
   epoch: KeyEpoch
   grant: Grant
   holding: Holding
+  shard: Shard
+  broadcast: Broadcast
   dataKey: DataKey
   campaign: Campaign
   target: Target
@@ -107,6 +110,8 @@ export const indexes = {
   epoch: { key: 'plain', state: 'plain' },
   grant: { key: 'plain', group: 'plain' },
   holding: { device: 'plain', key: 'plain', place: 'plain' },
+  shard: {},
+  broadcast: {},
   dataKey: {},
   campaign: { key: 'plain', state: 'plain' },
   target: { campaign: 'plain', device: 'plain', place: 'plain' },
@@ -315,6 +320,8 @@ export interface Bus {
   /** Best effort; durability is the outbox. */
   send(client: string, bytes: Uint8Array): Promise<'accepted' | 'offline'>
   publish(groupTopic: string, bytes: Uint8Array): Promise<void>
+  /** Group topics that this client may hear from now on; what it hears of others ends. */
+  assign(client: string, groupTopics: readonly string[]): void
   /** Closes every live connection of the client; resolves when closed. */
   kick(client: string, reason: string): Promise<void>
   online(client: string): boolean

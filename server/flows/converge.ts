@@ -1,17 +1,21 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
-import type { BodyOf } from '@fleetkey/protocol/messages.ts'
+import type { BodyOf, Place } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
+import { groupTopic } from '@fleetkey/protocol/topics.ts'
+import { placeName } from '@fleetkey/protocol/wrap.ts'
 import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, isMeasured, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, type Holding } from '../keys/key.ts'
+import type { Broadcast } from '../keys/broadcast.ts'
 import { ask } from './ask.ts'
+import { broadcastFor, broadcastMessage, labelsMessage, owedPlaces, placesOf, type OwedPlace } from './broadcast.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
 import { duePolicy } from './measured.ts'
-import { entitledKeys, policyOf } from './membership.ts'
+import { entitledGroups, entitlementsOf, policyOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
@@ -38,7 +42,7 @@ export const runningCampaign = async (ctx: Context, key: KeyId): Promise<Campaig
 const standingOf = async (ctx: Context, device: EnrolledDevice): Promise<Standing> => {
   const rotations = new Map<KeyId, { campaign: Campaign; target: Target | undefined }>()
   const desired = await Promise.all(
-    (await entitledKeys(ctx, device)).map(async (id): Promise<Desired[]> => {
+    (await entitlementsOf(ctx, device)).map(async ({ key: id, from }): Promise<Desired[]> => {
       const [key, epochs, campaign] = await Promise.all([
         ctx.store.get('key', id),
         findAll(ctx.store, 'epoch', { where: { key: id } }),
@@ -48,7 +52,7 @@ const standingOf = async (ctx: Context, device: EnrolledDevice): Promise<Standin
       const target = campaign === undefined ? undefined : await ctx.store.get('target', `${campaign.id}/${device.id}`)
       if (campaign !== undefined) rotations.set(id, { campaign, target })
       const next = campaign?.state === 'installing' && target !== undefined && target.wave <= campaign.wave
-      return [desiredEpochs(key, epochs, next, ctx.now())]
+      return [desiredEpochs(key, epochs, next, ctx.now(), from)]
     }),
   )
   return { desired: desired.flat(), rotations }
@@ -75,22 +79,50 @@ const settle = async (
     if (!hasIdentity(device)) return []
     const policy = await policyOf(ctx, id)
     const seen = told !== null && ctx.now() - device.lastSeenAt >= seenEvery
-    const lacking = device.state === 'enrolled' && (await outstanding(ctx, device, told?.reported ?? null)).found.length > 0
+    const places = await owedTo(ctx, device, told?.report.places ?? null)
+    const lacking = places.length > 0 || (device.state === 'enrolled' && (await outstanding(ctx, device, told?.reported ?? null)).found.length > 0)
     const release = lacking && !(await withheld(ctx, device, policy))
     // Keys are waiting for it: it is asked now, not at its next report.
     if (lacking && !release) await ask(ctx, id)
     if (!seen && !release) return []
-    const messages = await perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
+    const outgoing = await perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
       const now = await ctx.store.get('device', id)
       if (!hasIdentity(now)) return []
       if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
-      return release && now.state === 'enrolled' && !(await withheld(ctx, now, policy)) ? await record(ctx, tx, now, told?.reported ?? null) : []
+      if (!release || now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
+      for (const { place, erase } of places) tx.note(`${erase ? 'erase labels' : 'labels'} ${placeName(place)} generation ${place.generation}`)
+      return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null))]
     })
     // A crash here: the messages stand in the outbox; the device reports when it reconnects and gets them then.
     ctx.step('deliver.recorded')
-    return messages
+    return outgoing
   })
-  for (const message of send) await ctx.bus.send(id, message)
+  for (const one of send) {
+    const message = await messageOf(ctx, one)
+    if (message !== undefined) await ctx.bus.send(id, message)
+  }
+}
+
+/** What leaves once it is recorded. Labels, and what many get, are made then: they stand nowhere but in what they are made from. */
+type Outgoing =
+  | { readonly bytes: Uint8Array }
+  | { readonly broadcast: Broadcast; readonly activate: boolean }
+  | { readonly labels: OwedPlace; readonly to: EnrolledDevice }
+
+const messageOf = async (ctx: Context, of: Outgoing): Promise<Uint8Array | undefined> => {
+  if ('bytes' in of) return of.bytes
+  return 'labels' in of ? await labelsMessage(ctx, of.to, of.labels) : await broadcastMessage(ctx, of.broadcast, of.activate ? 'activate' : 'install')
+}
+
+/** Where it may hear broadcasts from now on, and what it has to be told about that. */
+const owedTo = async (ctx: Context, device: IdentifiedDevice, reported: readonly Place[] | null): Promise<readonly OwedPlace[]> => {
+  const groups = device.state === 'enrolled' ? (await entitledGroups(ctx, device)).map(({ group }) => group.id) : []
+  const places = await placesOf(ctx, device.id, groups)
+  ctx.bus.assign(
+    device.id,
+    places.map(({ group, shard }) => groupTopic(group, shard)),
+  )
+  return device.state === 'enrolled' ? owedPlaces(ctx, device.id, places, reported) : []
 }
 
 /** Whether keys wait until the device has attested. */
@@ -109,12 +141,19 @@ const outstanding = async (
 }
 
 /** Collects holdings, stages and outgoing messages of one device; the messages, to be sent once that is durable. */
-const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, reported: readonly Reported[] | null): Promise<readonly Uint8Array[]> => {
+const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, reported: readonly Reported[] | null): Promise<readonly Outgoing[]> => {
   const { standing, holdings, found } = await outstanding(ctx, device, reported)
   const outbox = new Map((await findAll(ctx.store, 'outbox', { where: { device: device.id } })).map((row) => [row.subject, row]))
-  const messages: Uint8Array[] = []
+  const messages: Outgoing[] = []
   for (const difference of found) {
     const rotation = standing.rotations.get(difference.do === 'retire' ? difference.key : difference.key.id)
+    const broadcast = await broadcastOf(ctx, device.id, difference)
+    if (broadcast !== undefined && difference.do === 'deliver') {
+      recordDelivery(ctx, tx, device, difference, { holdings, rotation, nonce: broadcast.nonce })
+      tx.note(`${describe(difference, holdings, reported)}, as it was broadcast`)
+      messages.push({ broadcast, activate: difference.as === 'active' })
+      continue
+    }
     const body = recordOne(ctx, tx, device, difference, holdings, rotation)
     const subject = subjectOf(difference)
     const waiting = outbox.get(subject)
@@ -122,10 +161,16 @@ const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, rep
     if (waiting === undefined) tx.insert('outbox', { id: `${device.id}/${subject}`, device: device.id, subject, bytes, createdAt: ctx.now() })
     else if (waiting.bytes !== bytes) tx.update('outbox', { ...waiting, bytes, createdAt: ctx.now() })
     tx.note(describe(difference, holdings, reported))
-    messages.push(bytes)
+    messages.push({ bytes })
   }
   return messages
 }
+
+/** The message that many got, for what a device is to be sent: to read only, it is sent by itself. */
+const broadcastOf = async (ctx: Context, device: DeviceId, difference: Difference): Promise<Broadcast | undefined> =>
+  difference.do === 'deliver' && difference.as !== 'readable' && difference.key.protection === 'sealed'
+    ? await broadcastFor(ctx, device, difference.key.id, difference.epoch.epoch)
+    : undefined
 
 type Sent = BodyOf<'delivery'> | BodyOf<'activate'> | BodyOf<'retire'>
 /** What a message would say without making it: wrapping is the dear part, and a waiting message that says the same is sent again as it is. */
@@ -160,8 +205,28 @@ const recordOne = (
     )
   }
   const { key, epoch, as } = difference
-  const held = holdings.find((one) => one.key === key.id && one.epoch === epoch.epoch)
-  const nonce = held?.nonce ?? ctx.random(16)
+  const nonce = recordDelivery(ctx, tx, device, difference, { holdings, rotation, nonce: null })
+  return draft(
+    (other) => other.type === 'delivery' && other.activate === (as === 'active') && other.readOnly === (as === 'readable') && same(other.nonce, nonce),
+    () => deliveryOf(ctx, device, { key, epoch, as, nonce, campaign }),
+  )
+}
+
+/** Collects that an epoch is on its way, with the nonce that its use is to be proven with: this one, or the one that it has, or a new one. */
+const recordDelivery = (
+  ctx: Context,
+  tx: Transaction,
+  device: EnrolledDevice,
+  { key, epoch }: Extract<Difference, { do: 'deliver' }>,
+  of: {
+    readonly holdings: readonly Holding[]
+    readonly rotation: { readonly campaign: Campaign; readonly target: Target | undefined } | undefined
+    readonly nonce: Uint8Array | null
+  },
+): Uint8Array => {
+  const held = of.holdings.find((one) => one.key === key.id && one.epoch === epoch.epoch)
+  const nonce = of.nonce ?? held?.nonce ?? ctx.random(16)
+  if (held !== undefined && !same(held.nonce, nonce)) tx.update('holding', { ...held, nonce })
   if (held === undefined)
     tx.insert('holding', {
       id: `${device.id}/${key.id}/${epoch.epoch}`,
@@ -177,13 +242,10 @@ const recordOne = (
       retiredAt: null,
       reason: null,
     })
-  const target = rotation?.target
-  if (target !== undefined && rotation?.campaign.to === epoch.epoch && isForward(target.stage, 'delivered'))
+  const target = of.rotation?.target
+  if (target !== undefined && of.rotation?.campaign.to === epoch.epoch && isForward(target.stage, 'delivered'))
     tx.update('target', inStage(target, 'delivered', ctx.now()))
-  return draft(
-    (other) => other.type === 'delivery' && other.activate === (as === 'active') && other.readOnly === (as === 'readable') && same(other.nonce, nonce),
-    () => deliveryOf(ctx, device, { key, epoch, as, nonce, campaign }),
-  )
+  return nonce
 }
 
 const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0

@@ -6,6 +6,7 @@ import type { Caller } from '../access/caller.ts'
 import { checkValueOf } from '../keys/at-rest.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Context } from './context.ts'
+import { addBroadcasts, deliveryPolicyOf, notByBroadcast, prepareGrant } from './broadcast.ts'
 import { convergeDevice } from './converge.ts'
 import { perform } from './perform.ts'
 import { findAll, inChunks } from './rows.ts'
@@ -55,15 +56,27 @@ export const createKey = async (
   return { id: of.id, epoch: 1 }
 }
 
-/** Lets the members of a group hold a key; those that are connected get it at once, the others when they next connect. How many devices that concerns. */
-export const grantKey = async (ctx: Context, caller: Caller, key: KeyId, group: GroupId): Promise<{ devices: number }> => {
-  const members = await perform(ctx, { caller, action: 'key.grant', subject: key, detail: `to group ${group}` }, async (tx) => {
-    if ((await ctx.store.get('key', key)) === undefined) throw new Problem('not-found', `no key ${key}`)
-    if ((await ctx.store.get('group', group)) === undefined) throw new Problem('not-found', `no group ${group}`)
-    if ((await ctx.store.get('grant', `${key}/${group}`)) !== undefined) throw new Problem('conflict', `key ${key} is granted to group ${group} already`)
-    tx.insert('grant', { id: `${key}/${group}`, key, group, grantedAt: ctx.now() })
-    return await findAll(ctx.store, 'member', { where: { group } })
-  })
+/**
+ * Lets the members of a group hold a key; those that are connected get it at once, the others when they next connect. How many devices that concerns.
+ * `history`: also epochs from before this grant, whoever joined when.
+ */
+export const grantKey = async (ctx: Context, caller: Caller, key: KeyId, group: GroupId, history = false): Promise<{ devices: number }> => {
+  await prepareGrant(ctx, key, group)
+  const members = await perform(
+    ctx,
+    { caller, action: 'key.grant', subject: key, detail: `to group ${group}${history ? ', with its history' : ''}` },
+    async (tx) => {
+      const [row, to] = await Promise.all([ctx.store.get('key', key), ctx.store.get('group', group)])
+      if (row === undefined) throw new Problem('not-found', `no key ${key}`)
+      if (to === undefined) throw new Problem('not-found', `no group ${group}`)
+      if ((await ctx.store.get('grant', `${key}/${group}`)) !== undefined) throw new Problem('conflict', `key ${key} is granted to group ${group} already`)
+      if (row.protection !== 'sealed' && deliveryPolicyOf(to).delivery === 'broadcast') throw notByBroadcast(key, group)
+      tx.insert('grant', { id: `${key}/${group}`, key, group, grantedAt: ctx.now(), ...(history ? {} : { from: row.current }) })
+      const epoch = await ctx.store.get('epoch', `${key}/${row.current}`)
+      if (epoch !== undefined) await addBroadcasts(ctx, tx, row, epoch, to)
+      return await findAll(ctx.store, 'member', { where: { group } })
+    },
+  )
   // A crash here: the grant stands; every member gets the key with its next report.
   ctx.step('key.grant')
   await inChunks(

@@ -7,6 +7,7 @@ import { recipientPoint, recipientPolicy } from '../fleet/firmware.ts'
 import type { Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
+import { dropSeats } from './broadcast.ts'
 import type { Context } from './context.ts'
 import type { Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
@@ -53,9 +54,10 @@ export const deliveryOf = (
   wrapped: wrappedFor(ctx, device, of.key, of.epoch),
 })
 
-/** Adds to a commit: what waits for the device is wrapped to a recipient key that it no longer has; it is wrapped anew. */
+/** Adds to a commit: what waits for the device is wrapped to a recipient key that it no longer has, and labels were sealed to it; it is wrapped anew, in another place. */
 export const dropDeliveries = async (ctx: Context, tx: Transaction, device: DeviceId): Promise<void> => {
   for (const message of await findAll(ctx.store, 'outbox', { where: { device } })) if (message.subject.startsWith('delivery/')) tx.remove('outbox', message)
+  await dropSeats(ctx, tx, device)
   tx.note('new recipient key')
 }
 

@@ -1,8 +1,11 @@
 import { GroupId, type DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
+import { defaultDelivery, type GroupDelivery } from '../keys/broadcast.ts'
 import { hasIdentity, type Group, type GroupPolicy } from '../fleet/device.ts'
 import { defaultPolicy, wholePolicy } from '../fleet/policy.ts'
+import type { ManagedKey } from '../keys/key.ts'
+import { deliveryPolicyOf, notByBroadcast, touchSeats } from './broadcast.ts'
 import type { Context } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { hex } from './message.ts'
@@ -26,15 +29,28 @@ export const createGroup = async (ctx: Context, caller: Caller, id: GroupId): Pr
   ctx.step('group.create')
 }
 
-/** A change of some parts of a policy. */
-export type PolicyChange = { readonly [P in keyof GroupPolicy]?: GroupPolicy[P] | undefined }
+/** A change of some parts of a policy, and of how keys reach the members. */
+export type PolicyChange = { readonly [P in keyof GroupPolicy]?: GroupPolicy[P] | undefined } & {
+  readonly [P in keyof GroupDelivery]?: GroupDelivery[P] | undefined
+}
+
+const isDelivery = (field: string): field is keyof GroupDelivery => Object.hasOwn(defaultDelivery, field)
 
 const changed = async (ctx: Context, before: GroupPolicy, change: PolicyChange): Promise<GroupPolicy> => {
-  const given = Object.fromEntries(Object.entries(change).filter(([, value]) => value !== undefined)) as Partial<GroupPolicy>
+  const given = Object.fromEntries(Object.entries(change).filter(([field, value]) => value !== undefined && !isDelivery(field))) as Partial<GroupPolicy>
   // A misspelt release would quarantine everybody.
   if (given.releases !== undefined && given.releases !== 'any')
     for (const id of given.releases) if ((await ctx.store.get('release', id)) === undefined) throw new Problem('not-found', `no release ${id}`)
   return { ...wholePolicy(before), ...given }
+}
+
+/** The same of how keys reach the members. Throws Problem('unsupported') when broadcast is to be forced on a key that lives in TPMs. */
+const changedDelivery = async (ctx: Context, group: Group, change: PolicyChange): Promise<NonNullable<Group['delivery']>> => {
+  const given = Object.fromEntries(Object.entries(change).filter(([field, value]) => value !== undefined && isDelivery(field)))
+  const next = { ...deliveryPolicyOf(group), ...given }
+  const tpmKey = next.delivery === 'broadcast' ? (await grantedKeys(ctx, group.id)).find(({ protection }) => protection !== 'sealed') : undefined
+  if (tpmKey !== undefined) throw notByBroadcast(tpmKey.id, group.id)
+  return next
 }
 
 /** What a change of policy would do to the group's members. Changes nothing. */
@@ -42,21 +58,22 @@ export const previewPolicy = async (ctx: Context, id: GroupId, change: PolicyCha
   await preview(ctx, { group: id }, { policy: { group: id, policy: await changed(ctx, (await needGroup(ctx, id)).policy, change) } })
 
 /** Changes the named parts of a group's policy and judges its members by it; the whole policy afterwards. */
-export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, change: PolicyChange): Promise<GroupPolicy> => {
+export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, change: PolicyChange): Promise<Group> => {
   const owed = `policy/${id}/${ctx.now()}/${hex(ctx.random(4))}`
-  const { policy, before } = await perform(ctx, { caller, action: 'group.policy', subject: id }, async (tx) => {
+  const { group: now, before } = await perform(ctx, { caller, action: 'group.policy', subject: id }, async (tx) => {
     const group = await needGroup(ctx, id)
     const policy = await changed(ctx, group.policy, change)
-    tx.update('group', { ...group, policy })
+    const next = { ...group, policy, delivery: await changedDelivery(ctx, group, change) }
+    tx.update('group', next)
     oweAppraisal(tx, owed, { scope: { group: id }, because: `policy of group ${id}` })
-    tx.note(JSON.stringify(policy))
-    return { policy, before: group.policy }
+    tx.note(JSON.stringify({ ...policy, ...next.delivery }))
+    return { group: next, before: group.policy }
   })
   // A crash here: the policy holds; the start-up sweep judges the members by it.
   ctx.step('group.policy')
   await settleAppraisal(ctx, owed)
-  if (policy.assurance !== before.assurance) await convergeMembers(ctx, id)
-  return policy
+  if (now.policy.assurance !== before.assurance || now.policy.history !== wholePolicy(before).history) await convergeMembers(ctx, id)
+  return now
 }
 
 /** Who is entitled has changed: connected members get what they lack and erase what they may not hold; the others do when they next report. */
@@ -82,11 +99,24 @@ export interface Wanted {
   readonly batch?: string | undefined
 }
 
-/** Adds devices to a group, all or none. Members that are online get the group's keys at once, the others when they next connect. */
+const grantedKeys = async (ctx: Context, id: GroupId): Promise<readonly ManagedKey[]> => {
+  const keys = await Promise.all((await findAll(ctx.store, 'grant', { where: { group: id } })).map(async ({ key }) => await ctx.store.get('key', key)))
+  return keys.filter((key) => key !== undefined)
+}
+
+/** The lowest epoch of each key that whoever joins now may read: the one in use, or where it is to read nothing from before, the next one. */
+const readsFrom = (keys: readonly ManagedKey[], nextOnly: boolean): Readonly<Record<string, number>> =>
+  Object.fromEntries(keys.map(({ id, current, latest }) => [id, nextOnly ? latest + 1 : current]))
+
+/**
+ * Adds devices to a group, all or none. Members that are online get the group's keys at once, the others when they next connect. When the group's policy says so
+ * its keys are rotated, and the new members read only what is protected from then on.
+ */
 export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, wanted: Wanted): Promise<{ added: number; already: number }> => {
   const owed = `join/${id}/${ctx.now()}/${hex(ctx.random(4))}`
+  const keys = `keys-of-${owed}`
   const { joined, already, known } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
-    await needGroup(ctx, id)
+    const rotates = wholePolicy((await needGroup(ctx, id)).policy).rotateOnJoin
     const devices = await devicesOf(ctx, wanted)
     const joined: DeviceId[] = []
     const known: DeviceId[] = []
@@ -98,15 +128,20 @@ export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, want
       joined.push(device)
       if (hasIdentity(row)) known.push(device)
     })
-    for (const device of joined) tx.insert('member', { id: `${id}/${device}`, group: id, device, joinedAt: ctx.now() })
+    const granted = await grantedKeys(ctx, id)
+    const from = readsFrom(granted, rotates)
+    for (const device of joined) tx.insert('member', { id: `${id}/${device}`, group: id, device, joinedAt: ctx.now(), from })
+    if (rotates && joined.length > 0 && granted.length > 0)
+      owe(tx, keys, { keys: granted.map((key) => key.id), because: `${joined.length} joined group ${id}`, kick: null })
     tx.note(`${joined.length} added: ${joined.slice(0, 20).join(', ')}${joined.length > 20 ? ', …' : ''}`)
     if (known.length > 0) oweAppraisal(tx, owed, { scope: { group: id }, because: `joined group ${id}` })
     return { joined, already: devices.length - joined.length, known }
   })
-  // A crash here: the members have no keys of the group yet; their next report fetches them.
+  // A crash here: the members have no keys of the group yet; their next report fetches them. Where the policy has keys rotated first, the start-up sweep does it.
   ctx.step('group.add')
   // What they run may not be acceptable here: that is judged before any key of the group leaves.
   if (known.length > 0) await settleAppraisal(ctx, owed, known)
+  await settle(ctx, keys)
   await inChunks(
     joined.filter((device) => ctx.bus.online(device)),
     16,
@@ -122,6 +157,7 @@ export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, de
     const member = await ctx.store.get('member', `${id}/${device}`)
     if (member === undefined) throw new Problem('not-found', `${device} is not in group ${id}`)
     tx.remove('member', member)
+    await touchSeats(ctx, tx, [member])
     tx.note(`${device} removed`)
     if (!group.policy.rotateOnLeave) return undefined
     const granted = (await findAll(ctx.store, 'grant', { where: { group: id } })).map(({ key }) => key)

@@ -17,6 +17,8 @@ export interface Transaction {
   insert<T extends Table>(table: T, row: Omit<Tables[T], 'version'> & { version?: number }): void
   /** `row.version` is the version that was read: the commit is refused if somebody was faster. */
   update<T extends Table>(table: T, row: Tables[T]): void
+  /** The row stays as it is, and the commit is refused if somebody changed it meanwhile. Any number of times for one row that this commit does not write. */
+  touch<T extends Table>(table: T, row: Tables[T]): void
   remove<T extends Table>(table: T, row: Tables[T]): void
   note(detail: string): void
 }
@@ -45,9 +47,15 @@ export const callerName = (caller: Caller): string => `${caller.kind}:${caller.i
 const collect = (): { tx: Transaction; writes: Write[]; notes: string[] } => {
   const writes: Write[] = []
   const notes: string[] = []
+  const touched = new Set<string>()
   const tx: Transaction = {
     insert: (table, row) => void writes.push({ table, do: 'insert', row: { ...row, version: 0 } } as unknown as Write),
     update: (table, row) => void writes.push({ table, do: 'update', row } as unknown as Write),
+    touch(table, row) {
+      if (touched.has(`${table}/${row.id}`)) return
+      touched.add(`${table}/${row.id}`)
+      tx.update(table, row)
+    },
     remove: (table, row) => void writes.push({ table, do: 'delete', id: row.id, version: row.version }),
     note: (detail) => void notes.push(detail),
   }

@@ -1,6 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { inStage, type Campaign, type Target } from '../campaigns/campaign.ts'
 import type { EnrolledDevice, IdentifiedDevice, VerdictRecord } from '../fleet/device.ts'
+import { dropSeats } from './broadcast.ts'
 import type { Context } from './context.ts'
 import { keysOf, policyOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -37,6 +38,7 @@ export const quarantine = async (ctx: Context, tx: Transaction, device: Identifi
   })
   tx.note(`${again ? 'stays ' : ''}quarantined: ${verdict.reason}: ${verdict.detail}`.slice(0, 1000))
   if (again) return nothing
+  await dropSeats(ctx, tx, device.id)
   // What it was told to erase it still should.
   for (const message of await findAll(ctx.store, 'outbox', { where: { device: device.id } }))
     if (!message.subject.startsWith('retire/')) tx.remove('outbox', message)

@@ -6,6 +6,7 @@ import type { Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type Device, type RevokedDevice } from '../fleet/device.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage } from '../keys/key.ts'
+import { touchSeats } from './broadcast.ts'
 import { endCertificates } from './certificates.ts'
 import type { Context } from './context.ts'
 import { keysOf } from './membership.ts'
@@ -64,6 +65,7 @@ export const endDevice = async (
   tx.update('device', revoked(device, because, at))
   for (const message of outbox) tx.remove('outbox', message)
   for (const member of members) tx.remove('member', member)
+  await touchSeats(ctx, tx, members)
   // Its copies count as lost with it: they no longer keep an old epoch from being destroyed.
   for (const holding of holdings) if (isHeld(holding)) tx.update('holding', inHoldingStage(holding, 'failed', at, 'device revoked'))
   tx.note(`${because.code}; ${certificates.length} certificates, keys: ${keys.join(', ') || 'none'}`)

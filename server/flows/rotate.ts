@@ -5,6 +5,8 @@ import { defaultPolicy, inStage, placeOf, stages, waveOf, type Campaign, type Ca
 import { nextStep, type Progress, type Step } from '../campaigns/next-step.ts'
 import { moved } from '../keys/states.ts'
 import type { Context } from './context.ts'
+import { addBroadcasts, dropBroadcasts, prepareBroadcasts } from './broadcast.ts'
+import { sendBroadcast } from './broadcast-wave.ts'
 import { convergeDevice, runningCampaign } from './converge.ts'
 import { newEpoch } from './create-key.ts'
 import { entitledDevices } from './membership.ts'
@@ -29,6 +31,7 @@ export const startRotation = async (
 ): Promise<{ campaign: string; epoch: number }> => {
   const policy = policyFrom(of.policy ?? {})
   const id = `${ctx.now().toString(36)}-${hex(ctx.random(4))}`
+  await prepareBroadcasts(ctx, key)
   const epoch = await perform(ctx, { caller, action: 'key.rotate', subject: key, detail: of.because }, async (tx) => {
     const row = await ctx.store.get('key', key)
     if (row === undefined) throw new Problem('not-found', `no key ${key}`)
@@ -40,7 +43,9 @@ export const startRotation = async (
     }
     const to = Epoch.parse(row.latest + 1)
     const devices = await entitledDevices(ctx, key, id)
-    tx.insert('epoch', newEpoch(ctx, key, to, 'pre-activation'))
+    const made = newEpoch(ctx, key, to, 'pre-activation')
+    tx.insert('epoch', made)
+    await addBroadcasts(ctx, tx, row, { ...made, version: 0 })
     tx.update('key', { ...row, latest: to })
     tx.insert('campaign', {
       id,
@@ -109,7 +114,9 @@ const supersede = async (ctx: Context, tx: Transaction, running: Campaign): Prom
 
 const dropUnused = async (ctx: Context, tx: Transaction, campaign: Campaign): Promise<void> => {
   const epoch = await ctx.store.get('epoch', `${campaign.key}/${campaign.to}`)
-  if (epoch?.state === 'pre-activation') tx.update('epoch', moved(epoch, 'destroyed', ctx.now()))
+  if (epoch?.state !== 'pre-activation') return
+  tx.update('epoch', moved(epoch, 'destroyed', ctx.now()))
+  await dropBroadcasts(ctx, tx, epoch.id)
 }
 
 /** Rotates these keys at once, whatever else runs: somebody must not read on. The campaigns. */
@@ -158,12 +165,11 @@ const deliverOpenWaves = async (ctx: Context, id: string): Promise<void> => {
 const convergeTargets = async (ctx: Context, campaign: Campaign, waves: readonly number[], of: readonly Stage[]): Promise<void> => {
   for (const wave of waves)
     for (const stage of of) {
-      const targets = await findAll(ctx.store, 'target', { where: { place: placeOf(campaign.id, wave, stage) } })
-      await inChunks(
-        targets.filter(({ device }) => ctx.bus.online(device)),
-        atOnce,
-        ({ device }) => convergeDevice(ctx, device),
+      const targets = (await findAll(ctx.store, 'target', { where: { place: placeOf(campaign.id, wave, stage) } })).filter(({ device }) =>
+        ctx.bus.online(device),
       )
+      const others = await sendBroadcast(ctx, campaign, targets, stage)
+      await inChunks(others, atOnce, ({ device }) => convergeDevice(ctx, device))
     }
 }
 
@@ -261,7 +267,9 @@ export const destroyEpochs = async (ctx: Context, key: KeyId): Promise<void> => 
     if (held.some((count) => count > 0)) continue
     await perform(ctx, { caller: system, action: 'key.destroy', subject: epoch.id, detail: 'recipient usage over, no device holds it' }, async (tx) => {
       const now = await ctx.store.get('epoch', epoch.id)
-      if (now?.state === 'deactivated') tx.update('epoch', moved(now, 'destroyed', ctx.now()))
+      if (now?.state !== 'deactivated') return
+      tx.update('epoch', moved(now, 'destroyed', ctx.now()))
+      await dropBroadcasts(ctx, tx, epoch.id)
     })
     // A crash here: the material is gone from the store.
     ctx.step('key.destroyed')

@@ -24,6 +24,8 @@ export interface LiveSession {
   resetCount: number | null
   /** The newest report whose difference was withheld until the device has attested. */
   withheld: BodyOf<'report'> | null
+  /** Places that it has labels for, as it reported or as they were sent to it (`seatName`). */
+  places: Set<string>
 }
 
 /** Live connections by device. */
@@ -39,7 +41,7 @@ export const liveSessions = (): Sessions => {
   const live = new Map<string, LiveSession>()
   return {
     open(from, nonce) {
-      const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null }
+      const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null, places: new Set() }
       live.set(from.client, session)
       return session
     },

@@ -3,6 +3,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type AdmissibleDevice, type SuspendedDevice } from '../fleet/device.ts'
+import { dropSeats } from './broadcast.ts'
 import { endCertificates } from './certificates.ts'
 import type { Context } from './context.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -36,6 +37,8 @@ export const holdDevice = async (
   tx.update('device', { ...common, suspendedAt: ctx.now(), suspendedBy: of.by, reason: of.why, withBatch: of.withBatch, before: device })
   const certificates = await endCertificates(ctx, tx, id, { to: 'held', why: 'device suspended', code: 'certificateHold' })
   for (const message of await findAll(ctx.store, 'outbox', { where: { device: id } })) tx.remove('outbox', message)
+  // Somebody may have it who should not: what it knows of its groups is worth nothing by the time it is back.
+  await dropSeats(ctx, tx, id)
   const campaigns = await dropTargets(ctx, tx, id, { stage: 'left', why: 'suspended' })
   tx.note(`${certificates.length} certificates on hold`)
   return { certificates, campaigns }

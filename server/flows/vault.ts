@@ -3,6 +3,7 @@ import { encode } from '@fleetkey/protocol/cbor.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { openCell, sealCell, type Place } from '../keys/at-rest.ts'
+import type { Shard } from '../keys/broadcast.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Base } from './context.ts'
 import { perform } from './perform.ts'
@@ -12,6 +13,9 @@ export interface Vault {
   seal(key: KeyId, epoch: Epoch, material: Secret): Uint8Array
   /** Throws Problem('conflict') for a destroyed epoch, Problem('internal') when the cell does not open. Destroy the result after use. */
   open(epoch: KeyEpoch): Secret
+  /** Generation masters of shards. */
+  sealMaster(shard: string, generation: number, master: Secret): Uint8Array
+  openMaster(shard: Shard): Secret
 }
 
 const dataKeyId = 'dek-1'
@@ -36,11 +40,14 @@ export const openVault = async (ctx: Base, kek: string): Promise<Vault> => {
   const [key] = await ctx.kms.unwrap([{ key: row.kek, wrapped: row.wrapped, context }])
   if (key === undefined) throw new Problem('internal', 'the KMS opened nothing')
   const place = (id: string): Place => ({ tenant: ctx.tenant, table: 'epoch', row: id, column: 'material' })
+  const masterPlace = (shard: string, generation: number): Place => ({ tenant: ctx.tenant, table: 'shard', row: `${shard}/${generation}`, column: 'master' })
   return {
     seal: (id, epoch, material) => sealCell(key, place(`${id}/${epoch}`), material, ctx.random(12)),
     open(epoch) {
       if (epoch.material === null) throw new Problem('conflict', `epoch ${epoch.id} is destroyed`)
       return openCell(key, place(epoch.id), epoch.material)
     },
+    sealMaster: (shard, generation, master) => sealCell(key, masterPlace(shard, generation), master, ctx.random(12)),
+    openMaster: ({ id, generation, master }) => openCell(key, masterPlace(id, generation), master),
   }
 }

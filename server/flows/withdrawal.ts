@@ -2,6 +2,7 @@ import { decode, encode } from '@fleetkey/protocol/cbor.ts'
 import type { Release } from '../fleet/device.ts'
 import { announceApprovals, devicesOf, generationId } from './approvals.ts'
 import { ask } from './ask.ts'
+import { dropSeats } from './broadcast.ts'
 import type { Context } from './context.ts'
 import { keysOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -25,7 +26,10 @@ export const oweWithdrawal = async (ctx: Context, tx: Transaction, release: Pick
   await nextGeneration(ctx, tx, release.model)
   // A suspended device has what it had: it may be suspended because somebody else has it.
   const suspended = (await findAll(ctx.store, 'device', { where: { state: 'suspended' } })).filter(({ model }) => model === release.model)
-  const reached = await inChunks([...(await devicesOf(ctx, release.model)), ...suspended], 500, async ({ id }) => await keysOf(ctx, id))
+  const devices = [...(await devicesOf(ctx, release.model)), ...suspended]
+  const reached = await inChunks(devices, 500, async ({ id }) => await keysOf(ctx, id))
+  // What it was approved for, it could also hear of its groups.
+  for (const { id } of devices) await dropSeats(ctx, tx, id)
   owe(tx, `withdraw/${release.id}`, { keys: [...new Set(reached.flat())].toSorted(), because: `release ${release.id} withdrawn`, kick: null })
 }
 

@@ -20,12 +20,12 @@ export interface Reported {
   readonly stage: 'installed' | 'active'
 }
 
-/** Epochs of a key that a device should hold at `now`. `next`: whether its wave of a running rotation is open. */
-export const desiredEpochs = (key: ManagedKey, epochs: readonly KeyEpoch[], next: boolean, now: number): Desired => ({
+/** Epochs of a key that a device should hold at `now`. `next`: whether its wave of a running rotation is open; `from`: the lowest epoch that it may read. */
+export const desiredEpochs = (key: ManagedKey, epochs: readonly KeyEpoch[], next: boolean, now: number, from = 0): Desired => ({
   key,
   epochs: epochs
     .flatMap((epoch): Desired['epochs'] => {
-      if (epoch.material === null) return []
+      if (epoch.material === null || epoch.epoch < from) return []
       if (epoch.epoch === key.current && epoch.state === 'active') return [{ epoch, as: 'active' }]
       if (epoch.state === 'pre-activation' && next) return [{ epoch, as: 'install' }]
       return epoch.state === 'deactivated' && readable(key, epoch, now) ? [{ epoch, as: 'readable' }] : []

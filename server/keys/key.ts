@@ -42,6 +42,8 @@ export interface Grant {
   readonly key: KeyId
   readonly group: GroupId
   readonly grantedAt: number
+  /** The lowest epoch that it is for; absent: any. */
+  readonly from?: number
 }
 
 /** What a device has proven it holds. `id` is `<device>/<key>/<epoch>`. Stages only go forward. */

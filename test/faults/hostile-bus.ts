@@ -109,7 +109,11 @@ export const hostileBus = (seed: string): HostileBus => {
         })
         return outcome
       },
-      publish: bus.publish,
+      publish: async (topic, bytes) =>
+        await treat({ direction: 'down', client: topic, bytes }, async (to, message) =>
+          to === topic ? await bus.publish(topic, message) : await bus.send(to, message),
+        ),
+      assign: bus.assign,
       kick: bus.kick,
       online: bus.online,
       onPresence: bus.onPresence,

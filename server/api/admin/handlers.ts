@@ -315,7 +315,7 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     async 'group.policy.get'({ caller, params }) {
       read(caller)
-      return policyView((await need(ctx, 'group', params.id)).policy)
+      return policyView(await need(ctx, 'group', params.id))
     },
     async 'group.policy.set'({ caller, params, body }) {
       return policyView(await setGroupPolicy(ctx, caller, groupId(params.id), body))
@@ -356,7 +356,7 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return await keyView(ctx, await need(ctx, 'key', params.id))
     },
-    'key.grant': async ({ caller, params, body }) => await grantKey(ctx, caller, keyId(params.id), body.group),
+    'key.grant': async ({ caller, params, body }) => await grantKey(ctx, caller, keyId(params.id), body.group, body.history),
     'key.rotate': async ({ caller, params, body }) => await startRotation(ctx, caller, keyId(params.id), { policy: body, because: 'ordered by an operator' }),
 
     async 'campaign.list'({ caller, query }) {

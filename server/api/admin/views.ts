@@ -11,18 +11,9 @@ import { keyGenerationOf } from '../../flows/approvals.ts'
 import type { BatchEffect } from '../../flows/batch-order.ts'
 import type { BlastRadius } from '../../flows/blast-radius.ts'
 import type { CaBlastRadius } from '../../flows/under-ca.ts'
+import { deliveryPolicyOf, shardsOf } from '../../flows/broadcast.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
-import {
-  hasIdentity,
-  isMeasured,
-  type Batch,
-  type Device,
-  type Endorsement,
-  type Group,
-  type GroupPolicy,
-  type Release,
-  type Station,
-} from '../../fleet/device.ts'
+import { hasIdentity, isMeasured, type Batch, type Device, type Endorsement, type Group, type Release, type Station } from '../../fleet/device.ts'
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
 import { wholePolicy } from '../../fleet/policy.ts'
 import { recoveriesLeft } from '../../fleet/recovery.ts'
@@ -120,9 +111,9 @@ export const releaseView = ({ id, model, name, number, debug, pcrs, files, impor
 export const impactView = ({ first, ...counts }: Impact): ResponseOf<'release.withdraw'> => ({ ...counts, first: [...first] })
 
 /** A policy as the API gives it: arrays of its own. */
-export const policyView = (kept: GroupPolicy): ResponseOf<'group.policy.get'> => {
-  const { releases, ...policy } = wholePolicy(kept)
-  return { ...policy, releases: releases === 'any' ? releases : [...releases] }
+export const policyView = (group: Group): ResponseOf<'group.policy.get'> => {
+  const { releases, ...policy } = wholePolicy(group.policy)
+  return { ...policy, releases: releases === 'any' ? releases : [...releases], ...deliveryPolicyOf(group) }
 }
 
 export const endorsementView = ({ id, subject, purpose, test, intermediate, certificate, crl, importedAt }: Endorsement): Item<'endorsement.list'> => ({
@@ -140,8 +131,9 @@ export const groupView = async (ctx: Context, group: Group): Promise<ResponseOf<
   id: group.id,
   createdAt: group.createdAt,
   members: await ctx.store.count('member', { group: group.id }),
-  policy: policyView(group.policy),
+  policy: policyView(group),
   keys: (await allOf(ctx, 'grant', { group: group.id })).map(({ key }) => key),
+  shards: (await shardsOf(ctx, group.id)).map(({ shard, generation, given, openedAt }) => ({ shard, generation, given, openedAt })),
 })
 
 export const deviceSummary = (ctx: Context, device: Device): Item<'device.list'> => ({

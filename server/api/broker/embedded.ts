@@ -354,6 +354,14 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     async publish(topic, bytes) {
       await Promise.all([...(members.get(topic) ?? [])].map(async (peer) => await write(peer, topic, bytes)))
     },
+    assign(client, topics) {
+      const allowed = new Set(topics)
+      for (const peer of claims.get(client) ?? []) {
+        if (peer.ref === undefined) continue
+        peer.groups = allowed
+        for (const topic of peer.subscribed) if (topic !== peer.down && !allowed.has(topic)) unsubscribed(peer, topic)
+      }
+    },
     async kick(client, reason) {
       await Promise.all(
         [...(claims.get(client) ?? [])].map(async (peer) => {
