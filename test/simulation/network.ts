@@ -15,7 +15,7 @@ const treatments = ['pass', 'pass', 'pass', 'pass', 'pass', 'drop', 'repeat', 'l
 interface Line {
   readonly ref: DeviceRef
   readonly options: ConnectionOptions
-  readonly groups: ReadonlySet<string>
+  groups: ReadonlySet<string>
   /** The agent's end counts as open: it is told when the line breaks. */
   isOpen: boolean
   isBroken: boolean
@@ -175,6 +175,8 @@ export const openNetwork = (of: { readonly time: VirtualTime; readonly dice: Dic
       exporter,
       // TLS is not simulated: its own tests have the real one.
       server: { notBefore: 0, notAfter: Number.MAX_SAFE_INTEGER },
+      // The server alone decides what a line hears.
+      subscribe: async () => undefined,
       send: async (bytes) => await toServer(line, bytes),
       close: async () => sever(line, 'closed by the agent'),
       destroy: () => sever(line, 'dropped by the agent'),
@@ -213,6 +215,10 @@ export const openNetwork = (of: { readonly time: VirtualTime; readonly dice: Dic
         },
         async publish(topic, bytes) {
           if (isUp()) for (const line of lines.values()) if (line.groups.has(topic)) toDevice(line, bytes)
+        },
+        assign(client, topics) {
+          const line = isUp() ? lines.get(client) : undefined
+          if (line !== undefined) line.groups = new Set(topics)
         },
         async kick(client) {
           const line = isUp() ? lines.get(client) : undefined
