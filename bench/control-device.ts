@@ -112,7 +112,18 @@ export const openControlDevice = async (folder: string, server: ServerProcess): 
   let sequence = 0
   const report = async (): Promise<number> => {
     const started = performance.now()
-    await channel.send({ type: 'report', session, sequence: sequence++, holdings: [], usage: [], resetCount, tlsNotAfter: 0, trust: null, agent: 'bench' })
+    await channel.send({
+      type: 'report',
+      session,
+      sequence: sequence++,
+      holdings: [],
+      usage: [],
+      places: [],
+      resetCount,
+      tlsNotAfter: 0,
+      trust: null,
+      agent: 'bench',
+    })
     if (refused !== undefined) throw new Error(`the control device's report was refused: ${refused}`)
     return performance.now() - started
   }
