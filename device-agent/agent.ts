@@ -1,6 +1,6 @@
 import { dirname } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
-import type { ApprovalSet, Body, BodyOf, FirmwarePolicy, TrustBundle } from '@fleetkey/protocol/messages.ts'
+import type { ApprovalSet, BodyOf, FirmwarePolicy, TrustBundle } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { DeviceId, GroupAddress } from '@fleetkey/protocol/ids.ts'
 import { trustDigest } from '@fleetkey/protocol/transcript.ts'
