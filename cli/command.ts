@@ -70,11 +70,11 @@ export const duration = (call: Invocation, option: string): number | undefined =
   return Math.round(Number(amount) * (units[unit] ?? 1))
 }
 
-/** `2027-03-31` (its end, UTC) or a full ISO 8601 time, in milliseconds since 1970. */
-export const date = (call: Invocation, option: string): number | undefined => {
+/** `2027-03-31` (its end, or its start, UTC) or a full ISO 8601 time, in milliseconds since 1970. */
+export const date = (call: Invocation, option: string, day: 'start' | 'end' = 'end'): number | undefined => {
   const given = text(call, option)
   if (given === undefined) return undefined
-  const full = /^\d{4}-\d{2}-\d{2}$/.test(given) ? `${given}T23:59:59.999Z` : given
+  const full = /^\d{4}-\d{2}-\d{2}$/.test(given) ? `${given}T${day === 'end' ? '23:59:59.999' : '00:00:00.000'}Z` : given
   const calendar = new Date(`${given.slice(0, 10)}T00:00:00Z`)
   const real = !Number.isNaN(calendar.getTime()) && calendar.toISOString().startsWith(given.slice(0, 10))
   const at = real && /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,3})?)?(Z|[+-]\d{2}:\d{2})$/.test(full) ? Date.parse(full) : NaN

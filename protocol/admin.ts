@@ -394,6 +394,47 @@ export const TokenView = z.strictObject({
   spentAt: time.nullable(),
   spentBy: DeviceId.nullable(),
 })
+const Proof = z.enum(['delivered', 'installed', 'active'])
+/** A topic, or an MQTT filter. */
+const topic = z.string().min(1).max(200)
+/** From a moment until before another one; until now when left out. */
+const windowQuery = { from: z.coerce.number().int().min(0), until: z.coerce.number().int().min(0).optional() }
+/** A device that could read what was protected in a window. `then`: it held the epoch within it; `later`: it got it afterwards, and could read a recording. */
+export const ReaderView = z.strictObject({
+  device: DeviceId,
+  key: KeyId,
+  epoch: z.int(),
+  proof: Proof,
+  when: z.enum(['then', 'later']),
+  heldFrom: time,
+  heldUntil: time.nullable(),
+})
+/** Members that have proven neither an epoch nor a newer one, and why. A page may be short: there is more as long as `next` is not null. */
+export const UnprovenView = z.strictObject({
+  epoch: z.int(),
+  /** Devices that use it. */
+  proven: z.int(),
+  items: z.array(
+    z.strictObject({
+      device: DeviceId,
+      stage: z.enum(['not-enrolled', 'quarantined', 'suspended', 'not-entitled', 'pending', 'delivered', 'installed', 'failed']),
+      reason: z.string(),
+      since: time.nullable(),
+      lastSeenAt: time.nullable(),
+      online: z.boolean(),
+    }),
+  ),
+  next: z.string().nullable(),
+})
+/** What a device held at a moment, and what its groups entitled it to. */
+export const HeldView = z.strictObject({
+  device: DeviceId,
+  at: time,
+  items: z.array(z.strictObject({ key: KeyId, epoch: z.int(), proof: Proof, state: z.string(), heldFrom: time, heldUntil: time.nullable() })),
+  next: z.string().nullable(),
+  groups: z.array(GroupId),
+  granted: z.array(KeyId),
+})
 const span = z.strictObject({ from: time, until: time.nullable() })
 /** What one identity could read, from when to when; null: not over. */
 export const BlastRadiusView = z.strictObject({
@@ -410,7 +451,7 @@ export const BlastRadiusView = z.strictObject({
           epoch: z.int(),
           state: z.string(),
           /** It was sent; the device signed that it has it; it proved by a MAC that it used it. */
-          proof: z.enum(['delivered', 'installed', 'active']),
+          proof: Proof,
           /** Until the device stated that its copy is erased. */
           heldFrom: time,
           heldUntil: time.nullable(),
@@ -433,6 +474,8 @@ export const KeyView = z.strictObject({
   recipientUsage: z.int(),
   createdAt: time,
   grants: z.array(GroupId),
+  /** Topics and MQTT filters that applications protect with it. */
+  topics: z.array(z.string()),
   epochs: z.array(
     z.strictObject({
       epoch: z.int(),
@@ -922,6 +965,20 @@ export const operations = {
     response: BlastRadiusView,
   },
 
+  'device.held': {
+    method: 'GET',
+    path: '/api/1/devices/{id}/held',
+    summary: 'What a device held at a moment (now), and what it was entitled to',
+    query: z.object({ ...page, at: z.coerce.number().int().min(0).optional() }),
+    response: HeldView,
+  },
+  'revocation.preview': {
+    method: 'GET',
+    path: '/api/1/revocation/{what}/{id}',
+    summary: 'Keys that revoking a `device`, a `batch`, all of a `station` or of a `ca` (number of its generation) would rotate; changes nothing',
+    response: z.strictObject({ keys: z.array(KeyId), groups: z.array(GroupId), devices: z.int().nullable() }),
+  },
+
   'device.recover': {
     method: 'POST',
     path: '/api/1/devices/{id}/recover',
@@ -957,6 +1014,34 @@ export const operations = {
     summary: 'Let the members of a group hold a key',
     body: z.strictObject({ group: GroupId, history: z.boolean().optional() }),
     response: z.strictObject({ devices: z.int() }),
+  },
+  'key.topics': {
+    method: 'PUT',
+    path: '/api/1/keys/{id}/topics',
+    summary: 'Say which topics (or MQTT filters) applications protect with a key, from now on',
+    body: z.strictObject({ topics: z.array(topic).max(64) }),
+    response: KeyView,
+  },
+  'key.unproven': {
+    method: 'GET',
+    path: '/api/1/keys/{id}/unproven',
+    summary: 'Members that have proven neither an epoch (the newest) nor a newer one, and why',
+    query: z.object({ ...page, epoch: z.coerce.number().int().min(1).optional() }),
+    response: UnprovenView,
+  },
+  'key.readers': {
+    method: 'GET',
+    path: '/api/1/keys/{id}/readers',
+    summary: 'Devices that could read what a key protected in a window of time, then or later',
+    query: z.object({ ...page, ...windowQuery }),
+    response: listOf(ReaderView),
+  },
+  'topic.readers': {
+    method: 'GET',
+    path: '/api/1/topic-readers',
+    summary: 'Devices that could read a topic in a window of time, by the keys that protected it then',
+    query: z.object({ ...page, ...windowQuery, topic }),
+    response: listOf(ReaderView),
   },
   'key.rotate': {
     method: 'POST',

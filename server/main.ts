@@ -28,6 +28,7 @@ import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
 import { settleOwedBatches } from './flows/batch-order.ts'
 import { sweepIntents } from './flows/issue.ts'
+import { settleLedger } from './flows/settle-ledger.ts'
 import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
 import { isDue } from './flows/own-certificates.ts'
@@ -199,6 +200,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     await renewTls()
     signedBy = authority.key
   })
+  await settleLedger(ctx)
   await settleRollover(ctx)
   await settleOwedAppraisals(ctx)
   await settleOwedBatches(ctx)

@@ -13,6 +13,7 @@ import { inventoryCommands } from './inventory.ts'
 import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
 import { kmsCommands } from './kms.ts'
+import { ledgerCommands } from './ledger.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
 import { rolloverCommands } from './rollover.ts'
@@ -34,6 +35,7 @@ export const commands: readonly Command[] = [
   ...policyCommands,
   ...deviceCommands,
   ...keyCommands,
+  ...ledgerCommands,
   ...campaignCommands,
   ...caCommands,
   ...inventoryCommands,

@@ -5,7 +5,8 @@ import { groupId } from './group.ts'
 import { everyPage } from './paging.ts'
 import { watchCampaign } from './campaign.ts'
 
-const keyId = (value: string): KeyId => {
+/** A key's name, or a usage error. */
+export const keyId = (value: string): KeyId => {
   const parsed = KeyId.safeParse(value)
   if (!parsed.success) throw new UsageError(`'${value}' is no key name: lower-case letters, digits and dashes, at most 64`)
   return parsed.data

@@ -52,6 +52,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'key.deliver',
     'key.destroy',
     'key.rotate',
+    'ledger.settle',
     'ocsp.responder',
     'rotation.settle',
     'server.setup',
@@ -77,6 +78,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'key.create',
     'key.grant',
     'key.rotate',
+    'key.topics',
   ],
 }
 

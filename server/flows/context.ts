@@ -23,6 +23,7 @@ import type { Sessions } from './sessions.ts'
 import type { Vault } from './vault.ts'
 import type { Broadcast, Shard } from '../keys/broadcast.ts'
 import type { DataKey, Grant, Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
+import type { Span } from '../keys/span.ts'
 
 /** A challenge waits for exactly one answer; spending it is a commit of its own. `id` is its 16 bytes in hex. */
 export interface PendingChallenge {
@@ -82,6 +83,7 @@ export interface Tables {
   holding: Holding
   shard: Shard
   broadcast: Broadcast
+  span: Span
   dataKey: DataKey
   campaign: Campaign
   target: Target
@@ -112,6 +114,7 @@ export const indexes = {
   holding: { device: 'plain', key: 'plain', place: 'plain' },
   shard: {},
   broadcast: {},
+  span: { of: 'plain', by: 'plain', open: 'unique', lot: 'plain' },
   dataKey: {},
   campaign: { key: 'plain', state: 'plain' },
   target: { campaign: 'plain', device: 'plain', place: 'plain' },

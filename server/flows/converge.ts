@@ -8,7 +8,7 @@ import { isAttestationDue } from '../attestation/due.ts'
 import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, isMeasured, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
-import { holdingPlace, type Holding } from '../keys/key.ts'
+import { holdingPlace, redelivered, type Holding } from '../keys/key.ts'
 import type { Broadcast } from '../keys/broadcast.ts'
 import { ask } from './ask.ts'
 import { broadcastFor, broadcastMessage, labelsMessage, owedPlaces, placesOf, type OwedPlace } from './broadcast.ts'
@@ -225,8 +225,10 @@ const recordDelivery = (
   },
 ): Uint8Array => {
   const held = of.holdings.find((one) => one.key === key.id && one.epoch === epoch.epoch)
-  const nonce = of.nonce ?? held?.nonce ?? ctx.random(16)
-  if (held !== undefined && !same(held.nonce, nonce)) tx.update('holding', { ...held, nonce })
+  const isErased = held?.stage === 'retired'
+  const nonce = of.nonce ?? (isErased ? undefined : held?.nonce) ?? ctx.random(16)
+  if (isErased) tx.update('holding', redelivered(held, nonce, ctx.now()))
+  else if (held !== undefined && !same(held.nonce, nonce)) tx.update('holding', { ...held, nonce })
   if (held === undefined)
     tx.insert('holding', {
       id: `${device.id}/${key.id}/${epoch.epoch}`,

@@ -2,6 +2,7 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { authorise, type Action } from '../access/authorise.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Base, Changes, Table, Tables, Write } from './context.ts'
+import { ledgerOf } from './ledger.ts'
 
 /** Caller + action + subject. */
 export interface Intent {
@@ -56,7 +57,7 @@ const collect = (): { tx: Transaction; writes: Write[]; notes: string[] } => {
       touched.add(`${table}/${row.id}`)
       tx.update(table, row)
     },
-    remove: (table, row) => void writes.push({ table, do: 'delete', id: row.id, version: row.version }),
+    remove: (table, row) => void writes.push({ table, do: 'delete', id: row.id, version: row.version } as Write),
     note: (detail) => void notes.push(detail),
   }
   return { tx, writes, notes }
@@ -73,7 +74,9 @@ export const perform = async <R>(ctx: Base, intent: Intent, change: (tx: Transac
     for (let attempt = 1; ; attempt++) {
       const { tx, writes, notes } = collect()
       const result = await change(tx)
-      const verdict = await ctx.store.commit(changesOf(ctx, intent, writes, notes), { reserved: reserved.has(intent.action) })
+      const verdict = await ctx.store.commit(changesOf(ctx, intent, [...writes, ...(await ledgerOf(ctx, writes))], notes), {
+        reserved: reserved.has(intent.action),
+      })
       if (verdict.committed) return result
       const { table, id, why, field } = verdict.conflict
       if (why === 'unique' || why === 'exists' || attempt === attempts)

@@ -1,4 +1,4 @@
-import type { Query, Store, Table, Tables } from './context.ts'
+import type { IndexOf, Query, Store, Table, Tables } from './context.ts'
 
 const pageSize = 1000
 
@@ -16,6 +16,17 @@ export const findAll = async <T extends Table>(store: Store, table: T, query: Om
 /** The first row that matches: for fields that are unique. */
 export const findOne = async <T extends Table>(store: Store, table: T, where: NonNullable<Query<T>['where']>): Promise<Tables[T] | undefined> =>
   (await store.find(table, { where, limit: 1 } as Query<T>))[0]
+
+/** Ids of the rows with one value of an index, ascending, from the index alone: for passing over many. `after`: exclusive. */
+export const idsWhere = async <T extends Table>(
+  store: Store,
+  table: T,
+  where: { readonly index: IndexOf<T>; readonly value: string; readonly after?: string | undefined; readonly limit: number },
+): Promise<readonly string[]> => {
+  const { index, value, after, limit } = where
+  const entries = await store.scan(table, index, { from: value, to: value, limit, ...(after === undefined ? {} : { after: { value, id: after } }) })
+  return entries.map(({ id }) => id)
+}
 
 /** Runs `work` over items, a bounded number at a time, in order within each chunk. */
 export const inChunks = async <I, O>(items: readonly I[], size: number, work: (item: I, at: number) => Promise<O>): Promise<readonly O[]> => {

@@ -63,6 +63,8 @@ export interface Holding {
   readonly activeAt: number | null
   readonly retiredAt: number | null
   readonly reason: string | null
+  /** When it had this epoch before, oldest first: it was erased, and delivered again since. Absent: never. */
+  readonly earlier?: readonly { readonly from: number; readonly until: number | null }[]
 }
 
 export type HoldingStage = 'delivered' | 'installed' | 'active' | 'retired' | 'failed'
@@ -78,6 +80,20 @@ export const inHoldingStage = (holding: Holding, stage: HoldingStage, now: numbe
   activeAt: stage === 'active' ? now : holding.activeAt,
   retiredAt: stage === 'retired' ? now : holding.retiredAt,
   reason,
+})
+
+/** The holding of an epoch that the device erased and is sent again, with another nonce: what it said before counts for nothing. */
+export const redelivered = (holding: Holding, nonce: Uint8Array, now: number): Holding => ({
+  ...holding,
+  stage: 'delivered',
+  place: holdingPlace(holding.key, holding.epoch, 'delivered'),
+  nonce,
+  deliveredAt: now,
+  installedAt: null,
+  activeAt: null,
+  retiredAt: null,
+  reason: null,
+  earlier: [...(holding.earlier ?? []), { from: holding.deliveredAt, until: holding.retiredAt }],
 })
 
 /** A data encryption key wrapped by the KEK that lives in the KMS. */

@@ -18,6 +18,11 @@ import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
+import { exposedKeys } from '../../flows/exposed-keys.ts'
+import { heldAt } from '../../flows/held.ts'
+import { setTopics } from '../../flows/key-topics.ts'
+import { keyReaders, topicReaders } from '../../flows/readers.ts'
+import { unprovenDevices } from '../../flows/unproven.ts'
 import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { findCertificate, searchCertificates } from '../../flows/inventory.ts'
@@ -345,6 +350,19 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return blastRadiusView(await blastRadius(ctx, deviceId(params.id)))
     },
 
+    async 'device.held'({ caller, params, query }) {
+      read(caller)
+      const { items, groups, granted, ...rest } = await heldAt(ctx, deviceId(params.id), query.at ?? ctx.now(), page(query))
+      return { ...rest, items: [...items], groups: [...groups], granted: [...granted] }
+    },
+    async 'revocation.preview'({ caller, params }) {
+      read(caller)
+      const what = parsed(z.enum(['device', 'batch', 'station', 'ca']), params.what, 'what is revoked:')
+      if (what === 'device') deviceId(params.id)
+      const { keys, groups, devices } = await exposedKeys(ctx, what, params.id)
+      return { keys: [...keys], groups: [...groups], devices }
+    },
+
     'device.attest': async ({ caller, params }) => ({ asked: await orderAttestation(ctx, caller, deviceId(params.id)) }),
 
     'key.create': async ({ caller, body }) => await createKey(ctx, caller, body),
@@ -357,6 +375,22 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return await keyView(ctx, await need(ctx, 'key', params.id))
     },
     'key.grant': async ({ caller, params, body }) => await grantKey(ctx, caller, keyId(params.id), body.group, body.history),
+    async 'key.topics'({ caller, params, body }) {
+      await setTopics(ctx, caller, keyId(params.id), body.topics)
+      return await keyView(ctx, await need(ctx, 'key', params.id))
+    },
+    async 'key.unproven'({ caller, params, query }) {
+      read(caller)
+      return await unprovenDevices(ctx, keyId(params.id), { ...page(query), epoch: query.epoch })
+    },
+    async 'key.readers'({ caller, params, query }) {
+      read(caller)
+      return await keyReaders(ctx, keyId(params.id), { from: query.from, until: query.until ?? ctx.now() }, page(query))
+    },
+    async 'topic.readers'({ caller, query }) {
+      read(caller)
+      return await topicReaders(ctx, query.topic, { from: query.from, until: query.until ?? ctx.now() }, page(query))
+    },
     'key.rotate': async ({ caller, params, body }) => await startRotation(ctx, caller, keyId(params.id), { policy: body, because: 'ordered by an operator' }),
 
     async 'campaign.list'({ caller, query }) {

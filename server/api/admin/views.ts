@@ -12,6 +12,7 @@ import type { BatchEffect } from '../../flows/batch-order.ts'
 import type { BlastRadius } from '../../flows/blast-radius.ts'
 import type { CaBlastRadius } from '../../flows/under-ca.ts'
 import { deliveryPolicyOf, shardsOf } from '../../flows/broadcast.ts'
+import { topicSpans } from '../../flows/key-topics.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import { hasIdentity, isMeasured, type Batch, type Device, type Endorsement, type Group, type Release, type Station } from '../../fleet/device.ts'
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
@@ -304,7 +305,7 @@ export const alertView = (alert: RaisedAlert): ResponseOf<'alert.list'>['items']
 }
 
 export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf<'key.show'>> => {
-  const [epochs, grants] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id })])
+  const [epochs, grants, topics] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id }), topicSpans(ctx, key.id)])
   return {
     id: key.id,
     algorithm: key.algorithm,
@@ -314,6 +315,7 @@ export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf
     recipientUsage: key.recipientUsage,
     createdAt: key.createdAt,
     grants: grants.map(({ group }): GroupId => group),
+    topics: topics.map(({ topic }) => topic ?? '').toSorted(),
     epochs: epochs
       .map(({ epoch, state, checkValue, createdAt, activatedAt, deactivatedAt, destroyedAt }) => ({
         epoch: Number(epoch),
