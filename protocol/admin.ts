@@ -144,6 +144,15 @@ export const WebhookView = z.strictObject({
   error: z.string().nullable(),
   waiting: z.int(),
 })
+/** Where the keys of the server are. `place` of each: `file`, or a word for the kind of its back end. */
+export const KmsView = z.strictObject({
+  backend: z.string(),
+  kek: z.string(),
+  /** KEKs that may still have wrapped something. */
+  former: z.array(z.string()),
+  keys: z.array(z.strictObject({ name: z.string(), purpose: z.string(), place: z.string(), uses: z.int() })),
+})
+const KekOutcome = z.strictObject({ kek: z.string(), former: z.array(z.string()), rewrapped: z.int(), already: z.boolean() })
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
 /** What devices with certificates of one CA could read, and from when to when. */
 export const CaBlastRadiusView = z.strictObject({
@@ -661,6 +670,14 @@ export const operations = {
     response: batchOrders,
   },
 
+  'kms.status': { method: 'GET', path: '/api/1/kms', summary: 'Where the keys of the server are, and which KEK wraps', response: KmsView },
+  'kms.rotate-kek': {
+    method: 'POST',
+    path: '/api/1/kms/rotate-kek',
+    summary: 'Make another KEK, where new keys are made now, and wrap with it what the one before has wrapped',
+    response: KekOutcome,
+  },
+  'kms.retire-kek': { method: 'POST', path: '/api/1/kms/retire-kek', summary: 'Destroy the KEK before the present one', response: KekOutcome },
   'ca.status': { method: 'GET', path: '/api/1/ca', summary: 'The CA, its generations, and the readiness of the fleet', response: CaView },
   'certificate.list': {
     method: 'GET',

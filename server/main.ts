@@ -33,7 +33,9 @@ import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
 import { isDue } from './flows/own-certificates.ts'
 import { settleOwedRotations } from './flows/owed-rotation.ts'
+import { settleKek } from './flows/kek.ts'
 import { perform } from './flows/perform.ts'
+import { rewrapAll } from './flows/rewrap.ts'
 import { settleRollover } from './flows/rollover.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
@@ -202,6 +204,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   })
   await settleLedger(ctx)
   await settleRollover(ctx)
+  await settleKek(ctx, rewrapAll)
   await settleOwedAppraisals(ctx)
   await settleOwedBatches(ctx)
   await settleOwedRotations(ctx)

@@ -1,5 +1,6 @@
 import { join, resolve } from 'node:path'
 import { exit, text, type Command } from '../command.ts'
+import { facts, table } from '../output.ts'
 import { InstallError, installPkcs11js, pkcs11js } from '../offline/pkcs11js.ts'
 
 export const kmsCommands: readonly Command[] = [
@@ -20,6 +21,45 @@ export const kmsCommands: readonly Command[] = [
         process.stderr.write(`fleetkey: ${error.message}\n`)
         return Promise.resolve(exit.notReady)
       }
+    },
+  },
+  {
+    name: 'kms status',
+    usage: '',
+    summary: 'where each key of the server is, how often it was used, and which KEK wraps',
+    args: [0, 0],
+    async run(call) {
+      const status = await call.client().call('kms.status')
+      call.out.result(status, () =>
+        [
+          facts({ 'new keys': status.backend, KEK: status.kek, 'not retired': status.former.join(', ') || null }),
+          '',
+          table([['KEY', 'PURPOSE', 'IN', 'USES'], ...status.keys.map(({ name, purpose, place, uses }) => [name, purpose, place, String(uses)])]),
+        ].join('\n'),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'kms rotate-kek',
+    usage: '',
+    summary: 'make another KEK where new keys are made now, and wrap with it what the one before has wrapped',
+    args: [0, 0],
+    async run(call) {
+      const done = await call.client().call('kms.rotate-kek')
+      call.out.result(done, () => `${done.kek} wraps; ${done.rewrapped} rows wrapped anew; ${done.former.join(', ')} is still there; next: kms retire-kek`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'kms retire-kek',
+    usage: '',
+    summary: 'destroy the KEK before the present one; copies of the database from before it was rotated open nothing then',
+    args: [0, 0],
+    async run(call) {
+      const done = await call.client().call('kms.retire-kek')
+      call.out.result(done, () => (done.already ? `nothing to retire: ${done.kek} is the only KEK` : `${done.kek} is the only KEK`))
+      return exit.ok
     },
   },
 ]

@@ -48,6 +48,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'enrol.sweep',
     'firmware.approve',
     'group.place',
+    'kek.settle',
     'key.broadcast',
     'key.deliver',
     'key.destroy',

@@ -23,6 +23,7 @@ import {
 import type { StatusPlaces } from '../ca/tbs.ts'
 import type { Base, KmsKeyPurpose } from './context.ts'
 import { certifyAgain, prepareCertificates, recordIssued, type Issuer, type Order } from './issue.ts'
+import { ensureKek, keksOf } from './kek.ts'
 import { kmsSigner } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 
@@ -48,8 +49,10 @@ interface Standing extends Issuer {
   readonly tainted: ReadonlySet<string>
   /** What devices are to believe; null while that is what their configuration says. */
   readonly bundle: TrustBundle | null
-  /** Name of the KMS key that wraps data keys and challenge secrets. */
+  /** Name of the KMS key that wraps data keys, challenge secrets and what checks tokens. */
   readonly kek: string
+  /** With those before it that may still have wrapped something: what opens wraps, newest first. */
+  readonly keks: readonly string[]
 }
 
 /** Its standing as it is: a rollover changes it while the server runs. */
@@ -233,7 +236,7 @@ const bundleOf = async (ctx: Base, rollover: Rollover, { issuing, roots, crosses
 }
 
 const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
-  const rollover = await rolloverOf(ctx)
+  const [rollover, { current: kek, former }] = [await rolloverOf(ctx), await keksOf(ctx)]
   const active = activeOf(rollover)
   const all = await load(ctx, rollover)
   const [root, issuing] = [await need(ctx, rootSetting(active.root)), await need(ctx, issuingSetting(active.number))]
@@ -278,7 +281,8 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
     retired: keysOf(['retiring', 'retired']),
     tainted: keysOf(['tainted']),
     bundle: await bundleOf(ctx, rollover, all),
-    kek: 'kek',
+    kek,
+    keks: [kek, ...former],
   }
 }
 
@@ -305,7 +309,7 @@ export const caCertificates = async (
  * certificates from now on are; `places`: what they say about where others ask about them.
  */
 export const openAuthority = async (ctx: Base, { profiles = defaultProfiles, places }: Partial<Issuance> = {}): Promise<Authority> => {
-  await ctx.kms.create('kek', 'kek')
+  await ensureKek(ctx)
   ctx.step('setup.kek')
   const rollover = await rolloverOf(ctx)
   // Once another generation was active, everything of the first is there, or gone for good.

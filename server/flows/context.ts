@@ -243,6 +243,8 @@ export interface KmsKey {
   /** DER SubjectPublicKeyInfo; null for the KEK. */
   readonly spki: Uint8Array | null
   readonly uses: number
+  /** Kind of back end that has it. */
+  readonly place: string
 }
 
 /** How the process that holds the keys stands: sealed, it does nothing before it is given what opens them. */

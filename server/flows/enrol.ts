@@ -19,6 +19,7 @@ import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
 import { identified, keysOf, sameRecipient } from './identified.ts'
+import { unwrapUnder, type Wrapped } from './kek.ts'
 import { claimSpki, prepareCertificates, recordIssued } from './issue.ts'
 import { hex, messageTo } from './message.ts'
 import { perform, type Intent } from './perform.ts'
@@ -45,6 +46,13 @@ export const callerOf = (from: DeviceRef): Caller =>
   from.device === null ? { kind: 'unidentified', id: from.from, from: from.from } : { kind: 'device', id: from.device, from: from.from }
 
 const secretContext = (tenant: string, id: string): Uint8Array => encode(['fleetkey/1/challenge', tenant, id])
+
+export const wrappedChallenge: Wrapped<'challenge'> = {
+  table: 'challenge',
+  wrapOf: ({ secret }) => secret,
+  contextOf: (tenant, { id }) => secretContext(tenant, id),
+  withWrap: (row, secret) => ({ ...row, secret }),
+}
 
 /** The endorsements an operator imported, as the verifier takes them. */
 const endorsementsOf = async (ctx: Context): Promise<readonly EndorsementCa[]> => await findAll(ctx.store, 'endorsement')
@@ -157,9 +165,7 @@ const keep = async (ctx: Context, secret: Secret, id: string): Promise<Uint8Arra
 
 const kept = async (ctx: Context, { id, secret: wrapped }: PendingChallenge): Promise<Secret | null> => {
   if (wrapped === null) return null
-  const [secret] = await ctx.kms.unwrap([{ key: ctx.authority.kek, wrapped, context: secretContext(ctx.tenant, id) }])
-  if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
-  return secret
+  return await unwrapUnder(ctx, ctx.authority.keks, { wrapped, context: secretContext(ctx.tenant, id) })
 }
 
 /**

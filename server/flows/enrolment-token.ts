@@ -11,6 +11,7 @@ import { fail } from '../attestation/reasons.ts'
 import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
 import { tokenFault, type EnrolmentToken, type TokenUse } from '../fleet/enrolment-token.ts'
 import type { Context } from './context.ts'
+import { unwrapUnder, type Wrapped } from './kek.ts'
 import { hex, sha256hex } from './message.ts'
 import { callerName, perform, type Intent } from './perform.ts'
 import { inTurn } from './turn.ts'
@@ -22,6 +23,13 @@ const maxTokens = 1_000_000
 const maxLife = 366 * 86_400_000
 
 const verifierContext = (tenant: string, id: string): Uint8Array => encode(['fleetkey/1/token', tenant, id])
+
+export const wrappedToken: Wrapped<'enrolmentToken'> = {
+  table: 'enrolmentToken',
+  wrapOf: ({ verifier }) => verifier,
+  contextOf: (tenant, { id }) => verifierContext(tenant, id),
+  withWrap: (row, verifier) => ({ ...row, verifier }),
+}
 
 export interface TokenOrder {
   readonly batch: string
@@ -146,11 +154,8 @@ export const tokenFor = async (ctx: Context, hello: Hello, device: Device): Prom
 }
 
 /** What proofs of this token are checked with. */
-export const verifierOf = async (ctx: Context, { id, verifier }: EnrolmentToken): Promise<Secret> => {
-  const [secret] = await ctx.kms.unwrap([{ key: ctx.authority.kek, wrapped: verifier, context: verifierContext(ctx.tenant, id) }])
-  if (secret === undefined) throw new Problem('internal', 'the KMS opened nothing')
-  return secret
-}
+export const verifierOf = async (ctx: Context, { id, verifier }: EnrolmentToken): Promise<Secret> =>
+  await unwrapUnder(ctx, ctx.authority.keks, { wrapped: verifier, context: verifierContext(ctx.tenant, id) })
 
 /**
  * Spends a token in a commit of its own, for one device and its LDevID key, before anything is issued: of many that prove it at once, one wins. The winner may

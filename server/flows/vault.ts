@@ -6,6 +6,7 @@ import { openCell, sealCell, type Place } from '../keys/at-rest.ts'
 import type { Shard } from '../keys/broadcast.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Base } from './context.ts'
+import type { Wrapped } from './kek.ts'
 import { perform } from './perform.ts'
 
 /** Seals and opens the key material of epochs under the data key, which the KEK in the KMS wraps. */
@@ -19,10 +20,18 @@ export interface Vault {
 }
 
 const dataKeyId = 'dek-1'
+const contextOf = (tenant: string, id: string): Uint8Array => encode(['fleetkey/1/data-key', tenant, id])
+
+export const wrappedDataKey: Wrapped<'dataKey'> = {
+  table: 'dataKey',
+  wrapOf: ({ wrapped }) => wrapped,
+  contextOf: (tenant, { id }) => contextOf(tenant, id),
+  withWrap: (row, wrapped, kek) => ({ ...row, wrapped, kek }),
+}
 
 /** Makes the data key at first start, unwraps it at every start: the database alone decrypts nothing. */
 export const openVault = async (ctx: Base, kek: string): Promise<Vault> => {
-  const context = encode(['fleetkey/1/data-key', ctx.tenant, dataKeyId])
+  const context = contextOf(ctx.tenant, dataKeyId)
   let row = await ctx.store.get('dataKey', dataKeyId)
   if (row === undefined) {
     const fresh = new Secret(ctx.random(32))

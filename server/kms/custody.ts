@@ -12,6 +12,8 @@ export interface HeldKey {
   readonly spki: Uint8Array | null
   /** Uses as last written: never below the true count. */
   readonly counted: number
+  /** Kind of back end that has it. */
+  readonly place: string
 }
 
 /** A back end: has keys and does as it is told. Who may ask for what, and how often, is decided before it is asked. */
@@ -86,8 +88,8 @@ class Uses<K extends HeldKey> {
   }
 
   view(): KmsKey {
-    const { name, purpose, spki } = this.key
-    return { name, purpose, spki: spki?.slice() ?? null, uses: this.#uses }
+    const { name, purpose, spki, place } = this.key
+    return { name, purpose, spki: spki?.slice() ?? null, uses: this.#uses, place }
   }
 }
 

@@ -67,9 +67,9 @@ const generate = (purpose: KmsKeyPurpose, random: (length: number) => Uint8Array
 
 const held = (file: KeyFile, material: Uint8Array): FileKey => {
   const { name, purpose, uses: counted } = file
-  if (purposes[purpose] === 'aes') return { file, name, purpose, counted, material: createSecretKey(material), spki: null }
+  if (purposes[purpose] === 'aes') return { file, place: 'file', name, purpose, counted, material: createSecretKey(material), spki: null }
   const key = createPrivateKey({ key: Buffer.from(material), format: 'der', type: 'pkcs8' })
-  return { file, name, purpose, counted, material: key, spki: new Uint8Array(createPublicKey(key).export({ type: 'spki', format: 'der' })) }
+  return { file, place: 'file', name, purpose, counted, material: key, spki: new Uint8Array(createPublicKey(key).export({ type: 'spki', format: 'der' })) }
 }
 
 /** Reads and opens one key file. Its name must be the one inside: a file copied over another is noticed. Throws Problem('internal'). */

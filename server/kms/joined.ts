@@ -31,7 +31,15 @@ export const joined = (first: Holder, second: Holder): Holder<JoinedKey> => {
   const both = [first, second] as const
   const twice = first.keys.find(({ name }) => second.keys.some((other) => other.name === name))
   if (twice !== undefined) throw new Problem('internal', `KMS key ${twice.name} is in two places`, { reason: 'kms.tampered' })
-  const from = (of: 0 | 1, key: HeldKey): JoinedKey => ({ name: key.name, purpose: key.purpose, spki: key.spki, counted: key.counted, of, key })
+  const from = (of: 0 | 1, key: HeldKey): JoinedKey => ({
+    name: key.name,
+    purpose: key.purpose,
+    spki: key.spki,
+    counted: key.counted,
+    place: key.place,
+    of,
+    key,
+  })
   return {
     keys: [...first.keys.map((key) => from(0, key)), ...second.keys.map((key) => from(1, key))],
     make: async (name, purpose) => from(0, await first.make(name, purpose)),

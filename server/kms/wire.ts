@@ -173,13 +173,13 @@ export const readProblem = (value: unknown): Problem => {
   })
 }
 
-export const keyParts = (key: KmsKey): readonly unknown[] => [key.name, key.purpose, key.spki, key.uses]
+export const keyParts = (key: KmsKey): readonly unknown[] => [key.name, key.purpose, key.spki, key.uses, key.place]
 
 export const readKey = (value: unknown): KmsKey => {
-  const [name, purpose, spki, uses] = fields(value, 4)
+  const [name, purpose, spki, uses, place] = fields(value, 5)
   if (!isKeyName(name) || !isPurpose(purpose) || !(spki === null || spki instanceof Uint8Array) || !isCount(uses, 0, Number.MAX_SAFE_INTEGER))
     throw malformed('not a key')
-  return { name, purpose, spki, uses }
+  return { name, purpose, spki, uses, place: text(place) }
 }
 
 /** Byte strings, as many as were asked for. */

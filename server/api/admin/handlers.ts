@@ -34,6 +34,8 @@ import { activateCa, distributeCa, prepareCa, retireCa, taintCa } from '../../fl
 import { approvals, grantApproval } from '../../flows/second-person.ts'
 import { importRelease } from '../../flows/import-release.ts'
 import { perform } from '../../flows/perform.ts'
+import { keksOf, retireKek, rotateKek, type KekOutcome } from '../../flows/kek.ts'
+import { rewrapAll } from '../../flows/rewrap.ts'
 import { allowRecovery } from '../../flows/recover.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
 import { controlCampaign, startRotation } from '../../flows/rotate.ts'
@@ -108,6 +110,8 @@ const need = async <T extends Table>(ctx: Context, table: T, id: string): Promis
   if (row === undefined) throw new Problem('not-found', `no ${table} ${id}`)
   return row
 }
+
+const kekView = ({ former, ...rest }: KekOutcome) => ({ ...rest, former: [...former] })
 
 /** What each operation of protocol/admin.ts does: reads here, writes through flows. */
 export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
@@ -226,6 +230,18 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     'ca.activate': async ({ caller, body }) => await activateCa(ctx, caller, body.force),
     'ca.taint': async ({ caller, body }) => await taintCa(ctx, caller, { number: body.generation, within: body.within }),
     'ca.retire': async ({ caller, body }) => await retireCa(ctx, caller, { number: body.generation, force: body.force }),
+    async 'kms.status'({ caller }) {
+      read(caller)
+      const { current, former } = await keksOf(ctx)
+      return {
+        backend: facts.kms,
+        kek: current,
+        former: [...former],
+        keys: (await ctx.kms.list()).map(({ name, purpose, place, uses }) => ({ name, purpose, place, uses })),
+      }
+    },
+    'kms.rotate-kek': async ({ caller }) => kekView(await rotateKek(ctx, caller, rewrapAll)),
+    'kms.retire-kek': async ({ caller }) => kekView(await retireKek(ctx, caller, rewrapAll)),
     async 'ca.blast-radius'({ caller, params }) {
       read(caller)
       return caBlastRadiusView(await caBlastRadius(ctx, await caNamed(ctx, params.name)))

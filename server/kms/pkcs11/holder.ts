@@ -139,7 +139,7 @@ export const openPkcs11Holder = async (options: Pkcs11Options): Promise<Holder> 
     step('kms.destroyed')
   }
 
-  const held = ({ name, purpose, spki }: TokenKey): HeldKey => ({ name, purpose, spki, counted: records.get(name)?.uses ?? 0 })
+  const held = ({ name, purpose, spki }: TokenKey): HeldKey => ({ name, purpose, spki, counted: records.get(name)?.uses ?? 0, place: 'pkcs11' })
   /** A key that a crash has left without a record: nobody has used it. */
   const adopt = (key: TokenKey): HeldKey => {
     if (!records.has(key.name)) save({ format: 'fleetkey/kms-token-key/1', name: key.name, purpose: key.purpose, uses: 0, ends: false })
