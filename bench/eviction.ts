@@ -53,7 +53,7 @@ const chosen = (count: number): ReadonlyMap<number, number[]> => {
 }
 
 /** Evicts so many of 1,000,000 members in shards of 4,096, median of rounds. Throws when a member that stays does not open it, or one that was evicted does. */
-export const measureEviction = async (evicted: number, rounds = 9): Promise<Eviction> => {
+export const measureEviction = async (evicted: number, rounds: number): Promise<Eviction> => {
   const dek = new Secret(random(32))
   const shards = Array.from({ length: Math.ceil(members / slots) }, (_, shard): Shard => {
     const place: Place = { tenant: 'bench', table: 'shard', row: `fleet/${shard}/1`, column: 'master' }

@@ -21,6 +21,7 @@ import { around } from './around.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
+import { measureEviction, measureNaive } from './eviction.ts'
 import { measureInventory } from './inventory.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
 import { measureLists, measureRevocation } from './revocation.ts'
@@ -29,9 +30,23 @@ import { measureMosquitto } from './mosquitto.ts'
 import { measureRotation } from './rotation.ts'
 import { startServer, until } from './server.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
+import { measureWraps } from './wraps.ts'
 import { measureStorm } from './storm.ts'
 
-const names = ['enrolment', 'rotation', 'storm', 'memory', 'software-tpm', 'evidence', 'issuance', 'revocation', 'crl', 'inventory'] as const
+const names = [
+  'enrolment',
+  'rotation',
+  'storm',
+  'memory',
+  'software-tpm',
+  'evidence',
+  'issuance',
+  'revocation',
+  'crl',
+  'inventory',
+  'eviction',
+  'wraps',
+] as const
 type Name = (typeof names)[number]
 
 interface Figure {
@@ -330,9 +345,34 @@ const measure = async (): Promise<void> => {
       rmSync(folder, { recursive: true, force: true })
     }
   }
+  if (wanted.includes('eviction')) {
+    const naive = await measureNaive()
+    for (const [evicted, rounds] of [
+      [1, 41],
+      [1_000, 9],
+    ] as const) {
+      const { cpu, signedCpu, bytes, each, wraps, messages, envelope } = await measureEviction(evicted, rounds)
+      const name = `evict-${evicted}-of-1000000`
+      print({ bench: 'eviction', metric: `${name}-cpu`, value: rounded(cpu), unit: 'ms', floor: rounded(naive.cpu), ratio: rounded(cpu / naive.cpu) })
+      print({ bench: 'eviction', metric: `${name}-bytes`, value: bytes, unit: 'bytes', floor: naive.bytes, ratio: rounded(bytes / naive.bytes) })
+      print({ bench: 'eviction', metric: `${name}-wraps`, value: wraps, unit: 'wraps', floor: 1_000_000, ratio: rounded(wraps / 1_000_000) })
+      print({ bench: 'eviction', metric: `${name}-each`, value: each, unit: 'bytes' })
+      print({ bench: 'eviction', metric: `${name}-signed-cpu`, value: rounded(signedCpu), unit: 'ms' })
+      print({ bench: 'eviction', metric: `${name}-messages`, value: messages, unit: 'each' })
+      print({ bench: 'eviction', metric: `${name}-envelope`, value: envelope, unit: 'bytes' })
+    }
+  }
+  if (wanted.includes('wraps')) {
+    const { hpke, floor, peer, symmetric } = await measureWraps()
+    const figure = (metric: string, value: number, of: number): void =>
+      print({ bench: 'wraps', metric, value: rounded(value), unit: '1/cpu-s', floor: rounded(of), ratio: rounded(value / of) })
+    figure('hpke', hpke, floor)
+    figure('hpke-to-peer', hpke, peer)
+    print({ bench: 'wraps', metric: 'symmetric', value: rounded(symmetric), unit: '1/cpu-s' })
+  }
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
-  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory']
+  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps']
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }
