@@ -474,6 +474,15 @@ export const BlastRadiusView = z.strictObject({
   /** Granted to its groups and never sent to it. */
   notDelivered: z.array(KeyId),
 })
+/** Milliseconds that an epoch is used to protect before it is rotated by itself; null: until somebody rotates it. */
+const originatorUsage = z.int().min(60_000).max(315_360_000_000).nullable()
+/** Messages that all holders together may protect under one epoch. */
+const usageLimit = z.int().min(1).max(Number.MAX_SAFE_INTEGER).nullable()
+export const KeyPolicyInput = z.strictObject({
+  recipientUsage: z.int().min(0).max(315_360_000_000).optional(),
+  originatorUsage: originatorUsage.optional(),
+  usageLimit: usageLimit.optional(),
+})
 export const KeyView = z.strictObject({
   id: KeyId,
   algorithm: KeyAlgorithm,
@@ -481,6 +490,10 @@ export const KeyView = z.strictObject({
   current: z.int(),
   latest: z.int(),
   recipientUsage: z.int(),
+  originatorUsage: z.int().nullable(),
+  usageLimit: z.int().nullable(),
+  /** When the epoch in use is rotated by itself; null: when somebody does. */
+  rotatesAt: time.nullable(),
   createdAt: time,
   grants: z.array(GroupId),
   /** Topics and MQTT filters that applications protect with it. */
@@ -494,33 +507,89 @@ export const KeyView = z.strictObject({
       activatedAt: time.nullable(),
       deactivatedAt: time.nullable(),
       destroyedAt: time.nullable(),
+      compromisedAt: time.nullable(),
+      /** It is read beyond its recipient-usage period, for devices that have not proven a newer one. */
+      overlap: z.boolean(),
+      /** Messages protected under it, as its holders have said. */
+      used: z.int(),
     }),
   ),
 })
-export const CampaignPolicyInput = z.strictObject({
-  waves: z.array(z.number().gt(0).max(1)).min(1).max(20).optional(),
-  successThreshold: z.number().min(0).max(1).optional(),
-  errorThreshold: z.number().min(0).max(1).optional(),
-  /** Milliseconds. */
-  deadline: z.int().min(100).max(31_536_000_000).optional(),
+const share = z.number().min(0).max(1)
+/** Milliseconds. */
+const period = z.int().min(0).max(31_536_000_000)
+/** When work may be done: so many minutes from `from` (minutes after midnight) on these days of the week (0: Sunday), in a zone that is `offset` minutes ahead of UTC, all the year. */
+const Window = z.strictObject({
+  from: z.int().min(0).max(1439),
+  minutes: z.int().min(1).max(1440),
+  days: z.array(z.int().min(0).max(6)).min(1).max(7),
+  offset: z.int().min(-840).max(840),
 })
+/** A share of the targets, or a number of them. */
+const WaveEnd = z.union([z.number().gt(0).max(1), z.strictObject({ devices: z.int().min(1).max(100_000_000) })])
+/** How a campaign goes about it; docs/campaigns.md. */
+const CampaignPolicyView = z.strictObject({
+  targets: z.enum(['frozen', 'live']),
+  waves: z.array(WaveEnd).min(1).max(20),
+  canary: GroupId.nullable(),
+  successThreshold: share,
+  errorThreshold: share,
+  silent: z.enum(['success', 'error', 'neither']),
+  advance: z.enum(['automatic', 'manual']),
+  soak: period,
+  deadline: z.int().min(100).max(31_536_000_000),
+  retries: z.int().min(0).max(100),
+  concurrency: z.int().min(1).max(100_000_000).nullable(),
+  window: Window.nullable(),
+  startAt: time.nullable(),
+  approval: z.boolean(),
+  overlap: z.enum(['patient', 'strict']),
+})
+/** Devices that the end of the old epoch may cut off, as agreed to (`overlap: 'strict'`). */
+const mayCut = z.int().min(0).max(100_000_000).optional()
+export const CampaignPolicyInput = CampaignPolicyView.partial()
+export const CampaignState = z.enum([
+  'preparing',
+  'waiting',
+  'scheduled',
+  'installing',
+  'activating',
+  'retiring',
+  'done',
+  'paused',
+  'halted',
+  'aborted',
+  'rolled-back',
+])
 export const CampaignView = z.strictObject({
   id: z.string(),
   key: KeyId,
   from: z.int(),
   to: z.int(),
-  state: z.enum(['installing', 'activating', 'retiring', 'done', 'paused', 'halted', 'aborted']),
+  state: CampaignState,
   because: z.string(),
   createdAt: time,
   createdBy: z.string(),
   finishedAt: time.nullable(),
-  policy: z.strictObject({ waves: z.array(z.number()), successThreshold: z.number(), errorThreshold: z.number(), deadline: z.int() }),
+  policy: CampaignPolicyView,
   wave: z.int(),
   waves: z.int(),
   targets: z.int(),
   counts,
   waveCounts: z.array(counts),
+  /** What it waits for, and until when at the latest; null: only an event ends it. */
+  waitsFor: z.enum(['approval', 'start-time', 'window', 'devices', 'soak', 'person', 'readers', 'stragglers', 'confirmation', 'nothing']),
+  until: time.nullable(),
+  /** The approval that it was asked for. */
+  approval: z.string().nullable(),
+  /** Why it halted. */
+  halted: z.string().nullable(),
+  /** Devices that have not proven the new epoch: those that a strict end of the old one cuts. */
+  behind: z.int(),
+  /** How many of them may be cut; null: any, since nobody waits after a revocation. */
+  mayCut: z.int().nullable(),
 })
+export const CutView = z.strictObject({ device: DeviceId, because: z.enum(['away', 'behind']), lastSeenAt: time.nullable() })
 export const TargetView = z.strictObject({ device: DeviceId, wave: z.int(), stage: Stage, changedAt: time, reason: z.string().nullable() })
 export const AuditView = z.strictObject({
   sequence: z.int(),
@@ -1020,8 +1089,17 @@ export const operations = {
       protection: Protection,
       algorithm: KeyAlgorithm.optional(),
       recipientUsage: z.int().min(0).max(315_360_000_000).optional(),
+      originatorUsage: originatorUsage.optional(),
+      usageLimit: usageLimit.optional(),
     }),
     response: z.strictObject({ id: KeyId, epoch: z.int() }),
+  },
+  'key.policy.set': {
+    method: 'PUT',
+    path: '/api/1/keys/{id}/policy',
+    summary: 'Change the cryptoperiod and the usage limit of a key; what is left out stays',
+    body: KeyPolicyInput,
+    response: KeyView,
   },
   'key.list': { method: 'GET', path: '/api/1/keys', summary: 'Managed keys', query: z.object(page), response: listOf(KeyView) },
   'key.show': { method: 'GET', path: '/api/1/keys/{id}', summary: 'One key with its epochs', response: KeyView },
@@ -1064,10 +1142,31 @@ export const operations = {
     method: 'POST',
     path: '/api/1/keys/{id}/rotate',
     summary: 'Rotate: a new epoch, a campaign',
-    body: CampaignPolicyInput,
+    body: CampaignPolicyInput.extend({ mayCut }),
+    response: z.strictObject({ campaign: z.string(), epoch: z.int() }),
+  },
+  'key.compromised': {
+    method: 'POST',
+    path: '/api/1/keys/{id}/compromised',
+    summary: 'The epoch in use is in other hands: it is compromised from now on, and replaced at once',
+    body: z.strictObject({ reason }),
     response: z.strictObject({ campaign: z.string(), epoch: z.int() }),
   },
 
+  'campaign.create': {
+    method: 'POST',
+    path: '/api/1/campaigns',
+    summary: 'Bring every device to the epoch in use, without a new one; those that have proven it are already current',
+    body: CampaignPolicyInput.extend({ key: KeyId }),
+    response: z.strictObject({ campaign: z.string(), epoch: z.int() }),
+  },
+  'campaign.preview': {
+    method: 'GET',
+    path: '/api/1/keys/{id}/rotation-preview',
+    summary: 'Devices that a rotation of a key concerns, and those that a strict end of the old epoch could cut off, as things stand',
+    query: z.object(page),
+    response: listOf(CutView).extend({ devices: z.int(), count: z.int() }),
+  },
   'campaign.list': {
     method: 'GET',
     path: '/api/1/campaigns',
@@ -1080,11 +1179,48 @@ export const operations = {
     method: 'GET',
     path: '/api/1/campaigns/{id}/targets',
     summary: 'Devices of a campaign',
-    query: z.object({ ...page, stage: Stage.optional() }),
+    query: z.object({ ...page, stage: Stage.optional(), behind: z.enum(['true', 'false']).optional() }),
     response: listOf(TargetView),
   },
   'campaign.pause': { method: 'POST', path: '/api/1/campaigns/{id}/pause', summary: 'Pause', response: CampaignView },
-  'campaign.resume': { method: 'POST', path: '/api/1/campaigns/{id}/resume', summary: 'Resume', response: CampaignView },
+  'campaign.resume': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/resume',
+    summary: 'Resume what is paused or halted; one that halted halts again unless its devices were tried again or the threshold is another',
+    body: z.strictObject({ errorThreshold: share.optional() }),
+    response: CampaignView,
+  },
+  'campaign.approve': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/approve',
+    summary: 'Approve a campaign that another operator has ordered',
+    response: CampaignView,
+  },
+  'campaign.advance': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/advance',
+    summary: 'Let a campaign with manual waves pass the newest one',
+    response: CampaignView,
+  },
+  'campaign.confirm': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/confirm',
+    summary: 'Agree that so many devices lose the old epoch without having proven the new one',
+    body: z.strictObject({ devices: z.int().min(0).max(100_000_000) }),
+    response: CampaignView,
+  },
+  'campaign.retry': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/retry',
+    summary: 'Try the devices again that failed or were given up; a campaign that stands still goes on',
+    response: CampaignView,
+  },
+  'campaign.rollback': {
+    method: 'POST',
+    path: '/api/1/campaigns/{id}/rollback',
+    summary: 'Take back a campaign that halted or is paused; the campaign in charge then',
+    response: CampaignView,
+  },
   'campaign.abort': {
     method: 'POST',
     path: '/api/1/campaigns/{id}/abort',

@@ -47,6 +47,8 @@ const serverSteps = [
   'acknowledge.active',
   'acknowledge.retired',
   'rotate.started',
+  'rotate.targets',
+  'rotate.prepare',
   'rotate.open-wave',
   'rotate.activate',
   'rotate.retire',

@@ -1,9 +1,10 @@
 import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
+import { evidenceOf } from './invariants/agent-evidence.ts'
 import { openWorld, until, using } from './world.ts'
 
-test('a device that erases the old epoch before the others have proven the new one is not waited for', { timeout: 60_000 }, async () => {
+test('the old epoch is kept everywhere until the last device has proven the new one, whatever its recipient-usage period', { timeout: 60_000 }, async () => {
   const world = await openWorld()
   try {
     const { client } = world
@@ -25,11 +26,14 @@ test('a device that erases the old epoch before the others have proven the new o
       (await client.call('device.show', { params: { id } })).holdings.find((holding) => holding.epoch === epoch)?.stage
     await until('the first has proven it', async () => (await stage('gw-1', 2)) === 'active')
     expect(await show()).toMatchObject({ state: 'activating', counts: { installed: 1 } })
-    // The first one reconnects, and is told to erase what nobody may read any more.
+    // The first one reconnects, and can still read what the second one writes.
     await first.stop()
+    const written = await evidenceOf('gw-2', second).encrypt('telemetry', 'from the second')
     first = world.agent(one)
-    await until('it has erased epoch 1', async () => (await stage('gw-1', 1)) === 'retired')
-    expect(await show()).toMatchObject({ state: 'activating', counts: { installed: 1, retired: 1 } })
+    await until('it is back', async () => (await client.call('device.show', { params: { id: 'gw-1' } })).online)
+    await until('it reads epoch 1', async () => (await evidenceOf('gw-1', first).decrypt('telemetry', written)) === 'from the second')
+    expect(await stage('gw-1', 1)).toBe('active')
+    expect(await show()).toMatchObject({ state: 'activating', counts: { installed: 1, active: 1 }, waitsFor: 'devices', behind: 1 })
     rmSync(refuse)
     // Not at the deadline of an hour.
     await until('the rotation ends', async () => (await show()).state === 'done')

@@ -58,10 +58,11 @@ test('a campaign that met a full disk goes on when there is room again, though n
     const { campaign } = await startRotation(ctx, alice, keys[0].id, { policy: { deadline: 10_000 }, because: 'nobody is there' })
     isFull = true
     await time.run(60_000)
-    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'installing' })
+    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'preparing' })
     isFull = false
     await time.run(60_000)
-    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'done' })
+    // The old epoch is kept for them.
+    expect(await store.get('campaign', campaign)).toMatchObject({ state: 'activating' })
     crash()
   } finally {
     time.end()

@@ -1,39 +1,36 @@
-import { KeyId } from '@fleetkey/protocol/ids.ts'
-import { duration, exit, number, required, text, UsageError, type Command } from '../command.ts'
+import type { BodyIn } from '@fleetkey/protocol/admin.ts'
+import { duration, exit, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { groupId } from './group.ts'
 import { everyPage } from './paging.ts'
 import { watchCampaign } from './campaign.ts'
+import { policyOf, policyOptions, policyUsage, whole } from './campaign-policy.ts'
+import { keyId } from './key-id.ts'
 
-/** A key's name, or a usage error. */
-export const keyId = (value: string): KeyId => {
-  const parsed = KeyId.safeParse(value)
-  if (!parsed.success) throw new UsageError(`'${value}' is no key name: lower-case letters, digits and dashes, at most 64`)
-  return parsed.data
-}
+const cryptoperiodOptions = { 'rotate-every': { type: 'string' }, 'recipient-usage': { type: 'string' }, 'usage-limit': { type: 'string' } } as const
 
-const waves = (given: string | undefined): number[] | undefined => {
-  if (given === undefined) return undefined
-  const shares = given.split(',').map(Number)
-  const ascending = shares.every((share, at) => share > (shares[at - 1] ?? 0) && share <= 1)
-  if (!ascending || shares.at(-1) !== 1) throw new UsageError(`--waves takes ascending shares that end with 1, such as 0.1,0.5,1, not ${given}`)
-  return shares
+const cryptoperiodOf = (call: Invocation): BodyIn<'key.policy.set'> => {
+  const recipientUsage = duration(call, 'recipient-usage')
+  const originatorUsage = text(call, 'rotate-every') === 'never' ? null : duration(call, 'rotate-every')
+  const usageLimit = text(call, 'usage-limit') === 'none' ? null : whole(call, 'usage-limit', 1, Number.MAX_SAFE_INTEGER)
+  return {
+    ...(recipientUsage === undefined ? {} : { recipientUsage }),
+    ...(originatorUsage === undefined ? {} : { originatorUsage }),
+    ...(usageLimit === undefined ? {} : { usageLimit }),
+  }
 }
 
 export const keyCommands: readonly Command[] = [
   {
     name: 'key create',
-    usage: 'KEY --protection sealed|tpm [--recipient-usage 7d]',
+    usage: 'KEY --protection sealed|tpm [--rotate-every 90d] [--recipient-usage 7d] [--usage-limit N]',
     summary: 'create a managed key: sealed (AES-256-GCM, opened in memory) or tpm (HMAC-SHA256, never leaves the TPM)',
     args: [1, 1],
-    options: { protection: { type: 'string' }, 'recipient-usage': { type: 'string' } },
+    options: { protection: { type: 'string' }, ...cryptoperiodOptions },
     async run(call) {
       const protection = required(text(call, 'protection'), '--protection sealed|tpm')
       if (protection !== 'sealed' && protection !== 'tpm') throw new UsageError(`--protection takes sealed or tpm, not ${protection}`)
-      const recipientUsage = duration(call, 'recipient-usage')
-      const created = await call
-        .client()
-        .call('key.create', { body: { id: keyId(call.args[0] ?? ''), protection, ...(recipientUsage === undefined ? {} : { recipientUsage }) } })
+      const created = await call.client().call('key.create', { body: { id: keyId(call.args[0] ?? ''), protection, ...cryptoperiodOf(call) } })
       call.out.result(created, () => `key ${created.id} created, epoch ${created.epoch}`)
       return exit.ok
     },
@@ -65,7 +62,7 @@ export const keyCommands: readonly Command[] = [
       call.out.result(
         key,
         () =>
-          `${facts({ ...rest, createdAt: when(key.createdAt) })}\n\n${table([['EPOCH', 'STATE', 'ACTIVATED', 'DEACTIVATED', 'DESTROYED'], ...epochs.map((row) => [String(row.epoch), row.state, when(row.activatedAt), when(row.deactivatedAt), when(row.destroyedAt)])])}`,
+          `${facts({ ...rest, rotatesAt: when(key.rotatesAt), createdAt: when(key.createdAt) })}\n\n${table([['EPOCH', 'STATE', 'USED', 'ACTIVATED', 'DEACTIVATED', 'DESTROYED', 'KEPT'], ...epochs.map((row) => [String(row.epoch), row.state, String(row.used), when(row.activatedAt), when(row.deactivatedAt), when(row.destroyedAt), row.overlap ? 'for devices that have not proven a newer one' : '-'])])}`,
       )
       return exit.ok
     },
@@ -86,25 +83,41 @@ export const keyCommands: readonly Command[] = [
     },
   },
   {
+    name: 'key policy set',
+    usage: 'KEY [--rotate-every 90d|never] [--recipient-usage 7d] [--usage-limit N|none]',
+    summary: 'how long and for how many messages an epoch is used before it is rotated by itself, and how long it is read afterwards',
+    args: [1, 1],
+    options: { ...cryptoperiodOptions },
+    async run(call) {
+      const id = keyId(call.args[0] ?? '')
+      const key = await call.client().call('key.policy.set', { params: { id }, body: cryptoperiodOf(call) })
+      call.out.result(key, () => `key ${key.id}: ${key.rotatesAt === null ? 'rotated when somebody says so' : `rotated at ${when(key.rotatesAt)}`}`)
+      return exit.ok
+    },
+  },
+  {
     name: 'key rotate',
-    usage: 'KEY [--waves 0.1,0.5,1] [--success-threshold 0.9] [--error-threshold 0.1] [--deadline 10m] [--watch]',
-    summary: 'a new epoch: installed everywhere first, then activated, then the old one retired',
+    usage: `KEY ${policyUsage} [--may-cut N] [--compromised --reason WHY] [--watch]`,
+    summary:
+      'a new epoch: installed everywhere first, then activated, then the old one retired (docs/campaigns.md); --compromised: at once, the old one is in other hands',
     args: [1, 1],
     options: {
-      waves: { type: 'string' },
-      'success-threshold': { type: 'string' },
-      'error-threshold': { type: 'string' },
-      deadline: { type: 'string' },
+      ...policyOptions,
+      'may-cut': { type: 'string' },
+      compromised: { type: 'boolean', default: false },
+      reason: { type: 'string' },
       watch: { type: 'boolean', default: false },
     },
     async run(call) {
-      const policy = {
-        waves: waves(text(call, 'waves')),
-        successThreshold: number(call, 'success-threshold', 0, 1),
-        errorThreshold: number(call, 'error-threshold', 0, 1),
-        deadline: duration(call, 'deadline'),
-      }
-      const started = await call.client().call('key.rotate', { params: { id: keyId(call.args[0] ?? '') }, body: policy })
+      const params = { id: keyId(call.args[0] ?? '') }
+      const policy = policyOf(call)
+      const compromised = call.options['compromised'] === true
+      if (compromised && Object.values(policy).some((value) => value !== undefined))
+        throw new UsageError('--compromised has a policy of its own: it waits for nobody')
+      const mayCut = whole(call, 'may-cut', 0, 100_000_000)
+      const started = compromised
+        ? await call.client().call('key.compromised', { params, body: { reason: required(text(call, 'reason'), '--reason WHY') } })
+        : await call.client().call('key.rotate', { params, body: { ...policy, ...(mayCut === undefined ? {} : { mayCut }) } })
       if (call.options['watch'] === true) return await watchCampaign(call, started.campaign)
       call.out.result(started, () => `campaign ${started.campaign}: epoch ${started.epoch}; follow it with fleetkey campaign watch ${started.campaign}`)
       return exit.ok

@@ -2,7 +2,7 @@ import type { OperationName, ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { date, exit, number, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { deviceId } from './group.ts'
-import { keyId } from './key.ts'
+import { keyId } from './key-id.ts'
 import { everyPage } from './paging.ts'
 
 type Item<N extends OperationName> = ResponseOf<N> extends { items: (infer I)[] } ? I : never

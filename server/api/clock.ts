@@ -3,7 +3,10 @@ import type { Context } from '../flows/context.ts'
 import { sweepEnrolments } from '../flows/enrol.ts'
 import { renewRoles } from '../flows/own-certificates.ts'
 import { perform } from '../flows/perform.ts'
-import { destroyEpochs, drive } from '../flows/rotate.ts'
+import { destroyEpochs } from '../flows/old-epochs.ts'
+import { drive } from '../flows/drive.ts'
+import { unfinishedCampaigns } from '../flows/campaign.ts'
+import { rotateWhatIsDue } from '../flows/rotate-due.ts'
 import { findAll } from '../flows/rows.ts'
 import { endSessions } from '../flows/sessions.ts'
 
@@ -58,7 +61,10 @@ export const clock = (): {
         lastMinute = ctx.now()
         await guarded('sweep', async () => await sweepEnrolments(ctx))
         await guarded('epochs', async () => {
-          for (const { id } of await findAll(ctx.store, 'key')) await destroyEpochs(ctx, id)
+          for (const { id } of await findAll(ctx.store, 'key')) {
+            await guarded(`rotation of ${id}`, async () => await rotateWhatIsDue(ctx, id))
+            await destroyEpochs(ctx, id)
+          }
         })
         await guarded('certificates of message keys', async () => await renewRoles(ctx))
         for (const [what, work] of Object.entries(chores)) await guarded(what, work)
@@ -79,8 +85,7 @@ export const clock = (): {
       }
       const timer = setInterval(soon, every.tick)
       void guarded('campaigns', async () => {
-        for (const state of ['installing', 'activating', 'retiring'])
-          for (const { id } of await findAll(ctx.store, 'campaign', { where: { state } })) awake.add(id)
+        for (const id of await unfinishedCampaigns(ctx)) awake.add(id)
         soon()
       })
       return {

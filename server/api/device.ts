@@ -13,6 +13,7 @@ import { callerOf, finishEnrolment, startEnrolment, type EnrolServices } from '.
 import { messageTo } from '../flows/message.ts'
 import { refuse } from '../flows/perform.ts'
 import { renew, renewalAgain } from '../flows/renew.ts'
+import { reportUsage } from '../flows/report-usage.ts'
 
 export interface DeviceServices extends EnrolServices {
   /** Seconds between reports of a device that stays connected. */
@@ -190,7 +191,9 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
         ofSession(session, body.session)
         if (body.sequence <= session.sequence) throw new Problem('conflict', `report ${body.sequence} after ${session.sequence}`, { reason: 'report.replayed' })
         session.sequence = body.sequence
-        return await hearReport(ctx, needDevice(device), body)
+        await hearReport(ctx, needDevice(device), body)
+        for (const used of body.usage) await reportUsage(ctx, needDevice(device), used)
+        return
       }
       case 'acknowledge':
         return await acknowledge(ctx, needDevice(device), body)

@@ -4,14 +4,16 @@ import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { sealedProof, tpmProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
-import { inStage, isForward, type Stage } from '../campaigns/campaign.ts'
+import { gaveUp, inStage, isForward, isRunning, type Stage } from '../campaigns/campaign.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage, type Holding } from '../keys/key.ts'
 import { broadcastFor, heldByBroadcast } from './broadcast.ts'
+import { runningCampaign } from './campaign.ts'
 import type { Context } from './context.ts'
-import { convergeDevice, runningCampaign } from './converge.ts'
+import { convergeDevice } from './converge.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
+import { restartPass } from './send-pass.ts'
 import { inTurn } from './turn.ts'
 
 type Acknowledgement = BodyOf<'acknowledge'>
@@ -111,8 +113,15 @@ const moveTarget = async (
   if (stage === 'retired' && below !== null && below < campaign.to) return undefined
   const target = await ctx.store.get('target', `${campaign.id}/${device}`)
   if (target === undefined) return undefined
-  const moves = stage === 'failed' ? ['pending', 'delivered', 'installed'].includes(target.stage) : isForward(target.stage, stage)
-  if (!moves) return undefined
+  if (stage === 'failed') {
+    if (!['pending', 'delivered', 'installed'].includes(target.stage)) return undefined
+    // A campaign that stands still tries nothing.
+    const retries = isRunning(campaign.state) ? campaign.policy.retries : 0
+    tx.update('target', gaveUp(target, { stage, retries, reason: said.reason, at: ctx.now() }))
+    restartPass(ctx, campaign.id)
+    return campaign.id
+  }
+  if (!isForward(target.stage, stage)) return undefined
   tx.update('target', inStage(target, stage, ctx.now(), said.reason))
   return campaign.id
 }

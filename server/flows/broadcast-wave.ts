@@ -17,9 +17,16 @@ interface Carried {
 
 /**
  * Gives connected targets of a rotation their new epoch, or the order to use it, by the messages of their shards; the targets that this does not reach, which are
- * served one by one. On the groups' topics once every wave is open; before that the same message goes to each target of the open ones alone.
+ * served one by one. On the groups' topics once every wave is open; before that, and where only so many may be at it, the same message goes to each target alone.
+ * `published`: rows that stand on their topics already in this round; they are added to.
  */
-export const sendBroadcast = async (ctx: Context, campaign: Campaign, targets: readonly Target[], stage: Stage): Promise<readonly Target[]> => {
+export const sendBroadcast = async (
+  ctx: Context,
+  campaign: Campaign,
+  targets: readonly Target[],
+  of: { readonly stage: Stage; readonly published: Set<string> },
+): Promise<readonly Target[]> => {
+  const { stage, published } = of
   if ((stage !== 'pending' && stage !== 'installed') || (await findAll(ctx.store, 'broadcast', { prefix: `${campaign.key}/${campaign.to}/` })).length === 0)
     return targets
   const sorted = await inChunks(targets, atOnce, async (target): Promise<Carried | Target> => {
@@ -30,10 +37,12 @@ export const sendBroadcast = async (ctx: Context, campaign: Campaign, targets: r
   if (carried.length === 0) return targets
   if (stage === 'pending') await recordSent(ctx, campaign, carried)
   const message = stage === 'pending' ? 'install' : 'activate'
-  const rows = [...new Map(carried.map(({ row }) => [row.id, row])).values()]
+  const rows = [...new Map(carried.map(({ row }) => [row.id, row])).values()].filter(({ id }) => !published.has(id))
   // An epoch is taken into use everywhere at once, whatever the waves were.
-  if (stage === 'installed' || campaign.wave === campaign.waves - 1) await publish(ctx, rows, message)
-  else
+  if (stage === 'installed' || (campaign.wave === campaign.waves - 1 && campaign.policy.concurrency === null)) {
+    await publish(ctx, rows, message)
+    for (const { id } of rows) published.add(id)
+  } else
     await inChunks(carried, 64, async ({ target, row }) => {
       const now = await ctx.store.get('broadcast', row.id)
       if (now !== undefined) await ctx.bus.send(target.device, await broadcastMessage(ctx, now, message))

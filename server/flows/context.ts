@@ -138,6 +138,8 @@ const whole = (value: string): string => value
 /** Indexes whose rows are counted as they change, so that a count costs the same however many rows there are; by what part of the value. */
 export const tallies = {
   device: { state: whole, acknowledged: whole },
+  holding: { place: whole },
+  target: { place: whole },
   // By day: the time of day ends the value.
   certificate: { calendar: (value: string): string => value.slice(0, -'T00:00:00'.length) },
 } as const satisfies { readonly [T in Table]?: { readonly [F in IndexOf<T>]?: (value: string) => string } }

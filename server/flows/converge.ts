@@ -5,13 +5,14 @@ import { groupTopic } from '@fleetkey/protocol/topics.ts'
 import { placeName } from '@fleetkey/protocol/wrap.ts'
 import type { Caller } from '../access/caller.ts'
 import { isAttestationDue } from '../attestation/due.ts'
-import { inStage, isForward, type Campaign, type Target } from '../campaigns/campaign.ts'
+import { inStage, isForward, newTarget, type Campaign, type Target } from '../campaigns/campaign.ts'
 import { hasIdentity, isMeasured, type EnrolledDevice, type GroupPolicy, type IdentifiedDevice } from '../fleet/device.ts'
 import { desiredEpochs, differences, type Desired, type Difference, type Reported } from '../keys/entitlement.ts'
 import { holdingPlace, redelivered, type Holding } from '../keys/key.ts'
 import type { Broadcast } from '../keys/broadcast.ts'
 import { ask } from './ask.ts'
 import { broadcastFor, broadcastMessage, labelsMessage, owedPlaces, placesOf, type OwedPlace } from './broadcast.ts'
+import { runningCampaign } from './campaign.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
 import { duePolicy } from './measured.ts'
@@ -19,6 +20,7 @@ import { entitledGroups, entitlementsOf, policyOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
+import { inSlots, isTurn } from './slots.ts'
 import { inTurn } from './turn.ts'
 
 /** A device's record takes its time of last contact at most this often. */
@@ -29,14 +31,6 @@ const maxMessage = 64 << 10
 interface Standing {
   readonly desired: readonly Desired[]
   readonly rotations: ReadonlyMap<KeyId, { readonly campaign: Campaign; readonly target: Target | undefined }>
-}
-
-const runningStates = ['installing', 'activating', 'retiring', 'paused', 'halted'] as const
-
-/** The rotation of a key that is not finished, if there is one; the newest of several. */
-export const runningCampaign = async (ctx: Context, key: KeyId): Promise<Campaign | undefined> => {
-  const found = await Promise.all(runningStates.map((state) => findAll(ctx.store, 'campaign', { where: { key, state } })))
-  return found.flat().toSorted((one, other) => other.to - one.to)[0]
 }
 
 const standingOf = async (ctx: Context, device: EnrolledDevice): Promise<Standing> => {
@@ -51,7 +45,7 @@ const standingOf = async (ctx: Context, device: EnrolledDevice): Promise<Standin
       if (key === undefined) return []
       const target = campaign === undefined ? undefined : await ctx.store.get('target', `${campaign.id}/${device.id}`)
       if (campaign !== undefined) rotations.set(id, { campaign, target })
-      const next = campaign?.state === 'installing' && target !== undefined && target.wave <= campaign.wave
+      const next = campaign !== undefined && (await isTurn(ctx, campaign, target))
       return [desiredEpochs(key, epochs, next, ctx.now(), from)]
     }),
   )
@@ -80,19 +74,23 @@ const settle = async (
     const policy = await policyOf(ctx, id)
     const seen = told !== null && ctx.now() - device.lastSeenAt >= seenEvery
     const places = await owedTo(ctx, device, told?.report.places ?? null)
-    const lacking = places.length > 0 || (device.state === 'enrolled' && (await outstanding(ctx, device, told?.reported ?? null)).found.length > 0)
+    const expected = device.state === 'enrolled' ? await outstanding(ctx, device, told?.reported ?? null) : undefined
+    const lacking = places.length > 0 || (expected !== undefined && expected.found.length > 0)
     const release = lacking && !(await withheld(ctx, device, policy))
     // Keys are waiting for it: it is asked now, not at its next report.
     if (lacking && !release) await ask(ctx, id)
     if (!seen && !release) return []
-    const outgoing = await perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
-      const now = await ctx.store.get('device', id)
-      if (!hasIdentity(now)) return []
-      if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
-      if (!release || now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
-      for (const { place, erase } of places) tx.note(`${erase ? 'erase labels' : 'labels'} ${placeName(place)} generation ${place.generation}`)
-      return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null))]
-    })
+    const limited = [...(expected?.standing.rotations.values() ?? [])].map(({ campaign }) => campaign)
+    const outgoing = await inSlots(ctx, limited, () =>
+      perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
+        const now = await ctx.store.get('device', id)
+        if (!hasIdentity(now)) return []
+        if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
+        if (!release || now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
+        for (const { place, erase } of places) tx.note(`${erase ? 'erase labels' : 'labels'} ${placeName(place)} generation ${place.generation}`)
+        return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null))]
+      }),
+    )
     // A crash here: the messages stand in the outbox; the device reports when it reconnects and gets them then.
     ctx.step('deliver.recorded')
     return outgoing
@@ -244,10 +242,24 @@ const recordDelivery = (
       retiredAt: null,
       reason: null,
     })
-  const target = of.rotation?.target
-  if (target !== undefined && of.rotation?.campaign.to === epoch.epoch && isForward(target.stage, 'delivered'))
-    tx.update('target', inStage(target, 'delivered', ctx.now()))
+  if (of.rotation?.campaign.to === epoch.epoch) targetIn(ctx, tx, device, of.rotation)
   return nonce
+}
+
+/** The device is on its way to the new epoch. One that came to be entitled since is a target of the newest wave, where policy takes it. */
+const targetIn = (
+  ctx: Context,
+  tx: Transaction,
+  device: EnrolledDevice,
+  { campaign, target }: { readonly campaign: Campaign; readonly target: Target | undefined },
+): void => {
+  if (target !== undefined) {
+    if (isForward(target.stage, 'delivered')) tx.update('target', inStage(target, 'delivered', ctx.now()))
+    return
+  }
+  if (campaign.policy.targets === 'frozen' || campaign.state !== 'installing') return
+  tx.insert('target', newTarget({ campaign: campaign.id, device: device.id, wave: campaign.wave, stage: 'delivered' }, ctx.now()))
+  tx.update('campaign', { ...campaign, sizes: campaign.sizes.map((size, wave) => (wave === campaign.wave ? size + 1 : size)) })
 }
 
 const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0

@@ -4,6 +4,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Caller } from '../access/caller.ts'
 import { checkValueOf } from '../keys/at-rest.ts'
+import { gcmLimit } from '../keys/cryptoperiod.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Context } from './context.ts'
 import { addBroadcasts, deliveryPolicyOf, notByBroadcast, prepareGrant } from './broadcast.ts'
@@ -36,11 +37,18 @@ export const newEpoch = (ctx: Context, key: KeyId, epoch: Epoch, state: 'active'
   return row
 }
 
-/** Creates a managed key with its first epoch, active at once: nobody holds it until it is granted. `recipientUsage`: milliseconds. */
+/** Creates a managed key with its first epoch, active at once: nobody holds it until it is granted. `recipientUsage`, `originatorUsage`: milliseconds. */
 export const createKey = async (
   ctx: Context,
   caller: Caller,
-  of: { id: KeyId; protection: Protection; algorithm?: KeyAlgorithm | undefined; recipientUsage?: number | undefined },
+  of: {
+    id: KeyId
+    protection: Protection
+    algorithm?: KeyAlgorithm | undefined
+    recipientUsage?: number | undefined
+    originatorUsage?: number | null | undefined
+    usageLimit?: number | null | undefined
+  },
 ): Promise<{ id: KeyId; epoch: number }> => {
   const algorithm = algorithmOf[of.protection]
   const first = Epoch.parse(1)
@@ -49,7 +57,9 @@ export const createKey = async (
       throw new Problem('unsupported', `a ${of.protection} key is ${algorithm}, not ${of.algorithm}`, { reason: 'key.algorithm' })
     if ((await ctx.store.get('key', of.id)) !== undefined) throw new Problem('conflict', `key ${of.id} exists`)
     const recipientUsage = of.recipientUsage ?? defaultRecipientUsage
-    tx.insert('key', { id: KeyId.parse(of.id), algorithm, protection: of.protection, createdAt: ctx.now(), current: 1, latest: 1, recipientUsage })
+    const { originatorUsage = null, usageLimit = algorithm === 'A256GCM' ? gcmLimit : null } = of
+    const common = { id: KeyId.parse(of.id), algorithm, protection: of.protection, createdAt: ctx.now() }
+    tx.insert('key', { ...common, current: 1, latest: 1, recipientUsage, originatorUsage, usageLimit })
     tx.insert('epoch', newEpoch(ctx, of.id, first, 'active'))
   })
   ctx.step('key.create')

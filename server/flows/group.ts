@@ -11,6 +11,7 @@ import { convergeDevice } from './converge.ts'
 import { hex } from './message.ts'
 import { owe, settle } from './owed-rotation.ts'
 import { perform } from './perform.ts'
+import { dropTargets } from './quarantine.ts'
 import { oweAppraisal, preview, reappraise, settleAppraisal, type Impact } from './reappraise.ts'
 import { findAll, inChunks } from './rows.ts'
 
@@ -152,25 +153,26 @@ export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, want
 
 /** Takes a device out of a group. When the group's policy says so its keys are rotated, so that the device cannot read on. */
 export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, device: DeviceId): Promise<{ campaigns: readonly string[] }> => {
-  const owed = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
+  const { owed, dropped } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
     const group = await needGroup(ctx, id)
     const member = await ctx.store.get('member', `${id}/${device}`)
     if (member === undefined) throw new Problem('not-found', `${device} is not in group ${id}`)
     tx.remove('member', member)
     await touchSeats(ctx, tx, [member])
     tx.note(`${device} removed`)
-    if (!group.policy.rotateOnLeave) return undefined
     const granted = (await findAll(ctx.store, 'grant', { where: { group: id } })).map(({ key }) => key)
     const others = await keysThroughOthers(ctx, id, device)
     const keys = granted.filter((key) => !others.has(key))
-    if (keys.length === 0) return undefined
+    const dropped = await dropTargets(ctx, tx, device, { stage: 'left', why: `left group ${id}`, keys })
+    if (!group.policy.rotateOnLeave || keys.length === 0) return { owed: undefined, dropped }
     const name = `leave/${id}/${device}/${ctx.now()}`
     owe(tx, name, { keys, because: `${device} left group ${id}`, kick: null })
-    return name
+    return { owed: name, dropped }
   })
   // A crash here: the marker stands in the store, the start-up sweep rotates.
   ctx.step('group.remove')
   const campaigns = owed === undefined ? [] : await settle(ctx, owed)
+  for (const campaign of dropped) ctx.wake(campaign)
   // What the group forbade may be acceptable without it.
   await reappraise(ctx, { devices: [device] }, `left group ${id}`)
   if (ctx.bus.online(device)) await convergeDevice(ctx, device)

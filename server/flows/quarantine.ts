@@ -1,7 +1,8 @@
-import type { DeviceId } from '@fleetkey/protocol/ids.ts'
-import { inStage, type Campaign, type Target } from '../campaigns/campaign.ts'
+import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
+import { inStage } from '../campaigns/campaign.ts'
 import type { EnrolledDevice, IdentifiedDevice, VerdictRecord } from '../fleet/device.ts'
 import { dropSeats } from './broadcast.ts'
+import { targetsOf } from './campaign.ts'
 import type { Context } from './context.ts'
 import { keysOf, policyOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -17,9 +18,8 @@ export interface Consequence {
 }
 
 const nothing: Consequence = { campaigns: [], owed: null }
-/** Targets in these stages have something before them that a quarantined device cannot do. */
-const unfinished: readonly string[] = ['pending', 'delivered', 'installed', 'active']
-const running: readonly string[] = ['installing', 'activating', 'retiring', 'paused', 'halted']
+/** Targets in these stages have something before them that a device without keys cannot do, or are waited for. */
+const unfinished: readonly string[] = ['pending', 'delivered', 'installed', 'active', 'failed', 'timed-out']
 
 /**
  * Adds to a commit: this device has no keys coming from now on. Its waiting deliveries go, running rotations drop it with an outcome of its own, and the keys
@@ -46,22 +46,16 @@ export const quarantine = async (ctx: Context, tx: Transaction, device: Identifi
   return { campaigns, owed: await oweRotation(ctx, tx, device, verdict) }
 }
 
-/** Adds to a commit: running rotations go on without the device, with this outcome. The campaigns, which are to look again. */
+/** Adds to a commit: running rotations (of these keys, else of all that it may hold) go on without the device, with this outcome. The campaigns, which are to look again. */
 export const dropTargets = async (
   ctx: Context,
   tx: Transaction,
   device: DeviceId,
-  as: { readonly stage: 'quarantined' | 'left'; readonly why: string },
+  as: { readonly stage: 'quarantined' | 'left'; readonly why: string; readonly keys?: readonly KeyId[] },
 ): Promise<readonly string[]> => {
-  const dropped = await targetsOf(ctx, device)
+  const dropped = (await targetsOf(ctx, device, as.keys ?? (await keysOf(ctx, device)))).filter(({ target }) => unfinished.includes(target.stage))
   for (const { target } of dropped) tx.update('target', inStage(target, as.stage, ctx.now(), as.why))
   return dropped.map(({ campaign }) => campaign.id)
-}
-
-const targetsOf = async (ctx: Context, device: DeviceId): Promise<readonly { readonly target: Target; readonly campaign: Campaign }[]> => {
-  const targets = (await findAll(ctx.store, 'target', { where: { device } })).filter(({ stage }) => unfinished.includes(stage))
-  const found = await Promise.all(targets.map(async (target) => ({ target, campaign: await ctx.store.get('campaign', target.campaign) })))
-  return found.flatMap(({ target, campaign }) => (campaign !== undefined && running.includes(campaign.state) ? [{ target, campaign }] : []))
 }
 
 const oweRotation = async (ctx: Context, tx: Transaction, device: IdentifiedDevice, verdict: VerdictRecord): Promise<string | null> => {

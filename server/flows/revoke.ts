@@ -12,6 +12,7 @@ import type { Context } from './context.ts'
 import { keysOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
 import { callerName, perform, type Transaction } from './perform.ts'
+import { dropTargets } from './quarantine.ts'
 import { findAll } from './rows.ts'
 
 /** Who orders it, in whose words, and for which reason of RFC 5280. */
@@ -46,13 +47,13 @@ const revoked = (device: Device, { by, why, code }: Because, at: number): Revoke
   return { ...common, revokedAt: at, revokedBy: by, reason: why, code, keys, enrolledAt }
 }
 
-/** Adds to a commit: this device, its certificates, its waiting messages and its memberships end for good. Keys that it could hold, certificates that changed. */
+/** Adds to a commit: this device, its certificates, its waiting messages and its memberships end for good. Keys that it could hold, certificates that changed, campaigns that are to look again. */
 export const endDevice = async (
   ctx: Context,
   tx: Transaction,
   device: Device,
   because: Because,
-): Promise<{ readonly keys: readonly KeyId[]; readonly certificates: readonly Certificate[] }> => {
+): Promise<{ readonly keys: readonly KeyId[]; readonly certificates: readonly Certificate[]; readonly campaigns: readonly string[] }> => {
   const { id } = device
   const [certificates, outbox, members, holdings, keys] = await Promise.all([
     endCertificates(ctx, tx, id, { to: 'revoked', why: 'device revoked', code: because.code }),
@@ -62,6 +63,8 @@ export const endDevice = async (
     keysOf(ctx, id),
   ])
   const at = ctx.now()
+  // Nobody waits for it any more.
+  const campaigns = await dropTargets(ctx, tx, id, { stage: 'left', why: 'revoked', keys })
   tx.update('device', revoked(device, because, at))
   for (const message of outbox) tx.remove('outbox', message)
   for (const member of members) tx.remove('member', member)
@@ -69,7 +72,7 @@ export const endDevice = async (
   // Its copies count as lost with it: they no longer keep an old epoch from being destroyed.
   for (const holding of holdings) if (isHeld(holding)) tx.update('holding', inHoldingStage(holding, 'failed', at, 'device revoked'))
   tx.note(`${because.code}; ${certificates.length} certificates, keys: ${keys.join(', ') || 'none'}`)
-  return { keys, certificates }
+  return { keys, certificates, campaigns }
 }
 
 /**

@@ -13,6 +13,22 @@ export const findAll = async <T extends Table>(store: Store, table: T, query: Om
   }
 }
 
+/** Every row that matches, a page at a time: for sets that have no bound. What `work` does to a row does not change which others are found. */
+export const eachPage = async <T extends Table>(
+  store: Store,
+  table: T,
+  query: Omit<Query<T>, 'limit' | 'after'>,
+  work: (rows: readonly Tables[T][]) => Promise<void>,
+): Promise<void> => {
+  let after: string | undefined
+  for (;;) {
+    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(after === undefined ? {} : { after }), limit: pageSize } as Query<T>)
+    await work(page)
+    after = page.at(-1)?.id
+    if (page.length < pageSize) return
+  }
+}
+
 /** The first row that matches: for fields that are unique. */
 export const findOne = async <T extends Table>(store: Store, table: T, where: NonNullable<Query<T>['where']>): Promise<Tables[T] | undefined> =>
   (await store.find(table, { where, limit: 1 } as Query<T>))[0]

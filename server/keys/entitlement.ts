@@ -26,16 +26,22 @@ export const desiredEpochs = (key: ManagedKey, epochs: readonly KeyEpoch[], next
   epochs: epochs
     .flatMap((epoch): Desired['epochs'] => {
       if (epoch.material === null || epoch.epoch < from) return []
-      if (epoch.epoch === key.current && epoch.state === 'active') return [{ epoch, as: 'active' }]
+      if (epoch.epoch === key.current && isInUse(epoch)) return [{ epoch, as: 'active' }]
       if (epoch.state === 'pre-activation' && next) return [{ epoch, as: 'install' }]
       return epoch.state === 'deactivated' && readable(key, epoch, now) ? [{ epoch, as: 'readable' }] : []
     })
     .toSorted((one, other) => one.epoch.epoch - other.epoch.epoch),
 })
 
-/** Whether a superseded epoch is still in its recipient-usage period (SP 800-57 Part 1, §5.3.4). */
+/** An epoch said to be in other hands is used until its replacement is there: a device is never left without one. Nobody else gets it any more. */
+const isInUse = ({ state }: KeyEpoch): boolean => state === 'active' || state === 'compromised'
+
+/**
+ * Whether a superseded epoch may still be read: it is in its recipient-usage period (SP 800-57 Part 1, §5.3.4), or devices that have not proven a newer one may still
+ * write under it.
+ */
 export const readable = (key: ManagedKey, epoch: KeyEpoch, now: number): boolean =>
-  epoch.deactivatedAt !== null && now < epoch.deactivatedAt + key.recipientUsage
+  epoch.overlap === true || (epoch.deactivatedAt !== null && now < epoch.deactivatedAt + key.recipientUsage)
 
 /**
  * What has to be sent so that a device comes to hold what it should. `proven`: its holdings as the server recorded them; `reported`: what the device says,
@@ -54,6 +60,8 @@ const ofKey = ({ key, epochs }: Desired, proven: readonly Holding[], reported: r
     const says = reported?.find((one) => one.key === key.id && one.epoch === epoch.epoch)
     const has = reported === null ? holding?.stage === 'installed' || holding?.stage === 'active' : says !== undefined
     const recorded = holding?.stage === 'installed' || holding?.stage === 'active'
+    // A compromised epoch reaches nobody who does not have it: what lacks it waits for the next one.
+    if (epoch.state === 'compromised' && !has) continue
     if (holding === undefined || !has || !recorded) found.push({ do: 'deliver', key, epoch, as })
     else if (as === 'active' && (holding.stage !== 'active' || says?.stage === 'installed')) found.push({ do: 'activate', key, holding })
   }

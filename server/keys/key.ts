@@ -16,6 +16,12 @@ export interface ManagedKey {
   readonly latest: number
   /** Milliseconds that a superseded epoch stays readable after the switch. */
   readonly recipientUsage: number
+  /** Milliseconds that an epoch is used to protect before it is rotated (originator-usage period, SP 800-57 Part 1, 5.3.4); null or absent: until somebody rotates it. */
+  readonly originatorUsage?: number | null
+  /** Most messages that all its holders together may protect under one epoch; null or absent: no limit. */
+  readonly usageLimit?: number | null
+  /** Its newest campaign: the only one that may be unfinished. */
+  readonly campaign?: string
 }
 
 /** Key material of one epoch, encrypted at rest. `id` is `<key>/<epoch>`. */
@@ -33,6 +39,10 @@ export interface KeyEpoch {
   readonly activatedAt: number | null
   readonly deactivatedAt: number | null
   readonly destroyedAt: number | null
+  /** When it was said to be in other hands. */
+  readonly compromisedAt?: number
+  /** The rotation away from it is not over: it stays readable beyond its recipient-usage period, for devices that have not proven a newer one. */
+  readonly overlap?: true
 }
 
 /** `id` is `<key>/<group>`: members of the group may hold the key. */
@@ -65,6 +75,8 @@ export interface Holding {
   readonly reason: string | null
   /** When it had this epoch before, oldest first: it was erased, and delivered again since. Absent: never. */
   readonly earlier?: readonly { readonly from: number; readonly until: number | null }[]
+  /** Messages that the device says it has protected under it, as it said last. */
+  readonly used?: number
 }
 
 export type HoldingStage = 'delivered' | 'installed' | 'active' | 'retired' | 'failed'

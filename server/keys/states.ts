@@ -24,5 +24,6 @@ export const moved = (epoch: KeyEpoch, to: KeyState, now: number): KeyEpoch => {
     activatedAt: to === 'active' ? (epoch.activatedAt ?? now) : epoch.activatedAt,
     deactivatedAt: to === 'deactivated' ? now : epoch.deactivatedAt,
     destroyedAt: to === 'destroyed' ? now : epoch.destroyedAt,
+    ...(to === 'compromised' ? { compromisedAt: now } : {}),
   }
 }

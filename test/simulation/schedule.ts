@@ -3,10 +3,12 @@ import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { checkpointText, signedCheckpoint } from '@fleetkey/server/audit/checkpoint.ts'
 import { exportFooter, exportHeader, exportLine } from '@fleetkey/server/audit/export.ts'
 import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
+import { isUnfinished } from '@fleetkey/server/campaigns/campaign.ts'
+import { advanceCampaign, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
 import type { Context, Store } from '@fleetkey/server/flows/context.ts'
 import { addMembers, removeMember } from '@fleetkey/server/flows/group.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
-import { controlCampaign, startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { filePowerFailingAt } from '@fleetkey/device-agent/memory-filesystem.ts'
 import { evidenceOf } from '../invariants/agent-evidence.ts'
@@ -34,6 +36,26 @@ export interface Outcome {
 
 const minute = 60_000
 const hour = 60 * minute
+
+const bob: typeof alice = { ...alice, id: 'bob' } as typeof alice
+
+type Direction = 'pause' | 'resume' | 'abort' | 'retry' | 'rollback' | 'advance' | 'approve'
+
+/** An operator's order against a campaign; what needs a second person is the second person's. */
+const direct = async (ctx: Context, what: Direction, id: string): Promise<unknown> => {
+  switch (what) {
+    case 'retry':
+      return await retryCampaign(ctx, alice, id)
+    case 'rollback':
+      return await rollBack(ctx, alice, id)
+    case 'advance':
+      return await advanceCampaign(ctx, alice, id)
+    case 'approve':
+      return await approveCampaign(ctx, bob, id)
+    default:
+      return await controlCampaign(ctx, alice, id, { order: what })
+  }
+}
 
 /** The log of a store as its export, checkpoint included. */
 const exported = async (store: Store, { kms, auditKey }: Pick<Fleet, 'kms' | 'auditKey'>): Promise<string> => {
@@ -137,7 +159,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     )
   }
   const anyCampaign = async (ctx: Context): Promise<string> => {
-    const open = (await rows(ctx.store, 'campaign')).filter(({ state }) => state !== 'done' && state !== 'aborted')
+    const open = (await rows(ctx.store, 'campaign')).filter(({ state }) => isUnfinished(state))
     return open.length === 0 ? 'none' : dice.pick(open).id
   }
 
@@ -158,14 +180,26 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         const { id } = dice.pick(keys)
         const deadline = dice.pick([5_000, 30_000, 5 * minute])
         const waves = dice.pick([[1], [0.5, 1]])
-        order(`rotate ${id}`, async (ctx) => await startRotation(ctx, alice, id, { policy: { waves, deadline }, because: 'simulated' }))
+        const policy = {
+          waves,
+          deadline,
+          retries: dice.pick([0, 0, 1, 2]),
+          concurrency: dice.pick([null, null, 1]),
+          soak: dice.pick([0, 0, 20_000]),
+          advance: dice.pick(['automatic', 'automatic', 'manual'] as const),
+          approval: dice.once(4),
+          targets: dice.pick(['frozen', 'live'] as const),
+          silent: dice.pick(['success', 'success', 'error', 'neither'] as const),
+        }
+        const epoch = dice.once(5) ? ('current' as const) : ('next' as const)
+        order(`rotate ${id} to its ${epoch} epoch`, async (ctx) => await startRotation(ctx, alice, id, { policy, epoch, because: 'simulated' }))
       },
     ],
     [
       3,
       () => {
-        const what = dice.pick(['pause', 'resume', 'resume', 'abort'] as const)
-        order(`${what} a campaign`, async (ctx) => await controlCampaign(ctx, alice, await anyCampaign(ctx), what))
+        const what = dice.pick(['pause', 'resume', 'resume', 'abort', 'retry', 'rollback', 'advance', 'approve'] as const)
+        order(`${what} a campaign`, async (ctx) => await direct(ctx, what, await anyCampaign(ctx)))
       },
     ],
     [
@@ -256,8 +290,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
 
   /** Everything that is out of place, for the first of which the fleet is not at rest. */
   const unrest = async (): Promise<string | undefined> => {
-    for (const { id, state } of await rows(store, 'campaign'))
-      if (state !== 'done' && state !== 'aborted' && state !== 'halted') return `campaign ${id} is ${state}`
+    for (const { id, state } of await rows(store, 'campaign')) if (isUnfinished(state) && state !== 'halted') return `campaign ${id} is ${state}`
     const all = await rows(store, 'key')
     for (const board of boards) {
       const device = await store.get('device', board.device)
@@ -296,11 +329,16 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     await start()
     for (const board of boards) if (board.agent === undefined || dice.once(2)) board.switchOn()
     const calm = time.now()
+    // The operators see to what waits for them.
     const resume = async (): Promise<void> => {
-      for (const { id, state } of await rows(store, 'campaign'))
-        if (state === 'paused') order('resume', async (ctx) => await controlCampaign(ctx, alice, id, 'resume'))
+      for (const { id, state, policy } of await rows(store, 'campaign')) {
+        if (state === 'paused') order('resume', async (ctx) => await direct(ctx, 'resume', id))
+        if (state === 'waiting') order('approve', async (ctx) => await direct(ctx, 'approve', id))
+        if (state === 'installing' && policy.advance === 'manual') order('advance', async (ctx) => await direct(ctx, 'advance', id))
+      }
     }
     await resume()
+    const operators = setInterval(() => void resume(), 10 * minute)
     // Whoever lost power by its own fault run is switched on again by its watchdog.
     const watchdog = setInterval(() => {
       for (const board of boards) if (board.agent === undefined) board.switchOn()
@@ -312,6 +350,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       return (await unrest()) === undefined
     })
     clearInterval(watchdog)
+    clearInterval(operators)
     recovery = time.now() - calm
     if (!atRest) throw new Error(`not at rest within 3 hours: ${(await unrest()) ?? 'nothing'}`)
     await time.run(10_000)

@@ -38,12 +38,16 @@ import { keksOf, retireKek, rotateKek, type KekOutcome } from '../../flows/kek.t
 import { rewrapAll } from '../../flows/rewrap.ts'
 import { allowRecovery } from '../../flows/recover.ts'
 import { revokeDevice } from '../../flows/revoke.ts'
-import { controlCampaign, startRotation } from '../../flows/rotate.ts'
+import { behindStages, needCampaign } from '../../flows/campaign.ts'
+import { advanceCampaign, approveCampaign, confirmCut, controlCampaign, retryCampaign, rollBack } from '../../flows/campaign-order.ts'
+import { mayBeCut } from '../../flows/cut.ts'
+import { setKeyPolicy } from '../../flows/key-policy.ts'
+import { rotateCompromised, startRotation } from '../../flows/rotate.ts'
 import { confirmSeal, splitSeal } from '../../flows/seal.ts'
 import { addStation, removeStation, revokeStation, signedBy } from '../../flows/station.ts'
 import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
-import { placeOf } from '../../campaigns/campaign.ts'
+import { placeOf, wholeCampaign } from '../../campaigns/campaign.ts'
 import type { Deadline } from '../../ca/alerts.ts'
 import type { AlertService } from '../alerts.ts'
 import type { Handlers, Streams } from './router.ts'
@@ -407,33 +411,52 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return await topicReaders(ctx, query.topic, { from: query.from, until: query.until ?? ctx.now() }, page(query))
     },
-    'key.rotate': async ({ caller, params, body }) => await startRotation(ctx, caller, keyId(params.id), { policy: body, because: 'ordered by an operator' }),
+    async 'key.rotate'({ caller, params, body }) {
+      const { mayCut, ...policy } = body
+      return await startRotation(ctx, caller, keyId(params.id), { policy, because: 'ordered by an operator', ...(mayCut === undefined ? {} : { mayCut }) })
+    },
+    'key.compromised': async ({ caller, params, body }) => await rotateCompromised(ctx, caller, keyId(params.id), `compromised: ${body.reason}`),
+    'key.policy.set': async ({ caller, params, body }) => await keyView(ctx, await setKeyPolicy(ctx, caller, keyId(params.id), body)),
 
+    async 'campaign.create'({ caller, body }) {
+      const { key, ...policy } = body
+      return await startRotation(ctx, caller, key, { policy, because: 'ordered by an operator', epoch: 'current' })
+    },
+    async 'campaign.preview'({ caller, params, query }) {
+      read(caller)
+      const { items, ...counts } = await mayBeCut(ctx, keyId(params.id), query)
+      return { ...counts, items: [...items] }
+    },
     async 'campaign.list'({ caller, query }) {
       read(caller)
       const where = query.key === undefined ? {} : { where: { key: query.key } }
-      return await pageOf(ctx, 'campaign', { ...page(query), ...where }, async (row) => await campaignView(ctx, row))
+      return await pageOf(ctx, 'campaign', { ...page(query), ...where }, async (row) => await campaignView(ctx, wholeCampaign(row)))
     },
     async 'campaign.show'({ caller, params }) {
       read(caller)
-      return await campaignView(ctx, await need(ctx, 'campaign', params.id))
+      return await campaignView(ctx, await needCampaign(ctx, params.id))
     },
     async 'campaign.targets'({ caller, params, query }) {
       read(caller)
-      const { waves } = await need(ctx, 'campaign', params.id)
-      const { stage } = query
-      if (stage === undefined) return await pageOf(ctx, 'target', { ...page(query), where: { campaign: params.id } }, targetView)
-      // Of one stage: wave by wave, each page in id order.
-      const pages = await Promise.all(
-        Array.from({ length: waves }, (_, wave) => ctx.store.find('target', { ...page(query), where: { place: placeOf(params.id, wave, stage) } })),
-      )
-      const rows = pages.flat().toSorted((one, other) => (one.id < other.id ? -1 : 1))
+      const { waves } = await needCampaign(ctx, params.id)
+      const { stage, behind } = query
+      const wanted = stage !== undefined ? [stage] : behind === 'true' ? behindStages : undefined
+      if (wanted === undefined) return await pageOf(ctx, 'target', { ...page(query), where: { campaign: params.id } }, targetView)
+      // Of some stages: each place in id order, together in id order.
+      const places = Array.from({ length: waves }, (_, wave) => wanted.map((one) => placeOf(params.id, wave, one))).flat()
+      const found = await Promise.all(places.map(async (place) => await ctx.store.find('target', { ...page(query), limit: query.limit + 1, where: { place } })))
+      const rows = found.flat().toSorted((one, other) => (one.id < other.id ? -1 : 1))
       const shown = rows.slice(0, query.limit)
       return { items: shown.map(targetView), next: rows.length > query.limit ? (shown.at(-1)?.id ?? null) : null }
     },
-    'campaign.pause': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'pause')),
-    'campaign.resume': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'resume')),
-    'campaign.abort': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, 'abort')),
+    'campaign.pause': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, { order: 'pause' })),
+    'campaign.resume': async ({ caller, params, body }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, { order: 'resume', ...body })),
+    'campaign.abort': async ({ caller, params }) => await campaignView(ctx, await controlCampaign(ctx, caller, params.id, { order: 'abort' })),
+    'campaign.approve': async ({ caller, params }) => await campaignView(ctx, await approveCampaign(ctx, caller, params.id)),
+    'campaign.advance': async ({ caller, params }) => await campaignView(ctx, await advanceCampaign(ctx, caller, params.id)),
+    'campaign.confirm': async ({ caller, params, body }) => await campaignView(ctx, await confirmCut(ctx, caller, params.id, body.devices)),
+    'campaign.retry': async ({ caller, params }) => await campaignView(ctx, await retryCampaign(ctx, caller, params.id)),
+    'campaign.rollback': async ({ caller, params }) => await campaignView(ctx, await rollBack(ctx, caller, params.id)),
 
     async 'audit.list'({ caller, query }) {
       authorise(caller, 'audit.read')

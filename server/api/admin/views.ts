@@ -26,8 +26,10 @@ import type { CalendarSpan } from '../../flows/calendar.ts'
 import { authorityName } from '../../flows/status-lists.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
-import { progressOf } from '../../flows/rotate.ts'
+import { behindOf, countsOf, stepOf } from '../../flows/campaign.ts'
 import type { SignedByStation } from '../../flows/station.ts'
+import { usedOf } from '../../flows/usage.ts'
+import { rotatesAt } from '../../keys/cryptoperiod.ts'
 import type { ManagedKey } from '../../keys/key.ts'
 
 /** Rows as operators see them: no key material, no ciphertext. */
@@ -306,6 +308,7 @@ export const alertView = (alert: RaisedAlert): ResponseOf<'alert.list'>['items']
 
 export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf<'key.show'>> => {
   const [epochs, grants, topics] = await Promise.all([allOf(ctx, 'epoch', { key: key.id }), allOf(ctx, 'grant', { key: key.id }), topicSpans(ctx, key.id)])
+  const used = new Map(await Promise.all(epochs.map(async ({ id }) => [id, await usedOf(ctx, id)] as const)))
   return {
     id: key.id,
     algorithm: key.algorithm,
@@ -313,11 +316,17 @@ export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf
     current: key.current,
     latest: key.latest,
     recipientUsage: key.recipientUsage,
+    originatorUsage: key.originatorUsage ?? null,
+    usageLimit: key.usageLimit ?? null,
+    rotatesAt: rotatesAt(
+      key,
+      epochs.find(({ epoch }) => epoch === key.current),
+    ),
     createdAt: key.createdAt,
     grants: grants.map(({ group }): GroupId => group),
     topics: topics.map(({ topic }) => topic ?? '').toSorted(),
     epochs: epochs
-      .map(({ epoch, state, checkValue, createdAt, activatedAt, deactivatedAt, destroyedAt }) => ({
+      .map(({ id, epoch, state, checkValue, createdAt, activatedAt, deactivatedAt, destroyedAt, compromisedAt = null, overlap = false }) => ({
         epoch: Number(epoch),
         state,
         checkValue,
@@ -325,6 +334,9 @@ export const keyView = async (ctx: Context, key: ManagedKey): Promise<ResponseOf
         activatedAt,
         deactivatedAt,
         destroyedAt,
+        compromisedAt,
+        overlap,
+        used: used.get(id) ?? 0,
       }))
       .toSorted((one, other) => one.epoch - other.epoch),
   }
@@ -334,9 +346,9 @@ const present = (counts: Readonly<Record<Stage, number>>): ResponseOf<'campaign.
   Object.fromEntries(Object.entries(counts).filter(([, count]) => count > 0)) as ResponseOf<'campaign.show'>['counts']
 
 export const campaignView = async (ctx: Context, campaign: Campaign): Promise<ResponseOf<'campaign.show'>> => {
-  const waves = await progressOf(ctx, campaign)
+  const [waves, step, behind] = await Promise.all([countsOf(ctx, campaign), stepOf(ctx, campaign), behindOf(ctx, campaign)])
   const counts = Object.fromEntries(stages.map((stage) => [stage, waves.reduce((sum, wave) => sum + wave[stage], 0)])) as Record<Stage, number>
-  const { id, key, from, to, state, because, createdAt, createdBy, finishedAt, policy, wave } = campaign
+  const { id, key, from, to, state, because, createdAt, createdBy, finishedAt, policy, wave, approval, halted, mayCut } = campaign
   return {
     id,
     key,
@@ -347,12 +359,19 @@ export const campaignView = async (ctx: Context, campaign: Campaign): Promise<Re
     createdAt,
     createdBy,
     finishedAt,
-    policy: { ...policy, waves: [...policy.waves] },
+    policy: { ...policy, waves: [...policy.waves], window: policy.window === null ? null : { ...policy.window, days: [...policy.window.days] } },
     wave,
     waves: campaign.waves,
     targets: Object.values(counts).reduce((sum, count) => sum + count, 0),
     counts: present(counts),
     waveCounts: waves.map(present),
+    // A step that is due is taken in a moment.
+    waitsFor: step.do === 'wait' ? step.for : 'nothing',
+    until: step.do === 'wait' ? step.until : null,
+    approval,
+    halted,
+    behind,
+    mayCut: mayCut === Number.MAX_SAFE_INTEGER ? null : (mayCut ?? 0),
   }
 }
 
