@@ -12,6 +12,7 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { bitString, der, explicit, octetString, oid, sequence, set, tags } from '@fleetkey/protocol/x509/der.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { certificatesIn } from './est-answer.ts'
 import { hasProgram } from './programs.ts'
 import { openWorld, type World } from './world.ts'
 
@@ -87,8 +88,7 @@ const basic = (user: string, password: string): string => `Basic ${Buffer.from(`
 /** The certificate in an answer, as openssl reads it. PEM. */
 const certificateIn = (answer: Answer): string => {
   expect(answer).toMatchObject({ status: 200 })
-  const out = execFileSync('openssl', ['pkcs7', '-inform', 'DER', '-print_certs'], { input: Buffer.from(answer.body, 'base64'), encoding: 'utf8' })
-  return /-----BEGIN CERTIFICATE-----[^]*?-----END CERTIFICATE-----\n/.exec(out)?.[0] ?? ''
+  return certificatesIn(answer.body)[0] ?? ''
 }
 const reenroll = '/.well-known/est/simplereenroll'
 const enrol = async (user: string, token: string, key: Key): Promise<string> =>
@@ -329,6 +329,21 @@ describe('hostile requests', () => {
   })
 
   test('after all of them the token is as good as before', async () => expect(new X509Certificate(await enrol('pl-6', good, newKey())).subject).toBe('CN=pl-6'))
+})
+
+test('cacerts while the root changes: openssl finds the way from the old root to the next CA', async () => {
+  await world.client.call('ca.prepare', { body: { root: true } })
+  await world.client.call('ca.distribute')
+  const all = certificatesIn((await call({ method: 'GET', path: '/.well-known/est/cacerts' })).body)
+  expect(all).toHaveLength(6)
+  expect(all[1]?.replace(/\s/g, '')).toBe(root.replace(/\s/g, ''))
+  const next = all.find((pem) => new X509Certificate(pem).subject.includes('issuing CA 2')) ?? ''
+  writeFileSync(at('next.pem'), next)
+  // The next root signed by itself leads nowhere from the old one; openssl would stop there.
+  const led = all.filter((pem) => !new X509Certificate(pem).verify(new X509Certificate(pem).publicKey))
+  writeFileSync(at('all.pem'), led.join(''))
+  const out = execFileSync('openssl', ['verify', '-x509_strict', '-trusted', at('root.pem'), '-untrusted', at('all.pem'), at('next.pem')], { encoding: 'utf8' })
+  expect(out).toContain('OK')
 })
 
 test('the table of reasons in the documentation is the one of the code', () => {

@@ -64,7 +64,10 @@ test(`${count} boards through a rollover of the CA, 5 % of them off meanwhile: n
     await inTurns(of, async (machine) => {
       const agent = now.agent(machine)
       agents.set(machine.serial, agent)
-      await until(`${machine.serial} is connected`, () => agent.status().connected, patience)
+      await until(`${machine.serial} is connected`, () => agent.status().connected, patience).catch((thrown: unknown) => {
+        const said = now.lines.filter((line) => line.startsWith(`${machine.serial}: `)).slice(-12)
+        throw new Error([String(thrown), JSON.stringify(agent.status()), ...said].join('\n'))
+      })
     })
   const readiness = async () => (await now.client.call('ca.status')).readiness
   const acknowledged = async (wanted: number): Promise<void> =>

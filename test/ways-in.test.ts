@@ -17,22 +17,27 @@ import { manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { buildRelease, referenceValues, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
 import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import { readMessage, signMessage } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
 import { inside, readUnsigned, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import { methods } from '@fleetkey/server/attestation/methods.ts'
-import type { Kms } from '@fleetkey/server/flows/context.ts'
+import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
+import type { Kms, Store } from '@fleetkey/server/flows/context.ts'
 import { importEndorsement } from '@fleetkey/server/flows/endorsement.ts'
 import { createTokens } from '@fleetkey/server/flows/enrolment-token.ts'
+import { estEnrol, estReenrol, type EstRequest } from '@fleetkey/server/flows/est.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { importRelease } from '@fleetkey/server/flows/import-release.ts'
+import { sweepIntents } from '@fleetkey/server/flows/issue.ts'
+import { liveSessions } from '@fleetkey/server/flows/sessions.ts'
 import { addStation } from '@fleetkey/server/flows/station.ts'
 import { openDeviceKeys, provision } from '@fleetkey/tpm2/device-keys.ts'
 import { Tpm } from '@fleetkey/tpm2/tpm.ts'
 import { attemptAt, byToken, softwareKeys, type ServerSide } from './enrolling.ts'
-import { operator, station, testContext, type TestContext } from './harness.ts'
+import { fakeBus, operator, station, testContext, type TestContext } from './harness.ts'
 
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 const max = 1 << 20
@@ -43,6 +48,14 @@ let side: ServerSide
 /** Serials that the issuing CA signed, and whether each had its open intent when it did. */
 let signed: { readonly serial: string; readonly intended: boolean }[]
 let boards: Readonly<Record<'tpm2' | 'idevid' | 'token', { readonly serial: string; readonly attester: Attester; readonly eventLog?: Uint8Array }>>
+
+/** Devices without an agent: what they show the first time, and the certificate they have. */
+let overHttp: Readonly<
+  Record<
+    'token' | 'idevid',
+    { readonly id: string; readonly key: ReturnType<typeof newTlsKey>; readonly presented: Pick<EstRequest, 'chain' | 'basic'>; issued: Uint8Array }
+  >
+>
 
 /** Serial number of a TBSCertificate; undefined for anything else that is signed. */
 const serialOf = (tbs: Uint8Array): string | undefined => {
@@ -82,9 +95,15 @@ beforeEach(async () => {
   board.boot()
   const client = new Tpm(board.transport(), { random })
   const made = makeElement(idevidCa, 'SE-1', ctx.clock.now)
-  const rows = [{ serial: 'GW-1', ek }, { serial: 'SE-1', idevid: made.spki }, { serial: 'PL-1' }]
+  const est = makeElement(idevidCa, 'SE-2', ctx.clock.now)
+  const rows = [{ serial: 'GW-1', ek }, { serial: 'SE-1', idevid: made.spki }, { serial: 'PL-1' }, { serial: 'SE-2', idevid: est.spki }, { serial: 'PL-2' }]
   await importBatch(ctx, operator(), { ...factory.signed(manifestJson({ batch: 'b1', model: 'gateway', station: factory.id }, rows)), format: 'json' })
-  const [token] = await createTokens(ctx, operator(), { batch: 'b1', count: 1, life: 3_600_000 })
+  const [token, second] = await createTokens(ctx, operator(), { batch: 'b1', count: 2, life: 7 * 86_400_000 })
+  const secret = new TextDecoder().decode(second?.text.bytes())
+  overHttp = {
+    token: { id: 'pl-2', key: newTlsKey(), presented: { chain: [], basic: { user: 'pl-2', password: secret } }, issued: new Uint8Array() },
+    idevid: { id: 'se-2', key: newTlsKey(), presented: { chain: [est.certificate], basic: null }, issued: new Uint8Array() },
+  }
   boards = {
     tpm2: { serial: 'GW-1', attester: tpm2Attester(await openDeviceKeys(client, await provision(client))), eventLog: board.eventLog() },
     idevid: { serial: 'SE-1', attester: idevidAttester(await softwareKeys(), softwareSecureElement(made.key, [made.certificate])) },
@@ -102,12 +121,12 @@ const enrol = async (method: Name, purpose: 'enrol' | 'return' = 'enrol'): Promi
 const renew = async (method: Name): Promise<void> => {
   const { serial, attester } = boards[method]
   const id = DeviceId.parse(serial.toLowerCase())
-  const from = ctx.bus.connect({ client: id, device: id })
-  for (let turns = 0; ctx.bus.sent.every(({ client }) => client !== id); turns++) {
+  const from = side.ctx.bus.connect({ client: id, device: id })
+  for (let turns = 0; side.ctx.bus.sent.every(({ client }) => client !== id); turns++) {
     expect(turns).toBeLessThan(1000)
     await new Promise((resolve) => void setTimeout(resolve, 5))
   }
-  const welcome = ctx.bus
+  const welcome = side.ctx.bus
     .take(id)
     .map((bytes) => readMessage(bytes, { max }).envelope.body)
     .find((body) => body.type === 'welcome')
@@ -123,20 +142,38 @@ const renew = async (method: Name): Promise<void> => {
     from,
     await signMessage({ v: 1, tenant: TenantId.parse('plant'), device: id, from: 'device', id: random(16), seq: 1, body }, attester.signer),
   )
-  expect(ctx.bus.take(id).map((bytes) => readMessage(bytes, { max }).envelope.body.type)).toContain('identity')
-  ctx.bus.disconnect(from)
+  expect(side.ctx.bus.take(id).map((bytes) => readMessage(bytes, { max }).envelope.body.type)).toContain('identity')
+  side.ctx.bus.disconnect(from)
 }
 
+type Way = readonly [string, (() => Promise<void>)[], () => Promise<void>, number]
+
+const enrolOverEst = async (by: keyof typeof overHttp): Promise<void> => {
+  const one = overHttp[by]
+  one.issued = await estEnrol(side.ctx, { ...one.presented, csr: await tlsCsr(one.key, one.id), from: '192.0.2.0/24' })
+}
+/** Each time for a new key. */
+const renewOverEst = async (by: keyof typeof overHttp): Promise<void> => {
+  const one = overHttp[by]
+  one.issued = await estReenrol(side.ctx, { chain: [one.issued], basic: null, csr: await tlsCsr(newTlsKey(), one.id), from: '192.0.2.0/24' })
+}
+const est = (['token', 'idevid'] as const).flatMap((by): Way[] => [
+  [`EST by ${by}: enrolment`, [], async () => await enrolOverEst(by), 1],
+  [`EST by ${by}: enrolled again`, [async () => await enrolOverEst(by)], async () => await enrolOverEst(by), 1],
+  [`EST by ${by}: renewal`, [async () => await enrolOverEst(by)], async () => await renewOverEst(by), 1],
+])
+
 /** Every way to a certificate: what was done before, the way itself, and how many certificates it gives (a return keeps the LDevID's). */
-const ways: readonly (readonly [string, (() => Promise<void>)[], () => Promise<void>, number])[] = (Object.keys(methods) as Name[]).flatMap((method) => [
+const ways: readonly Way[] = (Object.keys(methods) as Name[]).flatMap((method): Way[] => [
   [`${method}: enrolment`, [], async () => await enrol(method), 2],
   [`${method}: enrolled again`, [async () => await enrol(method)], async () => await enrol(method), 2],
   [`${method}: return with known keys`, [async () => await enrol(method)], async () => await enrol(method, 'return'), 1],
   [`${method}: renewal`, [async () => await enrol(method)], async () => await renew(method), 1],
 ])
+const everyWay: readonly Way[] = [...ways, ...est]
 
 describe('every certificate had its intent before it was signed, by way', () => {
-  test.each(ways)('%s', async (_name, before, way, certificates) => {
+  test.each(everyWay)('%s', async (_name, before, way, certificates) => {
     for (const step of before) await step()
     const [known, steps] = [await ctx.store.find('certificate', { limit: 1000 }), ctx.steps.length]
     signed.length = 0
@@ -151,7 +188,7 @@ describe('every certificate had its intent before it was signed, by way', () => 
     expect(ctx.steps.slice(steps).filter((step) => step.startsWith('issue.'))).toEqual(['issue.intended', 'issue.signed'])
   })
 
-  test.each(ways)('%s: nothing is signed when the intent cannot be written', async (_name, before, way) => {
+  test.each(everyWay)('%s: nothing is signed when the intent cannot be written', async (_name, before, way) => {
     for (const step of before) await step()
     signed.length = 0
     const { store } = ctx
@@ -168,6 +205,66 @@ describe('every certificate had its intent before it was signed, by way', () => 
     side = { ctx: broken, handle: deviceHandler(broken, { policy: { requireEkCertificate: true }, reportEvery: 300 }) }
     await expect(way()).rejects.toThrow()
     expect(signed).toEqual([])
+  })
+})
+
+describe('a disk that fails at each write of a way in: nothing is answered that is not durable, nothing signed is left unrecorded', () => {
+  /** A store whose commit of this number fails: before anything was written, or after all of it. */
+  const failing = (at: number, when: 'before' | 'after'): { readonly ctx: TestContext; readonly hit: () => boolean } => {
+    const { store } = ctx
+    let [commits, hit] = [0, false]
+    const commit: Store['commit'] = async (changes, options) => {
+      const isIt = ++commits === at
+      hit ||= isIt
+      if (isIt && when === 'before') throw new Problem('unavailable', 'the disk is gone')
+      const verdict = await store.commit(changes, options)
+      if (isIt) throw new Problem('unavailable', 'the disk is gone')
+      return verdict
+    }
+    // A bus of its own: the handlers of earlier attempts are not among its listeners.
+    return { ctx: { ...ctx, store: { ...store, commit }, bus: fakeBus(), sessions: liveSessions() }, hit: () => hit }
+  }
+  const certificates = async (): Promise<readonly string[]> => (await ctx.store.find('certificate', { limit: 1000 })).map(({ id }) => id)
+
+  /** Tries the way with its first write failing, then its second, …, until all have. How many there were. */
+  const eachWrite = async (way: () => Promise<void>, when: 'before' | 'after'): Promise<number> => {
+    const whole = side
+    for (let at = 1; ; at++) {
+      const broken = failing(at, when)
+      side = { ctx: broken.ctx, handle: deviceHandler(broken.ctx, { policy: { requireEkCertificate: true }, reportEvery: 300 }) }
+      signed.length = 0
+      const before = await certificates()
+      const done = await way().then(
+        () => true,
+        () => false,
+      )
+      side = whole
+      const fresh = (await certificates()).filter((id) => before.every((one) => one !== id))
+      // Whatever was signed stands as an intent: it can be found, and revoked.
+      for (const { serial } of signed) expect(await ctx.store.get('intent', serial)).toBeDefined()
+      // Whoever was answered has what is on record.
+      if (done) expect(fresh.toSorted()).toEqual(signed.map(({ serial }) => serial).toSorted())
+      // A certificate is on record with the device that it is for, or not at all.
+      for (const id of fresh) {
+        const device = (await ctx.store.get('certificate', id))?.device
+        const row = await ctx.store.get('device', device ?? '')
+        expect(hasIdentity(row) && [row.tlsSerial, row.ldevidSerial]).toContain(id)
+        expect((await ctx.store.get('intent', id))?.state).toBe('issued')
+      }
+      if (!broken.hit()) {
+        expect(done).toBe(true)
+        return at - 1
+      }
+      // Pauses between attempts that gave certificates which were never used.
+      ctx.clock.now += 3_600_000
+    }
+  }
+  const modes = process.env['FLEETKEY_LONG'] === '1' ? (['before', 'after'] as const) : (['before'] as const)
+  test.each(everyWay.flatMap(([name, before, way]) => modes.map((when) => [name, when, before, way] as const)))('%s, %s', async (_name, when, before, way) => {
+    for (const step of before) await step()
+    expect(await eachWrite(way, when)).toBeGreaterThanOrEqual(2)
+    await sweepIntents(ctx)
+    expect(await ctx.store.find('intent', { where: { state: 'open' }, limit: 10 })).toEqual([])
   })
 })
 
@@ -206,7 +303,14 @@ describe('there is one place that signs certificates', () => {
     [
       'orders certificates',
       /\bprepareCertificates\(/,
-      ['server/flows/authority.ts', 'server/flows/enrol.ts', 'server/flows/est.ts', 'server/flows/ocsp.ts', 'server/flows/renew.ts'],
+      [
+        'server/flows/authority.ts',
+        'server/flows/enrol.ts',
+        'server/flows/est.ts',
+        'server/flows/ocsp.ts',
+        'server/flows/own-certificates.ts',
+        'server/flows/renew.ts',
+      ],
     ],
   ]
   test.each(places)('%s', (_what, pattern, expected) => expect(where(pattern).toSorted()).toEqual(expected))

@@ -140,12 +140,12 @@ const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine &
 }
 
 /** The server in a process of its own: of many connections, only their one end counts against what this process may open. */
-const serverApart = async (args: readonly string[]): Promise<RunningServer> => {
+const serverApart = async (args: readonly string[], fault: NodeJS.ProcessEnv): Promise<RunningServer> => {
   let ready: Omit<RunningServer, 'cliFile' | 'stop'> & { readonly cli: string } = { mqttPort: 0, httpsPort: 0, httpPort: null, estPort: null, cli: '' }
   const process_ = await supervise({
     script: './server-process.ts',
     args: [...args, '--json'],
-    fault: {},
+    fault,
     isReady: (line) => line.startsWith('{"ready":true'),
     onLine: (line) => void (line.startsWith('{"ready":true') && (ready = JSON.parse(line) as typeof ready)),
   })
@@ -209,13 +209,15 @@ export const openWorld = async (
     readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
     /** In a process of its own; what is put around a server does not reach it there. */
     readonly apart?: boolean
+    /** For a server apart: where it is killed (faults/kill-at.ts); it is started again, on ports that `args` has to fix. */
+    readonly fault?: NodeJS.ProcessEnv
   } = {},
 ): Promise<World> => {
   const folder = of.folder ?? mkdtempSync(join(tmpdir(), 'fk-world-'))
   const lines: string[] = []
   const start = async (mqtt: number, https: number): Promise<RunningServer> => {
     const args = ['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])]
-    if (of.apart === true) return await serverApart(args)
+    if (of.apart === true) return await serverApart(args, of.fault ?? {})
     return await startServer(readSettings(args, {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),

@@ -84,17 +84,19 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
   let waiting = 0
 
   const enrolment = async (request: IncomingMessage, work: (ctx: Context, of: EstRequest) => Promise<Uint8Array>): Promise<Answer> => {
+    // Whoever sends its request slowly holds up nobody but itself.
+    const asked = await enrolmentOf(request)
     if (waiting >= maxWaiting) refuseEst('est.busy')
     waiting++
     try {
-      return { type: 'application/pkcs7-mime; smime-type=certs-only', body: certsOnly([await work(ctx, await enrolmentOf(request))]) }
+      return { type: 'application/pkcs7-mime; smime-type=certs-only', body: certsOnly([await work(ctx, asked)]) }
     } finally {
       waiting--
     }
   }
 
   const operations: Readonly<Record<string, { readonly method: string; readonly answer: (request: IncomingMessage) => Promise<Answer> }>> = {
-    cacerts: { method: 'GET', answer: async () => ({ type: 'application/pkcs7-mime', body: certsOnly([ctx.authority.issuing, ctx.authority.root]) }) },
+    cacerts: { method: 'GET', answer: async () => ({ type: 'application/pkcs7-mime', body: certsOnly(ctx.authority.anchors) }) },
     csrattrs: { method: 'GET', answer: async () => ({ type: 'application/csrattrs', body: csrAttributes }) },
     simpleenroll: { method: 'POST', answer: async (request) => await enrolment(request, estEnrol) },
     simplereenroll: { method: 'POST', answer: async (request) => await enrolment(request, estReenrol) },

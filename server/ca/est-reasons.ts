@@ -30,6 +30,11 @@ export const estReasons = {
   },
   'est.base64': { code: 'malformed', meaning: 'The body is not base64 (RFC 8951 §3).', remedy: 'Base64 of the DER, with or without line breaks.' },
   'est.busy': { code: 'unavailable', meaning: 'Too many enrolments at once.', remedy: 'Ask again a little later.' },
+  'est.rate': {
+    code: 'rate-limited',
+    meaning: 'The device has had ten certificates within the hour.',
+    remedy: 'Renew a certificate when half of its life is over, once; a fault on the device asks again and again.',
+  },
   'est.no-credentials': {
     code: 'unauthenticated',
     meaning: 'Neither a token nor a client certificate.',
@@ -68,9 +73,10 @@ export const estReasons = {
 export type EstReasonCode = keyof typeof estReasons
 
 /** Throws the Problem of a reason. */
-export const refuseEst = (reason: EstReasonCode, detail?: string): never => {
+export const refuseEst = (reason: EstReasonCode, detail?: string, retryAfterSeconds?: number): never => {
   const { code, meaning } = estReasons[reason]
-  throw new Problem(code, detail ?? meaning, { reason, ...(code === 'unavailable' ? { retryAfterSeconds: 5 } : {}) })
+  const after = retryAfterSeconds ?? (code === 'unavailable' ? 5 : undefined)
+  throw new Problem(code, detail ?? meaning, { reason, ...(after === undefined ? {} : { retryAfterSeconds: after }) })
 }
 
 /** HTTP status of a reason that has one of its own. */

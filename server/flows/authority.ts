@@ -44,6 +44,8 @@ interface Standing extends Issuer {
   readonly issuers: ReadonlyMap<string, Issuer>
   /** Certificates of every CA that devices are told of, for others, by the names under which they are handed out: `issuing-2.cer`, `root-1-2.cer`. */
   readonly certificates: ReadonlyMap<string, Uint8Array>
+  /** What others may come to need to follow a rollover (RFC 7030 §4.1.3): the active CA and root first, the next ones, and roots certified by each other, both ways. */
+  readonly anchors: readonly Uint8Array[]
   /** Names of the keys of CAs from which nothing is accepted any more, and of those that devices are renewed away from. */
   readonly retired: ReadonlySet<string>
   readonly tainted: ReadonlySet<string>
@@ -197,6 +199,10 @@ const need = async (ctx: Base, setting: string): Promise<Certificate> => {
 }
 
 const keyHash = ({ spki }: Certificate): Uint8Array => new Uint8Array(createHash('sha256').update(spki).digest())
+/** Each once, DER, in this order. */
+const distinct = (certificates: readonly Certificate[]): readonly Uint8Array[] => [
+  ...new Map(certificates.map(({ fingerprint, der }) => [fingerprint, der])).values(),
+]
 const present = <T>(found: readonly (T | undefined)[]): readonly T[] => found.filter((one) => one !== undefined)
 
 /** Every CA that devices are told of, and the roots that were certified by others, newest first. */
@@ -247,6 +253,7 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
       return [role, { ...kmsSigner(ctx.kms, key, key, spki), certificate: der }]
     }),
   )
+  const trusted = rootsOf(rollover)
   const alive = all.issuing.filter(({ generation }) => !isOver(generation))
   const issuers = [
     ...all.roots
@@ -277,6 +284,13 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
       ...all.roots.map(({ number, certificate }) => [`${numbered('root', number, '-')}.cer`, certificate.der] as const),
       ...all.issuing.map(({ generation, certificate }) => [`${numbered('issuing', generation.number, '-')}.cer`, certificate.der] as const),
       ...all.crosses.map(({ by, of, certificate }) => [`root-${by}-${of}.cer`, certificate.der] as const),
+    ]),
+    anchors: distinct([
+      issuing,
+      root,
+      ...alive.map(({ certificate }) => certificate),
+      ...all.roots.filter(({ number }) => trusted.includes(number)).map(({ certificate }) => certificate),
+      ...all.crosses.filter(({ by, of }) => trusted.includes(by) && trusted.includes(of)).map(({ certificate }) => certificate),
     ]),
     retired: keysOf(['retiring', 'retired']),
     tainted: keysOf(['tainted']),

@@ -14,8 +14,9 @@ import { presentedIdevid } from '../attestation/idevid.ts'
 import { claimsByIdevid, claimsByToken } from '../attestation/over-tls.ts'
 import { fail } from '../attestation/reasons.ts'
 import { refuseEst } from '../ca/est-reasons.ts'
-import { requestPolicyOf } from '../ca/profiles.ts'
+import { backdate, requestPolicyOf } from '../ca/profiles.ts'
 import { canReceive, hardwareOf, hasIdentity, type Device, type EnrolledDevice, type ManifestEntry, type RegisteredDevice } from '../fleet/device.ts'
+import { recovered } from '../fleet/recovery.ts'
 import { withinWindow } from './claim-window.ts'
 import { leavingOf, supersede } from './certificates.ts'
 import type { Context } from './context.ts'
@@ -26,9 +27,11 @@ import { claimSpki, prepareCertificates, recordIssued, type Issued } from './iss
 import { hex, sha256hex } from './message.ts'
 import { perform, type Intent, type Transaction } from './perform.ts'
 import { reappraise } from './reappraise.ts'
+import { recoverOrHold, recoveryOf } from './recover.ts'
 import { auditedFor } from './refusal.ts'
 import { findAll, findOne } from './rows.ts'
 import { mustBeInForce } from './trust.ts'
+import { inTurn } from './turn.ts'
 import { acceptedWith, judgeClaims } from './verdict.ts'
 
 /** One enrolment request as HTTP brought it, and what TLS proved about its sender. */
@@ -47,6 +50,9 @@ export interface EstRequest {
 type Enrollable = RegisteredDevice | EnrolledDevice
 
 const agent = 'EST'
+const hour = 3_600_000
+/** Certificates of one device within an hour: answers get lost, more points to a fault. */
+const perHour = 10
 
 /** Barred, quarantined and agent-run devices get nothing here, whatever they bring. */
 const enrollable = async (ctx: Context, id: DeviceId): Promise<Enrollable> => {
@@ -188,6 +194,8 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
     const owner = await findOne(ctx.store, 'certificate', { spkiHash: sha256hex(claims.ldevidSpki) })
     if (owner !== undefined && owner.device !== device.id)
       throw new Problem('forbidden', `the key of ${String(owner.device)} presented by ${device.id}`, { reason: 'key.reused' })
+    // Whoever has an identity and enrols again recovers it: on the budget that returns are on.
+    await recoverOrHold(ctx, caller, device)
     await spend()
     const named = { ...intent, subject: device.id }
     const issued = await issueFor(ctx, named, device.id, claims.ldevidSpki)
@@ -196,7 +204,7 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
       if (hasIdentity(row) && hardwareOf(row.keys) !== claims.hardware) fail('identity.other-idevid', `device ${row.id} is bound to other hardware`)
       const keys = { hardware: claims.hardware, recipientSpki: null, ldevidSpki: claims.ldevidSpki }
       const serials = { ldevid: issued.intent.id, tls: issued.intent.id }
-      const next = identified(ctx.now(), row, { keys, agent, claims, verdict: judgement.verdict, ...serials })
+      const next = identified(ctx.now(), row, { keys, agent, claims, verdict: judgement.verdict, ...serials, recovery: recoveryOf(ctx, row) })
       await record(ctx, tx, issued, leavingOf(row, next))
       tx.update('device', { ...next, ...acceptedWith(next.floor, judgement) })
     })
@@ -232,20 +240,40 @@ export const estReenrol = async (ctx: Context, request: EstRequest): Promise<Uin
   return await auditedFor(ctx, { caller: stranger, action: 'est.reenrol', subject: request.from }, known, async () => {
     if (request.basic !== null) refuseEst('est.two-credentials')
     const own = request.chain[0] ?? refuseEst('est.no-certificate')
-    const { device, serial } = await renewing(ctx, own, known)
-    const spki = requested(ctx, request.csr, { device, renewed: parseCertificate(own) })
-    const intent: Intent = { caller: { kind: 'device', id: device.id, from: request.from }, action: 'est.reenrol', subject: device.id }
-    const issued = await issueFor(ctx, intent, device.id, spki)
-    await perform(ctx, { ...intent, detail: `by ${serial}` }, async (tx) => {
-      const { device: row } = await renewing(ctx, own, known)
-      const id = issued.intent.id
-      const keys = { hardware: hardwareOf(row.keys), recipientSpki: null, ldevidSpki: spki }
-      const next = { ...row, keys, ldevidSerial: id, tlsSerial: id, previousTlsSerial: serial, lastSeenAt: ctx.now() }
-      await record(ctx, tx, issued, leavingOf(row, next))
-      tx.update('device', next)
-    })
-    // A crash here: the device does not know its new certificate; the one it has stays good, and asks again.
-    ctx.step('est.renewed')
-    return issued.der
+    const { device } = await renewing(ctx, own, known)
+    return await inTurn(ctx.store, `est/${device.id}`, async () => await reenrolled(ctx, { request, own, known, device }))
   })
+}
+
+const reenrolled = async (
+  ctx: Context,
+  of: { readonly request: EstRequest; readonly own: Uint8Array; readonly known: { device: DeviceId | null }; readonly device: EnrolledDevice },
+): Promise<Uint8Array> => {
+  const { request, own, known, device } = of
+  const spki = requested(ctx, request.csr, { device, renewed: parseCertificate(own) })
+  await withinRate(ctx, device.id)
+  const intent: Intent = { caller: { kind: 'device', id: device.id, from: request.from }, action: 'est.reenrol', subject: device.id }
+  const issued = await issueFor(ctx, intent, device.id, spki)
+  await perform(ctx, intent, async (tx) => {
+    const { device: row, serial } = await renewing(ctx, own, known)
+    const id = issued.intent.id
+    const keys = { hardware: hardwareOf(row.keys), recipientSpki: null, ldevidSpki: spki }
+    // The newest certificate is in use: what it was issued for is over.
+    const recovery = serial === row.tlsSerial && row.recovery !== undefined ? { recovery: recovered(row.recovery) } : {}
+    const next = { ...row, keys, ...recovery, ldevidSerial: id, tlsSerial: id, previousTlsSerial: serial, lastSeenAt: ctx.now() }
+    await record(ctx, tx, issued, leavingOf(row, next))
+    tx.update('device', next)
+    tx.note(`by ${serial}`)
+  })
+  // A crash here: the device does not know its new certificate; the one it has stays good, and asks again.
+  ctx.step('est.renewed')
+  return issued.der
+}
+
+/** What a device costs: each renewal is a signature, a row for good, and an entry of the log. Throws Problem('rate-limited'). */
+const withinRate = async (ctx: Context, device: DeviceId): Promise<void> => {
+  const since = ctx.now() - hour
+  const issued = (await findAll(ctx.store, 'certificate', { where: { device } })).map(({ notBefore }) => notBefore + backdate).filter((at) => at > since)
+  if (issued.length < perHour) return
+  refuseEst('est.rate', `${issued.length} certificates of ${device} within an hour`, Math.ceil((Math.min(...issued) - since) / 1000))
 }

@@ -143,11 +143,13 @@ export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: 
   tx.update('certificate', { ...older, ...ended, spkiHash: `${spkiHash}/${older.id}` })
 }
 
-/** A key of the server's own that another certificate is for already: the newest one holds its hash. */
-export const certifyAgain = async (ctx: Base, tx: Transaction, { intent }: Issued): Promise<void> => {
+/** A key of the server's own that another certificate is for already: the newest one holds its hash. `leaving` as above. */
+export const certifyAgain = async (ctx: Base, tx: Transaction, { intent }: Issued, leaving = new Set<string>()): Promise<void> => {
   const spkiHash = sha256hex(intent.spki)
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
-  if (older !== undefined) tx.update('certificate', { ...older, spkiHash: `${spkiHash}/${older.id}` })
+  if (older === undefined) return
+  const ended = leaving.delete(older.id) ? { replacedAt: ctx.now() } : {}
+  tx.update('certificate', { ...older, ...ended, spkiHash: `${spkiHash}/${older.id}` })
 }
 
 /** Start-up sweep: intents that a crash left open will not be issued any more. */

@@ -64,7 +64,7 @@ const responderOf = async (ctx: Context, authority: AuthorityName): Promise<Sign
   const [issued] = await prepareCertificates(ctx, issuer, intent, [order])
   if (issued === undefined) throw new Problem('internal', 'one certificate was ordered')
   await perform(ctx, { ...intent, detail: issued.intent.id }, async (tx) => {
-    await claimSpki(ctx, tx, issued)
+    await claimSpki(ctx, tx, issued, new Set(known === undefined ? [] : [known.serial]))
     recordIssued(tx, issued)
     const now = await ctx.store.get('setting', settingOf(authority))
     if (now === undefined) tx.insert('setting', { id: settingOf(authority), value: issued.der })

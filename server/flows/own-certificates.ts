@@ -44,7 +44,7 @@ export const renewRoles = async (ctx: Context): Promise<void> => {
       for (const [at, one] of issued.entries()) {
         const setting = await ctx.store.get('setting', roleSetting(due[at] ?? 'challenge', number))
         if (setting === undefined) throw new Problem('internal', `there is no certificate of ${String(due[at])}`)
-        await certifyAgain(ctx, tx, one)
+        await certifyAgain(ctx, tx, one, new Set([parseCertificate(setting.value).serial]))
         recordIssued(tx, one)
         tx.update('setting', { ...setting, value: one.der })
       }
