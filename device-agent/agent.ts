@@ -15,6 +15,7 @@ import { reopening } from '@fleetkey/tpm2/reopening.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
 import type { Transport } from '@fleetkey/tpm2/transport.ts'
 import type { Attester } from './attesters/attester.ts'
+import { openConsumers } from './consumers.ts'
 import { openChannel, type Channel } from './channel.ts'
 import type { Settings } from './config.ts'
 import { checkServerTime, ConnectionRefused, openConnection, type Connection, type ConnectionOptions } from './connection.ts'
@@ -318,13 +319,15 @@ export const startAgent = (options: AgentOptions): Agent => {
     changed()
   }
 
+  const consumers = openConsumers({ required: settings.consumers ?? [], within: settings.readyWithin ?? 10_000 })
   const outputs = openOutputs({ outputs: settings.outputs, files, step })
 
-  /** Files, hooks and watchers first; `active` may be said only after that. */
+  /** Files, hooks, watchers and consumers first; `active` may be said only after that. */
   const take = async (ring: Keyring, of: Take): Promise<HeldKey> => {
     await ring.use(of)
     await giveOut(ring, of.key)
     tellKey({ key: of.key, epoch: of.epoch })
+    await consumers.take(of.key, of.epoch, abort.signal)
     // A crash here: the consumers have it, and the next start gives it to them again.
     step('key.given')
     const held = await ring.settle(of.key, of.epoch)
@@ -820,7 +823,7 @@ export const startAgent = (options: AgentOptions): Agent => {
     try {
       if (api === undefined && settings.socket !== null) {
         await files.makeFolder(dirname(settings.socket.path), 0o755)
-        const opened = await openLocalApi({ ...settings.socket, keys: served, status })
+        const opened = await openLocalApi({ ...settings.socket, keys: served, consumers, status })
         if (dead) return opened.destroy()
         api = opened
       }

@@ -5,6 +5,7 @@ import { KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
 import { fromPem } from '@fleetkey/protocol/x509/pem.ts'
 import { z } from 'zod'
 import type { Hierarchy } from '@fleetkey/tpm2/errors.ts'
+import type { Consumer } from './consumers.ts'
 import type { FileOwner } from './filesystem.ts'
 import { maxSocketPath } from './local-api.ts'
 import type { Output } from './outputs.ts'
@@ -37,6 +38,10 @@ export interface Settings {
   /** Socket for local applications; null: none. */
   readonly socket: { readonly path: string; readonly owner: FileOwner } | null
   readonly outputs: readonly Output[]
+  /** Consumers that must be connected to the socket, and ready, before the use of an epoch of their key is proven. */
+  readonly consumers?: readonly Consumer[]
+  /** Milliseconds that a consumer has to get ready for an epoch; 10 s when left out. */
+  readonly readyWithin?: number
 }
 
 /** The configuration is not usable: text for the person who wrote it. */
@@ -84,10 +89,18 @@ export const AgentFile = z.strictObject({
         owner: account.optional(),
         group: account.optional(),
         hook: z.array(z.string().max(4096)).min(1).max(64).optional(),
+        /** Seconds that the hook may take. */
+        hookTimeout: z.number().min(0.1).max(600).optional(),
       }),
     )
     .max(256)
     .optional(),
+  consumers: z
+    .array(z.strictObject({ key: KeyId, name: z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/) }))
+    .max(256)
+    .optional(),
+  /** Seconds. */
+  readyWithin: z.number().min(0.1).max(600).optional(),
 })
 export type AgentFile = z.infer<typeof AgentFile>
 
@@ -178,6 +191,8 @@ export const readSettings = (file: string): Settings => {
   if (socket !== null && socket !== undefined && Buffer.byteLength(at(socket.path)) > maxSocketPath)
     throw new SettingsError(`socket: ${at(socket.path)} has more than ${maxSocketPath} bytes; choose a short path such as /run/fleetkey/agent.sock`)
   const paths = (config.outputs ?? []).map((output) => resolve(at(output.path)))
+  if ((config.consumers ?? []).length > 0 && (socket === null || socket === undefined))
+    throw new SettingsError('consumers: they connect to the socket, and there is none; name one in "socket"')
   const twice = paths.find((one, index) => paths.indexOf(one) !== index)
   // The withdrawal of the one key would take the other's file away.
   if (twice !== undefined) throw new SettingsError(`outputs: two of them write ${twice}`)
@@ -200,6 +215,9 @@ export const readSettings = (file: string): Settings => {
       format: output.format ?? 'raw',
       owner: ownerOf(output, 0o600),
       hook: output.hook ?? null,
+      ...(output.hookTimeout === undefined ? {} : { hookTimeout: output.hookTimeout * 1000 }),
     })),
+    ...(config.consumers === undefined ? {} : { consumers: config.consumers }),
+    ...(config.readyWithin === undefined ? {} : { readyWithin: config.readyWithin * 1000 }),
   }
 }

@@ -611,11 +611,15 @@ const workFailed = (core: Core, event: Extract<Event, { on: 'failed' }>, env: En
   return then([idle, [log, say(work, 'failed', epoch, event.reason)]], startNext)
 }
 
+/** Reasons that the consumers gave: unlike a full disk they may stay for good, so the server is to know. */
+const byConsumer = /^(?:hook|output|consumer)\./
+
 /** The consumers did not take it: tried again with growing pauses; the server hears of it once, after a few attempts. */
 const owe = (core: Core, take: Take, event: { readonly reason: string; readonly transient: boolean }, env: Environment): Next => {
   const attempts = (core.owed.get(take.key)?.attempts ?? 0) + 1
   const after = Math.round(Math.min(timing.consumeCap, timing.consumeBase * 2 ** Math.min(attempts, 20)) * (0.5 + env.random() / 2))
-  const told: Effect[] = attempts === timing.consumeAttempts && !event.transient ? [say(take, 'failed', take.epoch, event.reason)] : []
+  const told: Effect[] =
+    attempts === timing.consumeAttempts && (!event.transient || byConsumer.test(event.reason)) ? [say(take, 'failed', take.epoch, event.reason)] : []
   return [{ ...core, owed: new Map(core.owed).set(take.key, { ...take, attempts }) }, [...told, { do: 'timer', name: 'consume', after }]]
 }
 

@@ -12,6 +12,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { openDocument } from './files.ts'
 import { openKeyring, type Keyring } from './keyring.ts'
 import { openLocalApi, type LocalApi } from './local-api.ts'
+import { openConsumers, type Consumers } from './consumers.ts'
 import { localKeys, type LocalKeys } from './local-keys.ts'
 import { memoryFileSystem } from './memory-filesystem.ts'
 import { random, testDevice } from './test-keys.ts'
@@ -28,6 +29,7 @@ let path: string
 let ring: Keyring
 let api: LocalApi
 let usage: UsageCounters
+let consumers: Consumers = openConsumers({ required: [], within: 300 })
 const keysOf = (keyring: () => Keyring): LocalKeys => localKeys({ keyring, usage: () => usage, random })
 const clients: Socket[] = []
 
@@ -54,7 +56,7 @@ beforeEach(async () => {
   await ring.use({ key: 'site', epoch: 2, nonce, campaign: null })
   await ring.use({ key: 'meter', epoch: 5, nonce, campaign: null })
   usage = await openUsage({ document: openDocument({ files: memoryFileSystem(), folder: '/', name: 'usage', step }), step, onLoss: () => undefined })
-  api = await openLocalApi({ path, owner: { mode: 0o660 }, keys: keysOf(() => ring), status })
+  api = await openLocalApi({ path, owner: { mode: 0o660 }, keys: keysOf(() => ring), consumers, status })
 })
 afterEach(async () => {
   for (const socket of clients.splice(0)) socket.destroy()
@@ -210,7 +212,7 @@ describe('requests', () => {
     const notReady = (): never => {
       throw new Error('with a stack that is nobody’s business')
     }
-    const fresh = await openLocalApi({ path: other, owner: { mode: 0o600 }, keys: keysOf(notReady), status })
+    const fresh = await openLocalApi({ path: other, owner: { mode: 0o600 }, keys: keysOf(notReady), consumers, status })
     const socket = connect(other)
     socket.write('{"op":"list"}\n')
     const [answer] = (await once(socket, 'data')) as [Buffer]
@@ -260,7 +262,7 @@ describe('the socket', () => {
   test.each([0o660, 0o600, 0o666])('has the mode that was asked for: %o', async (mode) => {
     const other = join(folder, `m-${mode}.sock`)
     const before = process.umask()
-    const opened = await openLocalApi({ path: other, owner: { mode }, keys: keysOf(() => ring), status })
+    const opened = await openLocalApi({ path: other, owner: { mode }, keys: keysOf(() => ring), consumers, status })
     expect([statSync(other).mode & 0o777, process.umask()]).toEqual([mode, before])
     await opened.close()
   })
@@ -271,7 +273,7 @@ describe('the socket', () => {
   })
 
   test('a second agent on the same path is refused; one after a crash takes the dead socket over', async () => {
-    const again = async () => await openLocalApi({ path, owner: { mode: 0o660 }, keys: keysOf(() => ring), status })
+    const again = async () => await openLocalApi({ path, owner: { mode: 0o660 }, keys: keysOf(() => ring), consumers, status })
     await expect(again()).rejects.toThrow(`another agent serves ${path}`)
     await api.close()
     writeFileSync(path, '')
@@ -281,7 +283,7 @@ describe('the socket', () => {
 
   test('a path that is too long for a socket', async () => {
     const long = join(folder, 'x'.repeat(108))
-    await expect(openLocalApi({ path: long, owner: { mode: 0o660 }, keys: keysOf(() => ring), status })).rejects.toThrow('more than 107 bytes')
+    await expect(openLocalApi({ path: long, owner: { mode: 0o660 }, keys: keysOf(() => ring), consumers, status })).rejects.toThrow('more than 107 bytes')
   })
 })
 

@@ -3,6 +3,7 @@ import { chmod, chown, rm } from 'node:fs/promises'
 import { Problem, toProblem, type ProblemCode } from '@fleetkey/protocol/problem.ts'
 import { KeyId } from '@fleetkey/protocol/ids.ts'
 import { z } from 'zod'
+import type { Consumers, Registration } from './consumers.ts'
 import type { LocalKeys } from './local-keys.ts'
 
 /** A change that local applications are told of. */
@@ -55,6 +56,8 @@ const Request = z.discriminatedUnion('op', [
   z.strictObject({ id, op: z.literal('mac'), key: KeyId, data: base64(limits.data) }),
   z.strictObject({ id, op: z.literal('verify'), key: KeyId, epoch, data: base64(limits.data), mac: base64(64) }),
   z.strictObject({ id, op: z.literal('watch'), key: KeyId.optional() }),
+  z.strictObject({ id, op: z.literal('consume'), key: KeyId, name: z.string().regex(/^[a-z0-9][a-z0-9-]{0,31}$/) }),
+  z.strictObject({ id, op: z.literal('ready'), key: KeyId, epoch, ready: z.boolean().optional() }),
 ])
 type Request = z.infer<typeof Request>
 
@@ -63,10 +66,20 @@ const text = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64'
 interface Client {
   readonly socket: Socket
   watching: 'nothing' | 'everything' | ReadonlySet<string>
+  /** Keys that it has registered for as a consumer. */
+  readonly consuming: Map<string, Registration>
+}
+
+/** What requests are carried out with. */
+interface Serving {
+  readonly keys: LocalKeys
+  readonly consumers: Consumers
+  readonly status: () => object
+  readonly write: (client: Client, value: object) => void
 }
 
 /** What the request asks for, as the fields of the answer. */
-const perform = async (keys: LocalKeys, status: () => object, client: Client, request: Request): Promise<object> => {
+const perform = async ({ keys, consumers, status, write }: Serving, client: Client, request: Request): Promise<object> => {
   switch (request.op) {
     case 'status':
       return status()
@@ -100,6 +113,22 @@ const perform = async (keys: LocalKeys, status: () => object, client: Client, re
         client.watching = new Set([...(client.watching === 'nothing' ? [] : client.watching), request.key]).add(request.key)
       return { watching: true, keys: keys.list() }
     }
+    case 'consume': {
+      const { key, name } = request
+      if (client.consuming.has(key)) throw new Problem('conflict', `this connection consumes ${key} already`, { reason: 'consumer.twice' })
+      client.consuming.set(
+        key,
+        consumers.register({ key, name }, (next) => write(client, { event: 'epoch', key, epoch: next })),
+      )
+      return { consuming: key, epoch: keys.list().find((one) => one.key === key)?.current ?? null }
+    }
+    case 'ready': {
+      const registered = client.consuming.get(request.key)
+      if (registered === undefined) throw new Problem('conflict', `this connection does not consume ${request.key}`, { reason: 'consumer.unknown' })
+      if (request.ready === false) registered.refuse(request.epoch)
+      else registered.ready(request.epoch)
+      return { key: request.key, epoch: request.epoch }
+    }
   }
 }
 
@@ -114,7 +143,7 @@ const failed = (id: string | number | undefined, code: ProblemCode, detail: stri
   error: { code, detail: detail.slice(0, 300) },
 })
 
-const answerTo = async (line: string, keys: LocalKeys, status: () => object, client: Client): Promise<object> => {
+const answerTo = async (line: string, serving: Serving, client: Client): Promise<object> => {
   let value: unknown
   try {
     value = JSON.parse(line)
@@ -125,7 +154,7 @@ const answerTo = async (line: string, keys: LocalKeys, status: () => object, cli
   const request = Request.safeParse(value)
   if (!request.success) return failed(id, 'malformed', request.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`).join('; '))
   try {
-    return { ...(id === undefined ? {} : { id }), ...(await perform(keys, status, client, request.data)) }
+    return { ...(id === undefined ? {} : { id }), ...(await perform(serving, client, request.data)) }
   } catch (thrown) {
     const problem = toProblem(thrown)
     return failed(id, problem.code, problem.code === 'internal' ? 'the agent failed' : problem.message)
@@ -151,6 +180,7 @@ export const openLocalApi = async (of: {
   readonly path: string
   readonly owner: { readonly mode: number; readonly uid?: number; readonly gid?: number }
   readonly keys: LocalKeys
+  readonly consumers: Consumers
   readonly status: () => object
 }): Promise<LocalApi> => {
   const { path } = of
@@ -179,7 +209,7 @@ export const openLocalApi = async (of: {
   }
 
   const serve = (socket: Socket): void => {
-    const client: Client = { socket, watching: 'nothing' }
+    const client: Client = { socket, watching: 'nothing', consuming: new Map() }
     if (clients.size >= limits.connections) {
       socket.on('error', () => undefined)
       return refuse(socket, 'rate-limited', `more than ${limits.connections} connections`)
@@ -189,6 +219,8 @@ export const openLocalApi = async (of: {
     let busy = false
     const close = (): void => {
       clients.delete(client)
+      for (const registration of client.consuming.values()) registration.leave()
+      client.consuming.clear()
       socket.destroy()
     }
     socket.on('error', close)
@@ -201,7 +233,7 @@ export const openLocalApi = async (of: {
       for (let end = waiting.indexOf(10); end >= 0 && clients.has(client); end = waiting.indexOf(10)) {
         const line = waiting.subarray(0, end).toString('utf8')
         waiting = waiting.subarray(end + 1)
-        if (line.trim() !== '') write(client, await answerTo(line, of.keys, of.status, client))
+        if (line.trim() !== '') write(client, await answerTo(line, { ...of, write }, client))
       }
       busy = false
       // Paused for good: nothing more is read, and the client counts until it is gone.

@@ -5,6 +5,7 @@ import { connect } from 'node:net'
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { Problem } from '@fleetkey/protocol/problem.ts'
 import { openTransport } from '@fleetkey/tpm2/transport.ts'
 import { startAgent } from './agent.ts'
 import { defaultEventLog, defaultImaList, readSettings, SettingsError, type Settings } from './config.ts'
@@ -14,10 +15,12 @@ const usage = `usage: fleetkey-agent run    --config FILE
        fleetkey-agent status --config FILE
        fleetkey-agent unit   [--config FILE] [--user USER]
        fleetkey-agent doctor [--config FILE | --tpm TPM [--event-log FILE] [--ima-list FILE]] [--json]
+       fleetkey-agent crypt  encrypt|decrypt --key KEY [--aad TEXT] [--in FILE] [--out FILE] (--config FILE | --socket PATH)
        fleetkey-agent tpm reset-lockout [--config FILE | --tpm TPM] [--lockout-auth-file FILE]
 
 run     attests this device, keeps its keys current and serves them to local applications
 status  asks the running agent (JSON); exit code 5 while it has no identity or is not running
+crypt   protects or opens data of any length with a key of the running agent: stdin to stdout, or files; exit code 3 when it is refused
 unit    prints a systemd unit for this installation
 doctor  says what TPM it finds, what is missing, and what this board protects and what not; exit code 5 when the agent cannot run
 tpm     reset-lockout: ends a lockout after wrong passwords; exit code 3 when the TPM refuses
@@ -108,6 +111,14 @@ interface TpmOptions {
   readonly json?: boolean | undefined
 }
 
+interface CryptOptions {
+  readonly key?: string | undefined
+  readonly aad?: string | undefined
+  readonly in?: string | undefined
+  readonly out?: string | undefined
+  readonly socket?: string | undefined
+}
+
 const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
 
 const tpmOf = (tpm: string | null): string => {
@@ -155,6 +166,26 @@ const tpmCommand = async (what: string | undefined, values: TpmOptions): Promise
   return done ? exit.ok : exit.refused
 }
 
+const cryptCommand = async (what: string | undefined, values: TpmOptions & CryptOptions): Promise<number> => {
+  if (what !== 'encrypt' && what !== 'decrypt')
+    throw new SettingsError(what === undefined ? 'crypt: encrypt or decrypt is missing' : `unknown command crypt ${what}`)
+  if (values.key === undefined) throw new SettingsError('--key KEY is missing')
+  const path = values.socket ?? settingsOf(values.config).socket?.path
+  if (path === undefined) throw new SettingsError('the configuration has no "socket": there is nobody to ask')
+  const [{ connectAgent }, { crypt }] = await Promise.all([import('./client.ts'), import('./crypt-command.ts')])
+  const agent = connectAgent(path)
+  try {
+    await crypt({ what, agent, key: values.key, aad: new TextEncoder().encode(values.aad ?? ''), input: values.in, output: values.out })
+    return exit.ok
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error
+    say(`${error.code}: ${error.message}`)
+    return error.reason === 'agent.away' ? exit.notReady : exit.refused
+  } finally {
+    agent.close()
+  }
+}
+
 const unit = (config: string, user: string): number => {
   const template = readFileSync(new URL('fleetkey-agent.service', import.meta.url), 'utf8')
   const command = `${process.execPath} ${fileURLToPath(import.meta.url)} run --config ${resolve(config)}`
@@ -178,6 +209,11 @@ const main = async (argv: readonly string[], around: Surroundings): Promise<numb
         // A folder in the place of `/`, where board and IMA list are looked for: for tests, and for the files of another machine.
         root: { type: 'string' },
         json: { type: 'boolean' },
+        key: { type: 'string' },
+        aad: { type: 'string' },
+        in: { type: 'string' },
+        out: { type: 'string' },
+        socket: { type: 'string' },
         help: { type: 'boolean', short: 'h' },
       },
     })
@@ -190,6 +226,7 @@ const main = async (argv: readonly string[], around: Surroundings): Promise<numb
     process.stdout.write(`${usage}\n`)
     return exit.ok
   }
+  if (command === 'crypt' && rest.length <= 1) return await cryptCommand(rest[0], values)
   if (command === 'tpm' && rest.length <= 1) return await tpmCommand(rest[0], values)
   if (rest.length > 0) throw new SettingsError(`unexpected ${rest.join(' ')}`)
   switch (command) {

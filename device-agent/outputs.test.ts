@@ -35,6 +35,8 @@ const outputs = (...list: readonly Output[]) => openOutputs({ outputs: list, fil
 /** A hook that writes down what it is told and what it then sees. */
 const noting = ['/bin/sh', '-c', `echo "$FLEETKEY_EVENT $FLEETKEY_KEY $FLEETKEY_EPOCH $(cat "$FLEETKEY_PATH" 2>/dev/null | wc -c)" >> "$1"`, 'hook']
 const notes = (): string => (existsSync(at('notes')) ? readFileSync(at('notes'), 'utf8') : '')
+/** A process that runs; one that has ended and waits for its parent counts as gone. */
+const isAlive = (pid: number): boolean => existsSync(`/proc/${pid}/stat`) && !readFileSync(`/proc/${pid}/stat`, 'utf8').includes(') Z ')
 const problemOf = async (running: Promise<unknown>): Promise<Problem> => {
   const thrown = await running.then(
     () => undefined,
@@ -175,10 +177,10 @@ describe('hooks', () => {
   })
 
   const failing: readonly (readonly [string, readonly string[], RegExp])[] = [
-    ['ends with an error', ['/bin/sh', '-c', 'echo no room >&2; exit 3'], /^hook \/bin\/sh: Command failed: .*no room/],
+    ['ends with an error', ['/bin/sh', '-c', 'echo no room >&2; exit 3'], /^hook \/bin\/sh: exit code 3 no room$/],
     ['is not there', ['/nonexistent/hook'], /^hook \/nonexistent\/hook: spawn .*ENOENT/],
-    ['is killed', ['/bin/sh', '-c', 'kill -9 $$'], /^hook \/bin\/sh: Command failed/],
-    ['says too much', ['/bin/sh', '-c', 'head -c 100000 /dev/zero'], /^hook \/bin\/sh: stdout maxBuffer/],
+    ['is killed', ['/bin/sh', '-c', 'kill -9 $$'], /^hook \/bin\/sh: ended by SIGKILL$/],
+    ['says too much', ['/bin/sh', '-c', 'head -c 100000 /dev/zero | tr "\\0" x >&2; exit 1'], /^hook \/bin\/sh: exit code 1 x{200}$/],
   ]
   test.each(failing)('one that %s: an error, and the file is the new one', async (_name, list, want) => {
     const problem = await problemOf(outputs(output({ hook: list })).give(key(), never))
@@ -201,5 +203,37 @@ describe('hooks', () => {
     const running = problemOf(outputs(output({ hook: ['/bin/sleep', '20'] })).give(key(), stop.signal))
     setTimeout(() => stop.abort(), 50)
     expect((await running).reason).toBe('hook.failed')
+  })
+
+  test('one that hangs is killed at its time-out, with all that it has started', async () => {
+    const hang = ['/bin/sh', '-c', 'trap "" TERM; sleep 30 & echo $! > "$1"; wait', 'hook', at('notes')]
+    const begun = Date.now()
+    const problem = await problemOf(outputs(output({ hook: hang, hookTimeout: 500 })).give(key(), never))
+    expect([problem.code, problem.reason, problem.message]).toEqual(['unavailable', 'hook.timeout', 'hook /bin/sh: took longer than 0.5 s'])
+    expect(Date.now() - begun).toBeLessThan(10_000)
+    const child = Number(readFileSync(at('notes'), 'utf8'))
+    await expect.poll(() => isAlive(child), { timeout: 5_000 }).toBe(false)
+  })
+
+  test('one that ends and leaves something behind that holds its output does not hold up the agent', async () => {
+    const begun = Date.now()
+    await outputs(output({ hook: ['/bin/sh', '-c', 'sleep 20 & exit 0'] })).give(key(), never)
+    expect(Date.now() - begun).toBeLessThan(10_000)
+  })
+
+  test('given again after another consumer failed, those that have taken it are left in peace', async () => {
+    const refuse = at('refuse')
+    writeFileSync(refuse, '')
+    const given = outputs(
+      output({ path: at('first'), hook: hook() }),
+      output({ path: at('second'), hook: ['/bin/sh', '-c', 'test ! -e "$1"', 'hook', refuse] }),
+    )
+    for (let attempt = 0; attempt < 3; attempt++) expect((await problemOf(given.give(key(), never))).reason).toBe('hook.failed')
+    rmSync(refuse)
+    await given.give(key(), never)
+    expect(notes()).toBe('changed site 2 32\n')
+    await given.remove('site', never)
+    await given.give(key(), never)
+    expect(notes()).toBe('changed site 2 32\nwithdrawn site  0\nchanged site 2 32\n')
   })
 })

@@ -1,4 +1,5 @@
-import { execFile } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { dirname } from 'node:path'
 import type { KeyAlgorithm } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
@@ -14,6 +15,8 @@ export interface Output {
   readonly owner: FileOwner
   /** Program and arguments, run without a shell; null: nothing to run. */
   readonly hook: readonly string[] | null
+  /** Milliseconds that the hook may take; 30 s when left out. */
+  readonly hookTimeout?: number
 }
 
 /** A key as its consumers are to see it. `secret` null: it never leaves the TPM. */
@@ -25,13 +28,17 @@ export interface OutputKey {
 }
 
 export interface Outputs {
-  /** Writes every file of the key and runs its hooks. Rejects with Problem('unavailable'), reason `hook.failed` or `output.format`, when a consumer did not take it. */
+  /** Writes every file of the key and runs its hooks. Rejects with Problem('unavailable'), reason `hook.failed`, `hook.timeout` or `output.format`, when a consumer did not take it. */
   give(key: OutputKey, abort: AbortSignal): Promise<void>
   /** Removes the files of a key that was withdrawn and runs the hooks. */
   remove(key: string, abort: AbortSignal): Promise<void>
 }
 
-const hookDeadline = 30_000
+const defaultHookTimeout = 30_000
+/** Of what a hook says about its failure. */
+const maxWords = 200
+/** Milliseconds that are waited for it. */
+const lastWords = 200
 
 const contentOf = (output: Output, key: OutputKey): Buffer => {
   const base64 = (secret: Secret): string => Buffer.from(secret.bytes()).toString('base64')
@@ -45,22 +52,60 @@ const contentOf = (output: Output, key: OutputKey): Buffer => {
   return output.format === 'raw' ? Buffer.from(secret.bytes()) : Buffer.from(`${base64(secret)}\n`)
 }
 
-const runHook = async (hook: readonly string[], env: Readonly<Record<string, string>>, abort: AbortSignal): Promise<void> => {
+/**
+ * Runs a hook in a process group of its own. What it starts and leaves behind does not hold the agent up: the hook's own end counts, and at its time-out the whole group is killed.
+ */
+const runHook = async (
+  { hookTimeout = defaultHookTimeout }: Output,
+  hook: readonly string[],
+  env: Readonly<Record<string, string>>,
+  abort: AbortSignal,
+): Promise<void> => {
   const [program = '', ...args] = hook
-  await new Promise<void>((resolve, reject) => {
-    const options = { timeout: hookDeadline, signal: abort, maxBuffer: 64 << 10, env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...env } }
-    execFile(program, args, options, (error, _stdout, stderr) => {
-      if (error === null) return resolve()
-      const why =
-        error.killed === true ? `took longer than ${hookDeadline / 1000} s` : `${error.message.split('\n')[0] ?? ''} ${stderr.slice(0, 200).trim()}`.trim()
-      reject(new Problem('unavailable', `hook ${program}: ${why}`, { reason: 'hook.failed', cause: error }))
-    })
+  abort.throwIfAborted()
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  const failed = (reason: string, why: string, cause?: unknown): void => reject(new Problem('unavailable', `hook ${program}: ${why}`, { reason, cause }))
+  const child = spawn(program, args, { detached: true, stdio: ['ignore', 'ignore', 'pipe'], env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...env } })
+  let words = ''
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(0, maxWords)))
+  const kill = (): void => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
+    } catch {
+      // It has ended.
+    }
+  }
+  const timer = setTimeout(() => {
+    kill()
+    failed('hook.timeout', `took longer than ${hookTimeout / 1000} s`)
+  }, hookTimeout)
+  const stop = (): void => {
+    kill()
+    failed('hook.failed', 'the agent stops')
+  }
+  abort.addEventListener('abort', stop, { once: true })
+  child.once('error', (error) => failed('hook.failed', error.message, error))
+  child.once('exit', (code, signal) => {
+    if (code === 0) return resolve()
+    const told = (): void => failed('hook.failed', `${signal === null ? `exit code ${code ?? '?'}` : `ended by ${signal}`} ${words.trim()}`.trim())
+    // What it has written to say why may arrive after its end; what it left behind may hold the pipe for ever.
+    child.stderr.once('close', told)
+    setTimeout(told, lastWords).unref()
   })
+  try {
+    await promise
+  } finally {
+    clearTimeout(timer)
+    abort.removeEventListener('abort', stop)
+    child.stderr.destroy()
+  }
 }
 
 /** Keeps the configured files in step with the keys. */
 export const openOutputs = (of: { readonly outputs: readonly Output[]; readonly files: FileSystem; readonly step: (name: string) => void }): Outputs => {
   const { files, step } = of
+  /** What each file's consumer has taken in this run, hook included: a digest. */
+  const given = new Map<string, string>()
   const ofKey = (key: string): readonly Output[] => of.outputs.filter((output) => output.key === key)
   /** One consumer's trouble does not keep the others from theirs; the first trouble is thrown in the end. */
   const each = async (key: string, run: (output: Output) => Promise<void>): Promise<void> => {
@@ -78,23 +123,29 @@ export const openOutputs = (of: { readonly outputs: readonly Output[]; readonly 
     async give(key, abort) {
       await each(key.key, async (output) => {
         const content = contentOf(output, key)
+        const digest = createHash('sha256').update(`${key.current}:`).update(content).digest('hex')
+        // It has taken this already: another consumer's trouble is why it is given again.
+        if (given.get(output.path) === digest) return void content.fill(0)
+        given.delete(output.path)
         await files.write(`${output.path}.new`, content, output.owner)
         content.fill(0)
         await files.rename(`${output.path}.new`, output.path)
         await files.syncFolder(dirname(output.path))
         // A crash here: the file is new, the hook did not run; the next start writes it again and runs it.
         step('output.written')
-        if (output.hook !== null) await runHook(output.hook, environment(output, 'changed', String(key.current)), abort)
+        if (output.hook !== null) await runHook(output, output.hook, environment(output, 'changed', String(key.current)), abort)
+        given.set(output.path, digest)
       })
     },
     async remove(key, abort) {
       await each(key, async (output) => {
+        given.delete(output.path)
         await files.remove(output.path)
         // Written and not renamed before a crash.
         await files.remove(`${output.path}.new`)
         await files.syncFolder(dirname(output.path))
         step('output.removed')
-        if (output.hook !== null) await runHook(output.hook, environment(output, 'withdrawn', ''), abort)
+        if (output.hook !== null) await runHook(output, output.hook, environment(output, 'withdrawn', ''), abort)
       })
     },
   }

@@ -28,6 +28,8 @@ const may: Readonly<Record<string, readonly string[]>> = {
   // Offline judgements are the server's own pure functions: a second implementation of them would be a second truth.
   'cli/offline': [...common, 'server/attestation', 'server/ca', 'server/audit', 'cli'],
   demo: ['protocol'],
+  // An application on a device: the agent's client library is for it.
+  'demo/telemetry.ts': ['device-agent'],
   // Only these bring server and agent together.
   test: [
     ...common,
@@ -67,7 +69,7 @@ const confined: Readonly<Record<string, readonly string[]>> = {
   'drizzle-orm': ['server/store'],
   // demo/plant.ts is the plant's own broker, which Fleetkey is not part of.
   aedes: ['server/api/broker', 'demo/plant.ts'],
-  mqtt: ['device-agent/connection.ts', 'demo/plant.ts'],
+  mqtt: ['device-agent/connection.ts', 'demo/plant.ts', 'demo/telemetry.ts'],
   '@peculiar/x509': ['protocol/x509/library.ts'],
   '@peculiar/webcrypto': ['protocol/x509/library.ts'],
   cborg: ['protocol/cbor.ts'],
