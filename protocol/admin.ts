@@ -153,6 +153,13 @@ export const KmsView = z.strictObject({
   keys: z.array(z.strictObject({ name: z.string(), purpose: z.string(), place: z.string(), uses: z.int() })),
 })
 const KekOutcome = z.strictObject({ kek: z.string(), former: z.array(z.string()), rewrapped: z.int(), already: z.boolean() })
+export const FindingView = z.strictObject({
+  check: z.string(),
+  grade: z.enum(['ok', 'warning', 'failure']),
+  found: z.string(),
+  /** What to do; empty when it is ok. */
+  remedy: z.string(),
+})
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
 /** What devices with certificates of one CA could read, and from when to when. */
 export const CaBlastRadiusView = z.strictObject({
@@ -671,6 +678,12 @@ export interface Operation {
 
 export const operations = {
   status: { method: 'GET', path: '/api/1/status', summary: 'Health, sizes and warnings of the server', response: StatusView },
+  doctor: {
+    method: 'GET',
+    path: '/api/1/doctor',
+    summary: 'Check the PKI and what it rests on; each finding with its remedy',
+    response: z.strictObject({ findings: z.array(FindingView) }),
+  },
   bundle: { method: 'GET', path: '/api/1/bundle', summary: 'What a device needs before its first contact', response: Bundle },
 
   'station.list': { method: 'GET', path: '/api/1/stations', summary: 'Factory stations', response: listOf(StationView) },

@@ -43,6 +43,7 @@ import type { Backend } from './kms/orders.ts'
 import { startKms } from './kms/supervisor.ts'
 import { openSealing } from './sealing.ts'
 import { openSqliteStore } from './store/sqlite.ts'
+import { diskRoom } from './store/sqlite/disk.ts'
 
 const version = '0.1.0'
 type AdminServer = ReturnType<typeof adminServer>
@@ -236,6 +237,15 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     certificates: () => [{ name: 'server', notAfter: tls.notAfter }],
     deadlines,
     alerts,
+    around: {
+      tls: () => tls,
+      names,
+      lists: () => status?.lists() ?? null,
+      statusUrl,
+      est: () => (settings.estPort === null ? null : { listening: est?.listening === true }),
+      webhook: alerts.health,
+      disk: () => diskRoom(join(settings.data, 'store')),
+    },
     log: { origin: `fleetkey/${settings.tenant}`, key: 'audit-signing', spki: auditKey.spki ?? new Uint8Array() },
   }
   status?.start()

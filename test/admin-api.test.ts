@@ -14,6 +14,7 @@ import { adminServer } from '@fleetkey/server/api/admin/router.ts'
 import { sealHandlers } from '@fleetkey/server/api/admin/seal.ts'
 import { serverTls } from '@fleetkey/server/flows/authority.ts'
 import { anEntry } from './conformance/store.ts'
+import { healthy } from './healthy.ts'
 import { testContext, type TestContext } from './harness.ts'
 import { testSafe } from './safe.ts'
 
@@ -39,6 +40,7 @@ beforeAll(async () => {
     seal: await place.open(),
     deadlines: async () => [],
     alerts: alertService(ctx, { marks: defaultMarks, webhook: undefined, deadlines: async () => [] }),
+    around: healthy,
     log: { origin: 'fleetkey/plant', key: 'audit-signing', spki: key.spki ?? new Uint8Array() },
   }
   const rows = Object.entries(tokens).map(([name, token]) => ({

@@ -235,7 +235,7 @@ describe('the inventory of certificates', () => {
     expect((await list('--after', first.next ?? '')).items).toEqual(second)
     expect((await here('ca', 'list', '--limit', '2')).stdout).toContain(`more: --after ${first.next}`)
     const shown = await here('ca', 'show', serial)
-    expect(shown.stdout).toMatch(/serial: +4[\s\S]*-----BEGIN CERTIFICATE-----/)
+    expect(shown.stdout).toMatch(/serial: +[4-7][\s\S]*-----BEGIN CERTIFICATE-----/)
     expect(await here('ca', 'show', '4000')).toMatchObject({ code: 3 })
     for (const wrong of [
       ['--state', 'good'],

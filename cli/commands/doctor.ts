@@ -130,7 +130,8 @@ const examine = async (call: Invocation): Promise<readonly Finding[]> => {
       `${client.server} ${ready.status === 200 ? 'is ready' : `is not ready: ${ready.body.trim().slice(0, 200)}`}`,
       'see the reason; fleetkey server start shows more',
     )
-    return [reached, ...seal, ...judge(await client.call('status'), Date.now()), ...local]
+    const { findings } = await client.call('doctor')
+    return [reached, ...seal, ...judge(await client.call('status'), Date.now()), ...findings, ...local]
   } catch (error) {
     if (error instanceof Unreachable)
       return [finding('server', 'failure', error.message, 'is it running? fleetkey server start; does --ca name its root?'), ...local]
@@ -145,7 +146,7 @@ export const doctorCommands: readonly Command[] = [
   {
     name: 'doctor',
     usage: '',
-    summary: 'check server, clock, disk, certificates, file modes; each finding with its remedy; exit 5 when something fails',
+    summary: 'check server, seal, CA, keys, lists, fleet, clock, disk, file modes; each finding with its remedy; exit 5 when something fails',
     args: [0, 0],
     async run(call) {
       const findings = await examine(call)

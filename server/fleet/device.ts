@@ -1,6 +1,6 @@
 import type { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
-import type { Recovery } from './recovery.ts'
+import { isHeld, type Recovery } from './recovery.ts'
 
 /** One row of a factory's batch manifest: this hardware is this device. Immutable but by a second approver. */
 export interface ManifestEntry {
@@ -206,6 +206,9 @@ export const acknowledgedVersion = ({ trust }: IdentifiedDevice): number => trus
 /** The same as text that sorts by it; null for a device without an identity, which trusts nobody. */
 export const acknowledgedOf = (device: Device): string | null => (hasIdentity(device) ? versionText(acknowledgedVersion(device)) : null)
 export const versionText = (version: number): string => String(version).padStart(10, '0')
+
+/** `held` for a device whose recovery budget is spent; null for every other. */
+export const heldOf = (device: Device): string | null => (hasIdentity(device) && isHeld(device.recovery) ? 'held' : null)
 
 /** A device that may enrol. */
 export type AdmissibleDevice = RegisteredDevice | IdentifiedDevice

@@ -8,6 +8,7 @@ import { calendarOf, type Certificate, type Intent } from '../ca/certificate.ts'
 import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
 import {
   acknowledgedOf,
+  heldOf,
   type Batch,
   type Device,
   type Endorsement,
@@ -97,7 +98,7 @@ export type Table = keyof Tables
 
 /** Fields that can be searched, per table, besides the id (and its prefixes). Unique ones refuse a second row. */
 export const indexes = {
-  device: { state: 'plain', batch: 'plain', serial: 'unique', acknowledged: 'plain' },
+  device: { state: 'plain', batch: 'plain', serial: 'unique', acknowledged: 'plain', held: 'plain' },
   manifest: { device: 'unique', serial: 'unique', batch: 'plain' },
   batch: {},
   station: {},
@@ -129,7 +130,7 @@ export type IndexOf<T extends Table> = keyof (typeof indexes)[T] & string
 
 /** Index values that are no field of the row but follow from it; null: the row is not in that index. */
 export const derived = {
-  device: { acknowledged: acknowledgedOf },
+  device: { acknowledged: acknowledgedOf, held: heldOf },
   certificate: { calendar: calendarOf },
 } as const satisfies { readonly [T in Table]?: Readonly<Record<string, (row: Tables[T]) => string | null>> }
 type DerivedOf<T extends Table> = T extends keyof typeof derived ? keyof (typeof derived)[T] & string : never
@@ -137,7 +138,7 @@ type DerivedOf<T extends Table> = T extends keyof typeof derived ? keyof (typeof
 const whole = (value: string): string => value
 /** Indexes whose rows are counted as they change, so that a count costs the same however many rows there are; by what part of the value. */
 export const tallies = {
-  device: { state: whole, acknowledged: whole },
+  device: { state: whole, acknowledged: whole, held: whole },
   holding: { place: whole },
   target: { place: whole },
   // By day: the time of day ends the value.

@@ -14,6 +14,8 @@ import { blastRadius } from '../../flows/blast-radius.ts'
 import { raisedAlerts } from '../../flows/alerts.ts'
 import { calendar } from '../../flows/calendar.ts'
 import type { Context, Seal, Table, Tables } from '../../flows/context.ts'
+import type { Around } from '../../flows/doctor/check.ts'
+import { examine } from '../../flows/doctor/examine.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
@@ -90,6 +92,8 @@ export interface ServerFacts {
   /** What the server itself rests on, and until when. */
   readonly deadlines: () => Promise<readonly Deadline[]>
   readonly alerts: AlertService
+  /** What the checks of the doctor see beside the store and the keys. */
+  readonly around: Around
   /** Key that signs checkpoints, and the log's name. */
   readonly log: { readonly origin: string; readonly key: string; readonly spki: Uint8Array }
 }
@@ -151,6 +155,10 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
         store: facts.store,
         kms: facts.kms,
       }
+    },
+    async doctor({ caller }) {
+      read(caller)
+      return { findings: [...(await examine(ctx, facts.around))] }
     },
     async bundle({ caller }) {
       read(caller)

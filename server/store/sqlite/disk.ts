@@ -1,7 +1,7 @@
 import Database from 'better-sqlite3'
 import { statfsSync } from 'node:fs'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { reserveBytes, type Reserve } from './reserve.ts'
+import { reserveBytes, reserveIn, type Reserve } from './reserve.ts'
 
 const diskCodes = ['SQLITE_FULL', 'SQLITE_IOERR', 'SQLITE_READONLY', 'SQLITE_CANTOPEN', 'SQLITE_CORRUPT', 'SQLITE_NOTADB', 'SQLITE_NOMEM', 'SQLITE_PROTOCOL']
 const fileCodes = ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS', 'ENOMEM', 'ENODEV', 'ENXIO']
@@ -15,6 +15,12 @@ export const isDiskError = (error: unknown): boolean => {
 
 export const unavailable = (reason: string, cause?: unknown): Problem =>
   new Problem('unavailable', `the store cannot write: ${reason}`, { reason: 'store.disk', retryAfterSeconds: 5, cause })
+
+/** Whether the reserve of a store's folder is held, and bytes that are free beside it. */
+export const diskRoom = (folder: string): { readonly reserve: boolean; readonly free: number } => {
+  const { bavail, bsize } = statfsSync(folder)
+  return { reserve: reserveIn(folder).held(), free: bavail * bsize }
+}
 
 export interface DiskState {
   /** Why nothing is written; null while writing works. */
