@@ -39,7 +39,8 @@ const allCas = async (ctx: Context): Promise<readonly Ca[]> => {
 /** Keys besides those of the CAs that the server cannot do without, with their public halves where certificates name them. */
 const otherKeys = (ctx: Context): readonly { readonly key: string; readonly spki: Uint8Array | null }[] => [
   ...Object.entries(ctx.authority.roles).map(([role, { certificate }]) => ({ key: `${role}-signing`, spki: parseCertificate(certificate).spki })),
-  { key: ctx.authority.kek, spki: null },
+  // What a former KEK has wrapped may still have to be opened.
+  ...ctx.authority.keks.map((key) => ({ key, spki: null })),
 ]
 
 export const authorityChecks: readonly Check[] = [
