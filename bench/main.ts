@@ -29,6 +29,7 @@ import { openLiveFleet } from './live-fleet.ts'
 import { measureMosquitto } from './mosquitto.ts'
 import { measureRotation } from './rotation.ts'
 import { startServer, until } from './server.ts'
+import { measureSoftHsm } from './softhsm.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 import { measureWraps } from './wraps.ts'
 import { measureStorm } from './storm.ts'
@@ -46,6 +47,7 @@ const names = [
   'inventory',
   'eviction',
   'wraps',
+  'softhsm',
 ] as const
 type Name = (typeof names)[number]
 
@@ -370,9 +372,19 @@ const measure = async (): Promise<void> => {
     figure('hpke-to-peer', hpke, peer)
     print({ bench: 'wraps', metric: 'symmetric', value: rounded(symmetric), unit: '1/cpu-s' })
   }
+  if (wanted.includes('softhsm')) {
+    const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+    try {
+      const figures = await measureSoftHsm(folder, 3_200)
+      if (figures === undefined) process.stderr.write('softhsm: not installed\n')
+      else print({ bench: 'softhsm', metric: 'sign', value: rounded(figures.rate), unit: '1/s', floor: rounded(figures.floor), ratio: rounded(figures.ratio) })
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
-  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps']
+  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps', 'softhsm']
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }

@@ -139,6 +139,21 @@ describe.skipIf(!hasSoftHsm())('a PKCS#11 token', () => {
     expect(took).toBeLessThan(6 * delay)
   })
 
+  test('slow after it was quick: one signature is waited for, then they are spread again', { timeout: 60_000 }, async () => {
+    const { backend, mood } = openMoodyToken(place, { sessions: 4 })
+    const kms = await start(backend)
+    await kms.create('a', 'delivery-signing')
+    const many = async (count: number): Promise<void> =>
+      void (await kms.sign(Array.from({ length: count }, (_, at) => ({ key: 'a', purpose: 'delivery-signing' as const, data: bytes(String(at)) }))))
+    await many(200)
+    const delay = 300
+    mood(`delay ${delay}`)
+    const started = performance.now()
+    await many(12)
+    // One alone, three rounds of four; one after the other it would be twelve.
+    expect(performance.now() - started).toBeLessThan(8 * delay)
+  })
+
   test('a wrong PIN is tried once, over restarts too; corrected, it opens', { timeout: 60_000 }, async () => {
     const { backend, pinFile, logins } = openMoodyToken(place)
     writeFileSync(pinFile, '000000\n')

@@ -41,6 +41,7 @@ export interface Cryptoki {
     privateTemplate: readonly Attribute[],
   ): { readonly publicKey: Handle; readonly privateKey: Handle }
   C_SignInit(session: Handle, mechanism: Mechanism, key: Handle): void
+  C_Sign(session: Handle, data: Buffer, out: Buffer): Buffer
   C_SignAsync(session: Handle, data: Buffer, out: Buffer): Promise<Buffer>
   C_EncryptInit(session: Handle, mechanism: Mechanism, key: Handle): void
   C_EncryptAsync(session: Handle, data: Buffer, out: Buffer): Promise<Buffer>

@@ -77,7 +77,9 @@ export const signDigest = async (cryptoki: Cryptoki, session: Session, key: Hand
   const out = Buffer.alloc(64)
   session.held = [digest, out]
   cryptoki.C_SignInit(session.handle, ecdsa, key)
-  const raw = await cryptoki.C_SignAsync(session.handle, digest, out)
+  const started = performance.now()
+  const raw = session.pace.isQuick ? cryptoki.C_Sign(session.handle, digest, out) : await cryptoki.C_SignAsync(session.handle, digest, out)
+  session.pace.took(performance.now() - started)
   if (raw.length !== 64) throw new Error(`a signature of ${raw.length} bytes`)
   return derSignature(raw)
 }

@@ -18,7 +18,31 @@ export interface TokenOptions extends PinPlace {
 /** One session. An operation runs in it alone; the buffers it works on are held here, because PKCS#11 has only pointers to them. */
 export interface Session {
   readonly handle: Handle
+  readonly pace: Pace
   held: readonly Buffer[]
+}
+
+/** Milliseconds: a token is quick when the best of so many signatures took less; one slow signature, and it is not. */
+const pace = { quick: 0.5, slow: 50, looks: 16 } as const
+
+/** Whether the token answers so quickly that leaving the thread for it costs more than waiting. By the best of several: the others were held up by the machine. */
+export class Pace {
+  #isQuick = false
+  #best = Infinity
+  #count = 0
+
+  get isQuick(): boolean {
+    return this.#isQuick
+  }
+
+  took(milliseconds: number): void {
+    this.#best = Math.min(this.#best, milliseconds)
+    const isSlow = milliseconds > pace.slow
+    if (++this.#count < pace.looks && !isSlow) return
+    this.#isQuick = !isSlow && this.#best < pace.quick
+    this.#best = Infinity
+    this.#count = 0
+  }
 }
 
 /** Pauses between attempts to reach a token that is lost, milliseconds: doubled up to the last. */
@@ -48,6 +72,7 @@ export class Token {
   #waiting: (() => void)[] = []
   #hoping: (() => void)[] = []
   #lost: Problem | null = null
+  readonly #pace = new Pace()
   #isOpening = false
   #pause: number = pauses.first
   #timer: NodeJS.Timeout | undefined
@@ -132,7 +157,7 @@ export class Token {
 
   /** Keys are made and destroyed in any of them: all can write. */
   #session(slot: Handle): Session {
-    return { handle: this.cryptoki.C_OpenSession(slot, ck.session.serial | ck.session.rw), held: [] }
+    return { handle: this.cryptoki.C_OpenSession(slot, ck.session.serial | ck.session.rw), pace: this.#pace, held: [] }
   }
 
   /** Repeated once when the token was lost under it and is back soon: for work that is harmless to repeat. */
