@@ -21,6 +21,8 @@ export interface KmsOptions {
   readonly log: (line: string) => void
   /** Called at every durable step inside the KMS process, which waits meanwhile. For fault runs: each costs a round trip. */
   readonly step?: ((name: string) => void) | undefined
+  /** Milliseconds that a caller waits for a process that is being started again. Default: 10 s. */
+  readonly patience?: number
   /** Told the id of each KMS process that is started. */
   readonly started?: ((pid: number) => void) | undefined
 }
@@ -34,8 +36,7 @@ export interface SupervisedKms extends Kms {
 
 /** Pauses before a restart, in milliseconds: from the first to the last, doubled in between, from the first again after a minute without one. */
 const pauses = { first: 50, last: 5_000, calm: 60_000 } as const
-/** How long a caller waits for a process that is being started again. */
-const patience = 10_000
+const defaultPatience = 10_000
 /** A request that was under way at so many deaths may be their cause: it is not tried again. */
 const maxDeaths = 3
 const maxWaiting = 4096
@@ -226,7 +227,7 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
     if (waiting >= maxWaiting) throw new Problem('unavailable', `${waiting} requests wait for the KMS`, { reason: 'kms.busy', retryAfterSeconds: 1 })
     waiting++
     try {
-      const until = performance.now() + patience
+      const until = performance.now() + (options.patience ?? defaultPatience)
       for (let deaths = 0; ;) {
         try {
           return await (await connected(until)).ask(op, argument)
