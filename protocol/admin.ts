@@ -315,6 +315,7 @@ export const GroupPolicyView = z.strictObject({
   attestAge: z.int().min(60).max(31_536_000),
   rotateOnQuarantine: z.boolean(),
 })
+const query = z.string().min(1).max(1_000)
 /** Up to 4,096 places that one broadcast reaches: how many were given in the present generation of labels, and since when that is. */
 export const ShardView = z.strictObject({ shard: z.int(), generation: z.int(), given: z.int(), openedAt: time })
 export const GroupView = z.strictObject({
@@ -323,6 +324,8 @@ export const GroupView = z.strictObject({
   members: z.int(),
   policy: GroupPolicyView,
   keys: z.array(KeyId),
+  /** Its members are the devices that this asks for; null: those that were added. */
+  query: z.string().nullable(),
   shards: z.array(ShardView),
 })
 export const DeviceSummary = z.strictObject({
@@ -394,6 +397,7 @@ export const DeviceView = DeviceSummary.extend({
   /** The trust bundle that it has acknowledged; null: none, it trusts what its configuration says. */
   trust: z.strictObject({ version: z.int(), at: time }).nullable(),
   certificates: z.array(z.strictObject({ serial: z.string(), profile: z.string(), status: z.string(), notBefore: time, notAfter: time, pem: z.string() })),
+  tags: z.record(z.string(), z.string()),
   groups: z.array(GroupId),
   holdings: z.array(HoldingView),
   lastRefusal: z.strictObject({ at: time, code: z.string(), reason: z.string() }).nullable(),
@@ -989,7 +993,20 @@ export const operations = {
   },
   'token.revoke': { method: 'DELETE', path: '/api/1/tokens/{id}', summary: 'Revoke a token that nobody has used', response: ok },
 
-  'group.create': { method: 'POST', path: '/api/1/groups', summary: 'Create a group of devices', body: z.strictObject({ id: GroupId }), response: ok },
+  'group.create': {
+    method: 'POST',
+    path: '/api/1/groups',
+    summary: 'Create a group of devices',
+    body: z.strictObject({ id: GroupId, query: query.optional() }),
+    response: ok,
+  },
+  'group.query': {
+    method: 'PUT',
+    path: '/api/1/groups/{id}/query',
+    summary: 'Have the members of a group follow a query, such as batch=B1 AND tag.site=berlin; null: add and remove them by hand',
+    body: z.strictObject({ query: query.nullable() }),
+    response: GroupView,
+  },
   'group.list': { method: 'GET', path: '/api/1/groups', summary: 'Groups', query: z.object(page), response: listOf(GroupView) },
   'group.show': { method: 'GET', path: '/api/1/groups/{id}', summary: 'One group', response: GroupView },
   'group.members': {
@@ -1086,6 +1103,13 @@ export const operations = {
     response: z.strictObject({ held: z.boolean() }),
   },
 
+  'device.tag': {
+    method: 'PUT',
+    path: '/api/1/devices/{id}/tags',
+    summary: 'Set tags of a device; null takes one away',
+    body: z.strictObject({ tags: z.record(z.string().max(32), z.string().max(64).nullable()) }),
+    response: z.strictObject({ tags: z.record(z.string(), z.string()) }),
+  },
   'device.attest': {
     method: 'POST',
     path: '/api/1/devices/{id}/attest',

@@ -122,6 +122,26 @@ export const deviceCommands: readonly Command[] = [
     },
   },
   {
+    name: 'device tag',
+    usage: 'DEVICE NAME=VALUE … [NAME= …]',
+    summary: 'write tags on a device, which groups can ask for; an empty value takes one away',
+    args: [2, 33],
+    async run(call) {
+      const [device = '', ...given] = call.args
+      const id = deviceId(device)
+      const tags = Object.fromEntries(
+        given.map((one): [string, string | null] => {
+          const [, name = '', value = ''] = /^([a-z][a-z0-9-]{0,31})=(.*)$/.exec(one) ?? []
+          if (name === '') throw new UsageError(`'${one}' is no tag: NAME=VALUE, the name in lower case`)
+          return [name, value === '' ? null : value]
+        }),
+      )
+      const result = await call.client().call('device.tag', { params: { id }, body: { tags } })
+      call.out.result({ id, ...result }, () => facts(result.tags))
+      return exit.ok
+    },
+  },
+  {
     name: 'device attest',
     usage: 'DEVICE',
     summary: 'ask a device to attest now; one that is offline is asked when it next connects',

@@ -18,13 +18,32 @@ export const deviceId = (value: string): DeviceId => {
 export const groupCommands: readonly Command[] = [
   {
     name: 'group create',
-    usage: 'GROUP',
-    summary: 'create a group of devices',
+    usage: "GROUP [--query 'batch=B1 AND tag.site=berlin']",
+    summary: 'create a group of devices; with a query its members are the devices that it asks for',
     args: [1, 1],
+    options: { query: { type: 'string' } },
     async run(call) {
       const id = groupId(call.args[0] ?? '')
-      await call.client().call('group.create', { body: { id } })
+      const query = text(call, 'query')
+      await call.client().call('group.create', { body: { id, ...(query === undefined ? {} : { query }) } })
       call.out.result({ id }, () => `group ${id} created`)
+      return exit.ok
+    },
+  },
+  {
+    name: 'group query',
+    usage: "GROUP 'FIELD=VALUE[,VALUE…] [AND FIELD!=VALUE …]' | GROUP --none",
+    summary: 'have the members follow a query (fields batch, model, serial, release, assurance, tag.NAME), or add and remove them by hand again',
+    args: [1, 2],
+    options: { none: { type: 'boolean', default: false } },
+    async run(call) {
+      const [group = '', query] = call.args
+      if ((query === undefined) !== (call.options['none'] === true)) throw new UsageError('name a query, or --none')
+      const changed = await call.client().call('group.query', { params: { id: groupId(group) }, body: { query: query ?? null } })
+      call.out.result(
+        changed,
+        () => `${changed.members} members of ${group} ${query === undefined ? 'stay; they are added and removed by hand' : `follow ${query}`}`,
+      )
       return exit.ok
     },
   },

@@ -2,6 +2,7 @@ import { toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Context } from '../flows/context.ts'
 import { sweepEnrolments } from '../flows/enrol.ts'
 import { renewRoles } from '../flows/own-certificates.ts'
+import { followAll } from '../flows/group-query.ts'
 import { perform } from '../flows/perform.ts'
 import { destroyEpochs } from '../flows/old-epochs.ts'
 import { drive } from '../flows/drive.ts'
@@ -35,6 +36,7 @@ export const clock = (): {
       let queued = false
       // The first round sweeps as well: it finishes what a crash has left.
       let lastMinute = Number.NEGATIVE_INFINITY
+      let isFirst = true
       const guarded = async (what: string, work: () => Promise<unknown>): Promise<void> => {
         try {
           await work()
@@ -59,6 +61,8 @@ export const clock = (): {
         for (const [id, at] of due) if (!stopped && at <= ctx.now()) await driveOne(id)
         if (stopped || ctx.now() - lastMinute < every.minute) return
         lastMinute = ctx.now()
+        if (isFirst) await guarded('groups', async () => await followAll(ctx))
+        isFirst = false
         await guarded('sweep', async () => await sweepEnrolments(ctx))
         await guarded('epochs', async () => {
           for (const { id } of await findAll(ctx.store, 'key')) {

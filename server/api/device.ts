@@ -10,6 +10,7 @@ import { sendApprovals } from '../flows/approvals.ts'
 import { hearReport, takeEvidence } from '../flows/attest.ts'
 import type { Context, DeviceRef } from '../flows/context.ts'
 import { callerOf, finishEnrolment, startEnrolment, type EnrolServices } from '../flows/enrol.ts'
+import { followDevice } from '../flows/group-query.ts'
 import { messageTo } from '../flows/message.ts'
 import { refuse } from '../flows/perform.ts'
 import { renew, renewalAgain } from '../flows/renew.ts'
@@ -190,15 +191,19 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
       case 'report': {
         ofSession(session, body.session)
         if (body.sequence <= session.sequence) throw new Problem('conflict', `report ${body.sequence} after ${session.sequence}`, { reason: 'report.replayed' })
+        const isFirst = session.sequence < 0
         session.sequence = body.sequence
         await hearReport(ctx, needDevice(device), body)
         for (const used of body.usage) await reportUsage(ctx, needDevice(device), used)
+        // What it is may have changed since it was here: it enrolled, or was tagged while the server was cut short.
+        if (isFirst) await followDevice(ctx, needDevice(device))
         return
       }
       case 'acknowledge':
         return await acknowledge(ctx, needDevice(device), body)
       case 'evidence':
-        return await takeEvidence(ctx, from, needDevice(device), body)
+        await takeEvidence(ctx, from, needDevice(device), body)
+        return await followDevice(ctx, needDevice(device))
       case 'renew':
         ofSession(session, body.session)
         return await answer(from, await renew(ctx, from, message))

@@ -219,6 +219,8 @@ export interface Group {
   readonly version: number
   readonly createdAt: number
   readonly policy: GroupPolicy
+  /** Its members are the devices that this asks for (query.ts); absent: those that were added. */
+  readonly query?: string
   /** How its keys reach its members; absent parts are as by default. */
   readonly delivery?: {
     readonly delivery?: 'auto' | 'unicast' | 'broadcast'

@@ -100,6 +100,13 @@ export interface Wanted {
   readonly batch?: string | undefined
 }
 
+/** Members of a group with a query come and go by it alone. */
+const byHand = (group: Group, caller: Caller): void => {
+  if (group.query !== undefined && caller.kind !== 'system')
+    throw new Problem('conflict', `the members of group ${group.id} follow its query: ${group.query}`, { reason: 'group.query' })
+}
+const actionOf = ({ kind }: Caller): 'group.change' | 'group.follow' => (kind === 'system' ? 'group.follow' : 'group.change')
+
 const grantedKeys = async (ctx: Context, id: GroupId): Promise<readonly ManagedKey[]> => {
   const keys = await Promise.all((await findAll(ctx.store, 'grant', { where: { group: id } })).map(async ({ key }) => await ctx.store.get('key', key)))
   return keys.filter((key) => key !== undefined)
@@ -116,8 +123,10 @@ const readsFrom = (keys: readonly ManagedKey[], nextOnly: boolean): Readonly<Rec
 export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, wanted: Wanted): Promise<{ added: number; already: number }> => {
   const owed = `join/${id}/${ctx.now()}/${hex(ctx.random(4))}`
   const keys = `keys-of-${owed}`
-  const { joined, already, known } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
-    const rotates = wholePolicy((await needGroup(ctx, id)).policy).rotateOnJoin
+  const { joined, already, known } = await perform(ctx, { caller, action: actionOf(caller), subject: id }, async (tx) => {
+    const group = await needGroup(ctx, id)
+    byHand(group, caller)
+    const rotates = wholePolicy(group.policy).rotateOnJoin
     const devices = await devicesOf(ctx, wanted)
     const joined: DeviceId[] = []
     const known: DeviceId[] = []
@@ -151,22 +160,31 @@ export const addMembers = async (ctx: Context, caller: Caller, id: GroupId, want
   return { added: joined.length, already }
 }
 
-/** Takes a device out of a group. When the group's policy says so its keys are rotated, so that the device cannot read on. */
-export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, device: DeviceId): Promise<{ campaigns: readonly string[] }> => {
-  const { owed, dropped } = await perform(ctx, { caller, action: 'group.change', subject: id }, async (tx) => {
+/** Takes devices out of a group, all or none. When the group's policy says so its keys are rotated, so that they cannot read on. */
+export const removeMembers = async (ctx: Context, caller: Caller, id: GroupId, devices: readonly DeviceId[]): Promise<{ campaigns: readonly string[] }> => {
+  const { owed, dropped } = await perform(ctx, { caller, action: actionOf(caller), subject: id }, async (tx) => {
     const group = await needGroup(ctx, id)
-    const member = await ctx.store.get('member', `${id}/${device}`)
-    if (member === undefined) throw new Problem('not-found', `${device} is not in group ${id}`)
-    tx.remove('member', member)
-    await touchSeats(ctx, tx, [member])
-    tx.note(`${device} removed`)
+    byHand(group, caller)
+    const members = await inChunks(devices, 200, async (device) => {
+      const member = await ctx.store.get('member', `${id}/${device}`)
+      if (member === undefined) throw new Problem('not-found', `${device} is not in group ${id}`)
+      return member
+    })
+    for (const member of members) tx.remove('member', member)
+    await touchSeats(ctx, tx, members)
+    const names = `${devices.slice(0, 20).join(', ')}${devices.length > 20 ? ', …' : ''}`
+    tx.note(`${names} removed`)
     const granted = (await findAll(ctx.store, 'grant', { where: { group: id } })).map(({ key }) => key)
-    const others = await keysThroughOthers(ctx, id, device)
-    const keys = granted.filter((key) => !others.has(key))
-    const dropped = await dropTargets(ctx, tx, device, { stage: 'left', why: `left group ${id}`, keys })
+    const lost = await inChunks(devices, 200, async (device) => {
+      const others = await keysThroughOthers(ctx, id, device)
+      const keys = granted.filter((key) => !others.has(key))
+      return { keys, dropped: await dropTargets(ctx, tx, device, { stage: 'left', why: `left group ${id}`, keys }) }
+    })
+    const dropped = [...new Set(lost.flatMap((one) => one.dropped))]
+    const keys = granted.filter((key) => lost.some((one) => one.keys.includes(key)))
     if (!group.policy.rotateOnLeave || keys.length === 0) return { owed: undefined, dropped }
-    const name = `leave/${id}/${device}/${ctx.now()}`
-    owe(tx, name, { keys, because: `${device} left group ${id}`, kick: null })
+    const name = `leave/${id}/${devices.length === 1 ? devices[0] : hex(ctx.random(4))}/${ctx.now()}`
+    owe(tx, name, { keys, because: `${names} left group ${id}`, kick: null })
     return { owed: name, dropped }
   })
   // A crash here: the marker stands in the store, the start-up sweep rotates.
@@ -174,10 +192,18 @@ export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, de
   const campaigns = owed === undefined ? [] : await settle(ctx, owed)
   for (const campaign of dropped) ctx.wake(campaign)
   // What the group forbade may be acceptable without it.
-  await reappraise(ctx, { devices: [device] }, `left group ${id}`)
-  if (ctx.bus.online(device)) await convergeDevice(ctx, device)
+  await reappraise(ctx, { devices }, `left group ${id}`)
+  await inChunks(
+    devices.filter((device) => ctx.bus.online(device)),
+    16,
+    async (device) => await convergeDevice(ctx, device),
+  )
   return { campaigns }
 }
+
+/** The same for one. */
+export const removeMember = async (ctx: Context, caller: Caller, id: GroupId, device: DeviceId): Promise<{ campaigns: readonly string[] }> =>
+  await removeMembers(ctx, caller, id, [device])
 
 /** Keys that the device still holds rightly through another group: its leaving this one exposes nothing of them. */
 const keysThroughOthers = async (ctx: Context, id: GroupId, device: DeviceId): Promise<ReadonlySet<string>> => {

@@ -91,6 +91,8 @@ export const runScenario = async (of: {
   readonly serials: readonly [string, string]
   /** They renew and return instead of being rotated and revoked. */
   readonly away?: boolean
+  /** They are in a group that is served by broadcast: one leaves and returns, and the labels are made anew. */
+  readonly groups?: boolean
   readonly server?: NodeJS.ProcessEnv
   readonly boards?: NodeJS.ProcessEnv
 }): Promise<ScenarioResult> => {
@@ -274,7 +276,48 @@ export const runScenario = async (of: {
       }
       return of.serials
     }
-    const left = of.away === true ? await renewAndReturn() : await rotateAndRevoke()
+    /** A group of both served by broadcast; one is evicted, then the labels are over, then it is back, and both use what came under the new ones. */
+    const evictAndReturn = async (): Promise<readonly string[]> => {
+      const [stays, goes] = of.serials
+      const [one, other] = of.serials.map((serial) => serial.toLowerCase())
+      const group = { params: { id: 'cell' } }
+      await call('group.create', { body: { id: 'cell' as never } })
+      await call('group.policy.set', { ...group, body: { delivery: 'broadcast', generationLife: 600 } })
+      await call('group.add', { ...group, body: { devices: [one, other] as never } })
+      await call('key.create', { body: { id: 'site' as never, protection: 'sealed', recipientUsage: 0 } })
+      await call('key.grant', { params: { id: 'site' }, body: { group: 'cell' as never } })
+      await until('both use site', () => using('site', 1))
+      const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'site' } }))?.latest ?? 0
+      await call('group.remove', { params: { id: 'cell', device: other ?? '' } }).catch((thrown: unknown) => {
+        // The order may have been carried out by the process that did not live to say so.
+        if (!(thrown instanceof Refused) || thrown.code !== 'not-found') throw thrown
+      })
+      await until('who stays uses a newer epoch', () => (status.get(stays)?.current['site'] ?? 0) >= 2)
+      const evicted = status.get(stays)?.current['site'] ?? 0
+      await until('who left holds none', () => status.get(goes)?.holdings.every(({ key }) => key !== 'site') === true)
+      setClock(700_000)
+      await call('group.add', { ...group, body: { devices: [other] as never } })
+      const before = await latest()
+      await until('a rotation was started', async () => {
+        if ((await latest()) > before) return true
+        await call('key.rotate', { params: { id: 'site' }, body: { deadline: policy.deadline } })
+        return false
+      })
+      await until('both use it', () => of.serials.every((serial) => (status.get(serial)?.current['site'] ?? 0) > before))
+      // Who was away gets what it may read by the message that was for its place: nothing from before it was back.
+      assert.ok(
+        status.get(goes)?.holdings.every(({ key, epoch }) => key !== 'site' || epoch >= evicted),
+        'the evicted device holds an epoch from before',
+      )
+      await until('both have proven it', async () => {
+        const now = await latest()
+        const views = await Promise.all([one, other].map(async (id) => await call('device.show', { params: { id: id ?? '' } })))
+        return views.every((view) => view?.holdings.some(({ key, epoch, stage }) => key === 'site' && epoch === now && stage === 'active'))
+      })
+      assert.ok(((await call('group.show', group))?.shards[0]?.generation ?? 0) >= 2, 'the labels were not made anew')
+      return of.serials
+    }
+    const left = of.groups === true ? await evictAndReturn() : of.away === true ? await renewAndReturn() : await rotateAndRevoke()
     const ended = Date.now()
 
     // The evidence, at rest.

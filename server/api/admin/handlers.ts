@@ -19,6 +19,8 @@ import { examine } from '../../flows/doctor/examine.ts'
 import { createKey, grantKey } from '../../flows/create-key.ts'
 import { endorsementPolicy, importEndorsement, removeEndorsement, setEndorsementPolicy } from '../../flows/endorsement.ts'
 import { createTokens, revokeToken } from '../../flows/enrolment-token.ts'
+import { parseQuery } from '../../fleet/query.ts'
+import { followBatch, setGroupQuery, tagDevice } from '../../flows/group-query.ts'
 import { addMembers, createGroup, previewPolicy, removeMember, setGroupPolicy } from '../../flows/group.ts'
 import { exposedKeys } from '../../flows/exposed-keys.ts'
 import { heldAt } from '../../flows/held.ts'
@@ -186,8 +188,11 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return { already, ...signedView(signed) }
     },
 
-    'batch.import': async ({ caller, body }) =>
-      await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch, claimUntil: body.claimUntil }),
+    async 'batch.import'({ caller, body }) {
+      const imported = await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch, claimUntil: body.claimUntil })
+      await followBatch(ctx, imported.batch)
+      return imported
+    },
     async 'batch.list'({ caller, query }) {
       read(caller)
       return await pageOf(ctx, 'batch', page(query), batchRow)
@@ -325,8 +330,14 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
 
     async 'group.create'({ caller, body }) {
+      if (body.query !== undefined) parseQuery(body.query)
       await createGroup(ctx, caller, body.id)
+      if (body.query !== undefined) await setGroupQuery(ctx, caller, body.id, body.query)
       return done
+    },
+    async 'group.query'({ caller, params, body }) {
+      await setGroupQuery(ctx, caller, groupId(params.id), body.query)
+      return await groupView(ctx, await need(ctx, 'group', params.id))
     },
     async 'group.list'({ caller, query }) {
       read(caller)
@@ -391,6 +402,7 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return { keys: [...keys], groups: [...groups], devices }
     },
 
+    'device.tag': async ({ caller, params, body }) => ({ tags: { ...(await tagDevice(ctx, caller, deviceId(params.id), body.tags)) } }),
     'device.attest': async ({ caller, params }) => ({ asked: await orderAttestation(ctx, caller, deviceId(params.id)) }),
 
     'key.create': async ({ caller, body }) => await createKey(ctx, caller, body),

@@ -13,6 +13,7 @@ import type { BlastRadius } from '../../flows/blast-radius.ts'
 import type { CaBlastRadius } from '../../flows/under-ca.ts'
 import { deliveryPolicyOf, shardsOf } from '../../flows/broadcast.ts'
 import { topicSpans } from '../../flows/key-topics.ts'
+import { tagsOf } from '../../flows/group-query.ts'
 import type { Context, Query, Table, Tables } from '../../flows/context.ts'
 import { hasIdentity, isMeasured, type Batch, type Device, type Endorsement, type Group, type Release, type Station } from '../../fleet/device.ts'
 import type { EnrolmentToken } from '../../fleet/enrolment-token.ts'
@@ -136,6 +137,7 @@ export const groupView = async (ctx: Context, group: Group): Promise<ResponseOf<
   members: await ctx.store.count('member', { group: group.id }),
   policy: policyView(group),
   keys: (await allOf(ctx, 'grant', { group: group.id })).map(({ key }) => key),
+  query: group.query ?? null,
   shards: (await shardsOf(ctx, group.id)).map(({ shard, generation, given, openedAt }) => ({ shard, generation, given, openedAt })),
 })
 
@@ -241,6 +243,7 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
       notAfter,
       pem: toPem('CERTIFICATE', der),
     })),
+    tags: { ...(await tagsOf(ctx, device.id)) },
     groups: members.map(({ group }) => group),
     holdings: holdings
       .map(({ key, epoch, stage, deliveredAt, installedAt, activeAt, retiredAt, reason }) => ({
