@@ -235,10 +235,12 @@ const openMqtt = async (
     if ((topic === of.topics.down || groups.has(topic)) && !ended) of.onMessage(new Uint8Array(payload))
   })
   mqtt.on('connect', () => {
+    // Each by itself: the library takes one refusal for a failure of all, and a device that left a group while it was away is refused that group's topic.
     // Its own last: whoever hears of its presence can reach it on the others by then.
-    mqtt.subscribe([...groups, of.topics.down], { qos: 1 }, (error, granted) => {
+    for (const topic of groups) mqtt.subscribe(topic, { qos: 1 }, () => undefined)
+    mqtt.subscribe(of.topics.down, { qos: 1 }, (error, granted) => {
       if (error === null || error === undefined) {
-        if (granted?.some(({ topic, qos }) => topic === of.topics.down && qos === 128) !== true) return opening.resolve()
+        if (granted?.every(({ qos }) => qos !== 128) !== false) return opening.resolve()
         why = `the server refused the subscription to ${of.topics.down}`
       } else why = error.message
       end()
