@@ -1,18 +1,34 @@
-import { createPublicKey, generateKeyPairSync, randomBytes } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, randomBytes, X509Certificate } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import type { AddressInfo } from 'node:net'
+import { connect as connectTls } from 'node:tls'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { newTlsKey, tlsCsr } from '@fleetkey/device-agent/tls-key.ts'
+import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
+import { manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { rawSignature } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { actions } from '@fleetkey/server/access/authorise.ts'
+import { embeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
+import { estServer } from '@fleetkey/server/api/est.ts'
 import { checkRequests } from '@fleetkey/server/attestation/requests.ts'
 import { defaultProfiles, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
 import { certificateOf } from '@fleetkey/server/ca/tbs.ts'
+import { serverTls } from '@fleetkey/server/flows/authority.ts'
+import { admitConnection } from '@fleetkey/server/flows/connect.ts'
+import { importEndorsement } from '@fleetkey/server/flows/endorsement.ts'
+import { createTokens } from '@fleetkey/server/flows/enrolment-token.ts'
+import { estEnrol, estReenrol, type EstRequest } from '@fleetkey/server/flows/est.ts'
+import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Order } from '@fleetkey/server/flows/issue.ts'
 import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
-import { testContext, type TestContext } from './harness.ts'
+import { addStation } from '@fleetkey/server/flows/station.ts'
+import { operator, station, testContext, type TestContext } from './harness.ts'
 import { bits, commonName, extension, further, generated, honest, integer, named, oid, selfSigned, seq, setOf, text, tlv, utf8 } from './hostile-requests.ts'
 import { outcome } from './mutations.ts'
 
@@ -106,6 +122,12 @@ describe('a request', () => {
     expect(read(certificate({ extensions: [extension('2.5.29.37', Buffer.alloc(0))] }))).toBe('x509.der')
   })
 
+  test('SPIRE 1.14.2: a proof that costs the one who checks it', () => {
+    const begun = performance.now()
+    expect(judged(made('rsa-16384'))).toBe('csr.rsa.long')
+    expect(performance.now() - begun).toBeLessThan(2_000)
+  })
+
   test('CVE-2024-48080 and its like: what is announced is not allocated, what is nested is not followed', () => {
     expect(judged(made('one-mebibyte'))).toBe('csr.size')
     expect(judged(made('nested-3000'))).toBe('csr.der.depth')
@@ -162,7 +184,8 @@ describe('issuing', () => {
       'flows/own-certificates.ts',
       'flows/renew.ts',
     ])
-    expect(using('tbsOf')).toEqual(['ca/check-profiles.ts', 'ca/template.ts'])
+    // The one of a server that is sealed is its own: no CA's key is open then.
+    expect(using('tbsOf')).toEqual(['ca/check-profiles.ts', 'ca/template.ts', 'sealing.ts'])
     expect(using('writeClean')).toEqual(['flows/issue.ts'])
   })
 
@@ -198,4 +221,161 @@ describe('issuing', () => {
       await expect(work).rejects.toMatchObject({ code: 'internal', reason: id === '' ? 'lint.subject.length' : 'lint.subject.id' })
     },
   )
+})
+
+describe('who gets a certificate, and by which', () => {
+  let ctx: TestContext
+  /** Boards with a secure element, each with its factory certificate, and a maker that nobody has imported. */
+  let maker: ReturnType<typeof makeIdevidCa>
+  let factory: ReturnType<typeof station>
+  const elements = new Map<string, Uint8Array>()
+  beforeEach(async () => {
+    ctx = await testContext()
+    maker = makeIdevidCa(ctx.clock.now)
+    factory = station()
+    await addStation(ctx, operator(), { id: factory.id, publicKey: factory.publicKey })
+    await importEndorsement(ctx, operator(), { certificate: toPem('CERTIFICATE', maker.certificate), test: true, for: 'idevid' })
+    const made = ['SE-1', 'SE-2'].map((serial) => ({ serial, ...makeElement(maker, serial, ctx.clock.now) }))
+    for (const { serial, certificate: der } of made) elements.set(serial, der)
+    await enlist('b1', [...made.map(({ serial, spki: idevid }) => ({ serial, idevid })), { serial: 'PL-1' }])
+  })
+  afterEach(async () => await ctx.close())
+
+  const enlist = async (batch: string, rows: Parameters<typeof manifestJson>[1]): Promise<void> =>
+    void (await importBatch(ctx, operator(), { ...factory.signed(manifestJson({ batch, model: 'gateway', station: factory.id }, rows)), format: 'json' }))
+  const ask = async (of: Partial<EstRequest>, id: string, key = newTlsKey()): Promise<Uint8Array> =>
+    await estEnrol(ctx, { chain: [], basic: null, csr: await tlsCsr(key, id), from: '192.0.2.0/24', ...of })
+  const reason = async (act: Promise<unknown>): Promise<string> =>
+    await act.then(
+      () => 'done',
+      (thrown: unknown) => (thrown instanceof Problem ? (thrown.reason ?? thrown.code) : String(thrown)),
+    )
+  const element = (serial: string): Uint8Array => elements.get(serial) ?? new Uint8Array()
+  const rows = async () => await Promise.all((['intent', 'certificate', 'challenge'] as const).map(async (table) => await ctx.store.count(table)))
+  const token = async (): Promise<string> => {
+    const [one] = await createTokens(ctx, operator(), { batch: 'b1', count: 1, life: 3_600_000 })
+    return new TextDecoder().decode(one?.text.bytes())
+  }
+
+  test('Keylime #1820 (CVE-2025-13609): an identity is not bound to other hardware', async () => {
+    await ask({ chain: [element('SE-1')] }, 'se-1')
+    const other = makeElement(maker, 'SE-1', ctx.clock.now)
+    expect(await reason(ask({ chain: [other.certificate] }, 'se-1'))).toBe('manifest.unknown-idevid')
+    expect(await reason(enlist('b2', [{ serial: 'SE-1', idevid: other.spki }]))).not.toBe('done')
+    expect(await reason(ask({ chain: [other.certificate] }, 'se-1'))).toBe('manifest.unknown-idevid')
+    const basic = { user: 'pl-1', password: await token() }
+    await ask({ basic }, 'pl-1')
+    expect(await reason(ask({ basic: { ...basic, password: await token() } }, 'pl-1'))).toBe('token.identity-exists')
+  })
+
+  test('Keylime #679: who vouches for the hardware is judged before anything is on record', async () => {
+    const before = await rows()
+    const foreign = makeElement(makeIdevidCa(ctx.clock.now), 'SE-1', ctx.clock.now)
+    expect(await reason(ask({ chain: [foreign.certificate] }, 'se-1'))).toMatch(/^idevid\./)
+    expect(await rows()).toEqual(before)
+    expect((await ctx.store.get('device', 'se-1'))?.state).toBe('registered')
+  })
+
+  test('SPIRE 1.14.6 and 1.15.1, CVE-2020-16250: of a chain the first certificate counts, which TLS has proven, and no other is looked for in it', async () => {
+    const foreign = makeElement(makeIdevidCa(ctx.clock.now), 'SE-1', ctx.clock.now).certificate
+    for (const chain of [
+      [foreign, element('SE-1')],
+      [foreign, element('SE-1'), maker.certificate],
+      [foreign, maker.certificate, element('SE-1')],
+    ])
+      expect(await reason(ask({ chain }, 'se-1'))).toMatch(/^idevid\./)
+    const own = await ask({ chain: [element('SE-1')] }, 'se-1')
+    const again = async (chain: readonly Uint8Array[]): Promise<string> =>
+      await reason(estReenrol(ctx, { chain, basic: null, csr: await tlsCsr(newTlsKey(), 'se-1'), from: '192.0.2.0/24' }))
+    expect(await again([element('SE-1'), own])).toBe('certificate.unknown')
+    expect(await again([own, element('SE-2')])).toBe('done')
+  })
+
+  test('Keylime CVE-2026-1709: no certificate, a foreign, an expired, one of another role, one of another device', async () => {
+    const own = await ask({ chain: [element('SE-1')] }, 'se-1')
+    const other = await ask({ chain: [element('SE-2')] }, 'se-2')
+    const { roles, issuing, root } = ctx.authority
+    const tls = await serverTls(ctx, ctx.authority, [])
+    const server = new Uint8Array(new X509Certificate(tls.cert).raw)
+    const foreign = makeElement(makeIdevidCa(ctx.clock.now), 'se-1', ctx.clock.now).certificate
+    const connect = async (peer: Uint8Array | null): Promise<string> => {
+      const clientId = 'se-1'
+      // A record takes a refusal every five seconds.
+      ctx.clock.now += 6_000
+      const admitted = await admitConnection(ctx, {
+        clientId,
+        username: clientId,
+        password: undefined,
+        certificate: peer,
+        exporter: randomBytes(32),
+        from: '192.0.2.0/24',
+      })
+      return 'refused' in admitted ? admitted.refused : `device ${String(admitted.device)}`
+    }
+    const renew = async (peer: Uint8Array | null): Promise<string> =>
+      await reason(estReenrol(ctx, { chain: peer === null ? [] : [peer], basic: null, csr: await tlsCsr(newTlsKey(), 'se-1'), from: '192.0.2.0/24' }))
+    expect([await connect(null), await renew(null)]).toEqual(['unauthenticated', 'est.no-certificate'])
+    for (const peer of [foreign, element('SE-1'), roles.delivery.certificate, roles.challenge.certificate, server, issuing, root])
+      expect([await connect(peer), await renew(peer)]).toEqual(['unauthenticated', 'certificate.unknown'])
+    expect([await connect(other), await renew(other)]).toEqual(['forbidden', 'est.subject'])
+    // The right one is held up by the proof alone that the group's policy asks for.
+    expect(await connect(own)).toBe('unauthenticated')
+    expect((await ctx.store.get('device', 'se-1'))?.lastRefusal?.reason).toBe('connect.no-proof')
+    ctx.clock.now += 49 * 3_600_000
+    expect([await connect(own), await renew(own)]).toEqual(['expired', 'certificate.expired'])
+  })
+
+  test('AWS claim provisioning: what lets devices in lets one in, of its batch', async () => {
+    const password = await token()
+    await ask({ basic: { user: 'pl-1', password } }, 'pl-1')
+    await enlist('b2', [{ serial: 'PL-2' }])
+    for (const user of ['pl-1', 'pl-2']) expect(await reason(ask({ basic: { user, password } }, user))).toMatch(/^token\./)
+  })
+
+  test('CVE-2025-52894, CVE-2026-5807: what changes the CA is begun, approved and ended by owners alone', () => {
+    for (const [action, allowed] of Object.entries(actions))
+      if (/^(ca|approval)\./.test(action)) expect([action, allowed]).toEqual([action, action === 'ca.settle' ? ['system'] : ['owner']])
+  })
+
+  test('SPIRE 1.14.3 (#6715): no listener resumes a session, whatever ticket it gave', async () => {
+    const tls = await serverTls(ctx, ctx.authority, [])
+    const bus = await embeddedBus({
+      host: '127.0.0.1',
+      port: 0,
+      tls,
+      admit: async () => ({ refused: 'forbidden' }),
+      now: () => ctx.clock.now,
+      log: () => undefined,
+    })
+    await bus.start(async () => undefined)
+    const http = estServer(ctx, tls)
+    await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve))
+    try {
+      for (const [port, maxVersion] of [
+        [bus.port, 'TLSv1.3'],
+        [(http.address() as AddressInfo).port, 'TLSv1.3'],
+        [(http.address() as AddressInfo).port, 'TLSv1.2'],
+      ] as const) {
+        const session = await new Promise<Buffer | undefined>((resolve, reject) => {
+          let given: Buffer | undefined
+          const socket = connectTls({ port, host: '127.0.0.1', rejectUnauthorized: false, maxVersion }, () => void setTimeout(() => socket.destroy(), 300))
+          socket.on('session', (bytes: Buffer) => (given = bytes))
+          socket.on('close', () => resolve(given))
+          socket.on('error', reject)
+        })
+        const again = await new Promise<boolean>((resolve, reject) => {
+          const socket = connectTls({ port, host: '127.0.0.1', rejectUnauthorized: false, maxVersion, ...(session === undefined ? {} : { session }) }, () => {
+            resolve(socket.isSessionReused())
+            socket.destroy()
+          })
+          socket.on('error', reject)
+        })
+        expect(again).toBe(false)
+      }
+    } finally {
+      await bus.stop()
+      http.closeAllConnections()
+      await new Promise((resolve) => void http.close(resolve))
+    }
+  })
 })

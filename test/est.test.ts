@@ -219,7 +219,7 @@ test('by factory identity, again with another key; never by one that is not ours
   expect((await ask(by(makeElement(makeIdevidCa(Date.now()), 'SE-2', Date.now())))).status).toBe(403)
 })
 
-test('of 64 that use one token at once, one wins', { timeout: 30_000 }, async () => {
+test('SPIRE 1.14.6: of 64 that use one token at once, one wins', { timeout: 30_000 }, async () => {
   const secret = await token()
   const all = await Promise.all(
     Array.from({ length: 64 }, async (_, n) => {
