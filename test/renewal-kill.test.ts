@@ -21,7 +21,7 @@ const serverSteps = [
   'connect.certificate#4',
   // Of those that were returned with.
   'connect.certificate#5',
-  'connect.certificate#6',
+  ...(process.env['FLEETKEY_LONG'] === '1' ? ['connect.certificate#6'] : []),
 ]
 const returning = ['enrol.challenged#3', 'enrol.challenged#4', 'enrol.spent#3', 'issue.intended#12', 'issue.signed#12']
 const answered = ['enrol.issued#3', 'enrol.issued#4']
