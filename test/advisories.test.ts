@@ -333,8 +333,8 @@ describe('who gets a certificate, and by which', () => {
   })
 
   test('CVE-2025-52894, CVE-2026-5807: what changes the CA is begun, approved and ended by owners alone', () => {
-    for (const [action, allowed] of Object.entries(actions))
-      if (/^(ca|approval)\./.test(action)) expect([action, allowed]).toEqual([action, action === 'ca.settle' ? ['system'] : ['owner']])
+    const others = Object.entries(actions).filter(([action, allowed]) => /^(ca|approval)\./.test(action) && String(allowed) !== 'owner')
+    expect(others).toEqual([['ca.settle', ['system']]])
   })
 
   test('SPIRE 1.14.3 (#6715): no listener resumes a session, whatever ticket it gave', async () => {
