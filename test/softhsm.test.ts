@@ -88,6 +88,37 @@ describe.skipIf(!hasSoftHsm())('a PKCS#11 token', () => {
     expect((await kms.describe('a'))?.uses).toBeGreaterThanOrEqual(480)
   })
 
+  test.for(['kms.namespace', 'kms.generated', 'kms.key', 'kms.uses', 'kms.ending', 'kms.destroyed'])(
+    'the process is killed at %s: one key of each name, and none that was destroyed',
+    { timeout: 60_000 },
+    async (at) => {
+      const token = openSoftHsm(place)
+      let killed = false
+      const kms = await startKms({
+        folder: join(place, 'kms'),
+        backend: token.backend,
+        log: () => undefined,
+        started: (pid) => void pids.push(pid),
+        step(name) {
+          if (name !== at || killed) return
+          killed = true
+          process.kill(pids.at(-1) ?? 0, 'SIGKILL')
+        },
+      })
+      open.push(kms)
+      const { spki } = await kms.create('a', 'delivery-signing')
+      await kms.create('kek', 'kek')
+      const [signature = new Uint8Array()] = await signing(kms)
+      expect(verify('sha256', bytes('x'), createPublicKey({ key: Buffer.from(spki ?? []), format: 'der', type: 'spki' }), signature)).toBe(true)
+      expect(objectsOf(token)).toHaveLength(3)
+      // Whether it was done before the kill, or is done when it is asked again.
+      await kms.destroy('a').catch((thrown: unknown) => expect(thrown).toMatchObject({ code: 'not-found' }))
+      expect(killed).toBe(true)
+      expect((await kms.list()).map(({ name }) => name)).toEqual(['kek'])
+      expect(objectsOf(token)).toHaveLength(1)
+    },
+  )
+
   test('lost and back: told, then as before, without anybody doing anything', { timeout: 60_000 }, async () => {
     const { backend, tokens } = openSoftHsm(place)
     const kms = await start(backend)
