@@ -4,6 +4,7 @@ import { Aedes } from 'aedes'
 import { connectAsync } from 'mqtt'
 
 export interface Plant {
+  readonly port: number
   /** Every payload that passed. */
   readonly seen: readonly Buffer[]
   /** Sends one message from one client to another through the broker; what arrived. */
@@ -22,6 +23,7 @@ export const startPlant = async (): Promise<Plant> => {
   await new Promise<void>((resolve) => void server.listen(0, '127.0.0.1', resolve))
   const { port } = server.address() as AddressInfo
   return {
+    port,
     seen,
     async carry(payload) {
       const [sender, receiver] = await Promise.all([connectAsync({ port, host: '127.0.0.1' }), connectAsync({ port, host: '127.0.0.1' })])

@@ -99,7 +99,10 @@ export const connectAgent = (path: string): AgentClient => {
       waiting.clear()
       comeBack()
     })
-    createInterface({ input: socket }).on('line', (line) => {
+    const lines = createInterface({ input: socket })
+    // The socket's own errors, which are dealt with above.
+    lines.on('error', () => undefined)
+    lines.on('line', (line) => {
       const message = JSON.parse(line) as Answer
       if (message['event'] === 'epoch') return void handOver(opened, String(message['key']), Number(message['epoch']))
       const settle = waiting.get(Number(message['id']))

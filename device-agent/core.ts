@@ -601,7 +601,8 @@ const workFailed = (core: Core, event: Extract<Event, { on: 'failed' }>, env: En
   const { work, decision } = core.working
   const idle: Core = { ...core, working: null }
   const log: Effect = { do: 'log', line: `${work.type} of ${work.key} failed: ${event.reason}` }
-  if (decision.do === 'take' && work.type !== 'retire') return then(owe(idle, takeOf(work), event, env), (next) => then([next, [log]], startNext))
+  if (decision.do === 'take' && work.type !== 'retire')
+    return then(owe(idle, { take: takeOf(work), isAsked: work.type !== 'take' }, event, env), (next) => then([next, [log]], startNext))
   // Full disk, TPM away: nothing is stated, the report is repeated and the server sends it again.
   if (event.transient) {
     const retry: Effect[] = core.session === null ? [] : [{ do: 'timer', name: 'report', after: Math.round(timing.transientRetry * (1 + env.random())) }]
@@ -615,11 +616,17 @@ const workFailed = (core: Core, event: Extract<Event, { on: 'failed' }>, env: En
 const byConsumer = /^(?:hook|output|consumer)\./
 
 /** The consumers did not take it: tried again with growing pauses; the server hears of it once, after a few attempts. */
-const owe = (core: Core, take: Take, event: { readonly reason: string; readonly transient: boolean }, env: Environment): Next => {
+const owe = (
+  core: Core,
+  { take, isAsked }: { readonly take: Take; readonly isAsked: boolean },
+  event: { readonly reason: string; readonly transient: boolean },
+  env: Environment,
+): Next => {
   const attempts = (core.owed.get(take.key)?.attempts ?? 0) + 1
   const after = Math.round(Math.min(timing.consumeCap, timing.consumeBase * 2 ** Math.min(attempts, 20)) * (0.5 + env.random() / 2))
-  const told: Effect[] =
-    attempts === timing.consumeAttempts && (!event.transient || byConsumer.test(event.reason)) ? [say(take, 'failed', take.epoch, event.reason)] : []
+  // Again when the server has asked again since: it may have tried the device anew.
+  const isDue = attempts === timing.consumeAttempts || (attempts > timing.consumeAttempts && isAsked)
+  const told: Effect[] = isDue && (!event.transient || byConsumer.test(event.reason)) ? [say(take, 'failed', take.epoch, event.reason)] : []
   return [{ ...core, owed: new Map(core.owed).set(take.key, { ...take, attempts }) }, [...told, { do: 'timer', name: 'consume', after }]]
 }
 

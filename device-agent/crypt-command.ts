@@ -1,5 +1,5 @@
-import { createReadStream, createWriteStream } from 'node:fs'
-import { rename, rm } from 'node:fs/promises'
+import { createReadStream } from 'node:fs'
+import { open, rename, rm } from 'node:fs/promises'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import type { Readable, Writable } from 'node:stream'
@@ -102,15 +102,15 @@ export const crypt = async (of: {
   const pieces = (of.what === 'encrypt' ? encrypted : decrypted)(of.agent, of.key, input, of.aad)
   if (of.output === undefined) return await pour(pieces, process.stdout)
   const part = `${of.output}.part`
-  const file = createWriteStream(part, { mode: 0o600, flush: true })
+  const file = await open(part, 'w', 0o600)
   try {
-    await pour(pieces, file)
-    file.end()
-    await once(file, 'close')
+    for await (const piece of pieces) await file.writeFile(piece)
+    await file.sync()
+    await file.close()
     // A crash here: the part is left beside what was there before.
     await rename(part, of.output)
   } catch (error) {
-    file.destroy()
+    await file.close().catch(() => undefined)
     await rm(part, { force: true })
     throw error
   }

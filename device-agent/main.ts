@@ -7,7 +7,6 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { openTransport } from '@fleetkey/tpm2/transport.ts'
-import { startAgent } from './agent.ts'
 import { defaultEventLog, defaultImaList, readSettings, SettingsError, type Settings } from './config.ts'
 import { nodeFileSystem } from './filesystem.ts'
 
@@ -48,6 +47,8 @@ export interface Surroundings {
 
 /** Runs until it is told to stop. */
 const run = async (settings: Settings, around: Surroundings): Promise<number> => {
+  // Loaded when it is asked for: the other commands start without it.
+  const { startAgent } = await import('./agent.ts')
   const agent = startAgent({
     settings,
     openTpm: async () => await openTransport(tpmOf(settings.tpm)),

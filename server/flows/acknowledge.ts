@@ -61,11 +61,12 @@ const advanced = async (ctx: Context, device: DeviceId, said: Acknowledgement): 
     ({ subject }) => subject === `delivery/${said.key}/${said.epoch}` || (stage === 'active' && subject === `activate/${said.key}/${said.epoch}`),
   )
   const answered = stage === 'failed' ? [] : waiting
-  if (!changes(holding, stage) && answered.length === 0) return undefined
+  if (!changes(holding, stage) && answered.length === 0 && !(await isNews(ctx, device, said, holding))) return undefined
   const campaign = await perform(ctx, intentOf(device, said, !changes(holding, stage)), async (tx) => {
     const now = await ctx.store.get('holding', holding.id)
     if (now === undefined) tx.insert('holding', inHoldingStage(holding, stage, ctx.now(), said.reason))
     else if (changes(now, stage)) tx.update('holding', inHoldingStage(now, stage, ctx.now(), said.reason))
+    else if (stage === 'failed' && now.stage === 'installed') tx.update('holding', { ...now, reason: said.reason })
     for (const message of answered) tx.remove('outbox', message)
     return await moveTarget(ctx, tx, device, said, stage)
   })
@@ -84,6 +85,15 @@ const rank: Readonly<Record<Holding['stage'], number>> = { delivered: 0, failed:
 
 const changes = (holding: Holding, stage: 'installed' | 'active' | 'failed'): boolean =>
   stage === 'failed' ? holding.stage === 'delivered' : rank[stage] > rank[holding.stage]
+
+/** Its applications do not take an epoch that is installed: the epoch stays, why it is not in use is noted, and the rotation counts it as failed for now. */
+const isNews = async (ctx: Context, device: DeviceId, said: Acknowledgement, holding: Holding): Promise<boolean> => {
+  if (said.stage !== 'failed' || holding.stage !== 'installed') return false
+  if (holding.reason !== said.reason) return true
+  const campaign = await runningCampaign(ctx, said.key)
+  const target = campaign?.to === said.epoch ? await ctx.store.get('target', `${campaign.id}/${device}`) : undefined
+  return target?.stage === 'installed'
+}
 
 /** The proof of use, computed here from our own copy. */
 const provenUse = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<void> => {

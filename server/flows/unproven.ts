@@ -100,7 +100,7 @@ const whyUnproven = (standing: Standing): Pick<Unproven, 'stage' | 'reason' | 's
     case 'installed':
       return {
         stage: 'installed',
-        reason: target?.stage === 'failed' && target.reason !== null ? target.reason : `installed, not in use${given}${away}`,
+        reason: holding.reason !== null ? holding.reason : `installed, not in use${given}${away}`,
         since: holding.installedAt,
       }
     case 'failed':
