@@ -145,10 +145,10 @@ describe('handing in', () => {
     const bad = Buffer.from(await sealedTo(safe, wrong(parts[0] as Share))).toString('base64')
     const send = async (from: string) =>
       await serving['seal.unseal']({ caller: stranger(from), params: {}, query: undefined, body: { share: bad, reset: false } })
-    for (let at = 0; at < 1100; at++) await expect(send(`10.${at >> 8}.${at & 255}.0/24`)).rejects.toMatchObject({ reason: 'seal.share.wrong' })
+    for (let at = 0; at < 260; at++) await expect(send(`10.${at >> 8}.${at & 255}.0/24`)).rejects.toMatchObject({ reason: 'seal.share.wrong' })
     // The first were let go, the last still wait.
-    await expect(send('10.4.70.0/24')).rejects.toMatchObject({ reason: 'seal.paced' })
+    await expect(send('10.1.3.0/24')).rejects.toMatchObject({ reason: 'seal.paced' })
     await expect(send('10.0.0.0/24')).rejects.toMatchObject({ reason: 'seal.share.wrong' })
-    expect(await safe.status()).toMatchObject({ wrong: 1101 })
+    expect(await safe.status()).toMatchObject({ wrong: 261 })
   })
 })

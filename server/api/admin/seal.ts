@@ -12,7 +12,7 @@ export const sealView = ({ recipient, ways, sets, ...rest }: SealStatus): Respon
 })
 
 /** Addresses that are told to wait; beyond it the one that waits longest is let go. */
-const maxPaced = 1024
+const maxPaced = 256
 const longest = 60
 
 /** Seconds that whoever handed in the last of so many wrong shares waits: 1, 2, 4, … 60. The count is durable, so that a restart shortens nothing. */
