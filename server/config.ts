@@ -161,6 +161,41 @@ const backends: { readonly [K in Backend['kind']]: (values: Readonly<Record<stri
       files: filesOf(values, env),
     }
   },
+  aws(values, env) {
+    const region = textOf(values, 'aws-region') ?? env['AWS_REGION'] ?? env['AWS_DEFAULT_REGION']
+    if (region === undefined || !/^[a-z]{2}(-[a-z]+)+-\d$/.test(region))
+      throw new SettingsError('--kms aws takes --aws-region (or AWS_REGION), such as eu-central-1')
+    const endpoint = textOf(values, 'aws-endpoint') ?? env['AWS_ENDPOINT_URL_KMS'] ?? null
+    if (endpoint !== null && !isSafeEndpoint(endpoint)) throw new SettingsError(`--aws-endpoint ${endpoint}: not an https:// address`)
+    const variables = Object.fromEntries(awsVariables.flatMap((name) => (env[name] === undefined ? [] : [[name, env[name]]])))
+    return { kind: 'aws', region, endpoint, variables, files: filesOf(values, env) }
+  },
+}
+
+/** What the SDK of AWS finds credentials by. */
+const awsVariables = [
+  'AWS_ACCESS_KEY_ID',
+  'AWS_SECRET_ACCESS_KEY',
+  'AWS_SESSION_TOKEN',
+  'AWS_PROFILE',
+  'AWS_CONFIG_FILE',
+  'AWS_SHARED_CREDENTIALS_FILE',
+  'AWS_ROLE_ARN',
+  'AWS_ROLE_SESSION_NAME',
+  'AWS_WEB_IDENTITY_TOKEN_FILE',
+  'AWS_CONTAINER_CREDENTIALS_RELATIVE_URI',
+  'AWS_CONTAINER_CREDENTIALS_FULL_URI',
+  'AWS_CONTAINER_AUTHORIZATION_TOKEN',
+  'AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE',
+  'AWS_EC2_METADATA_DISABLED',
+  'HOME',
+] as const
+
+/** Never in the clear to another machine: requests carry plaintext to be wrapped. */
+const isSafeEndpoint = (text: string): boolean => {
+  if (!URL.canParse(text)) return false
+  const { protocol, hostname } = new URL(text)
+  return protocol === 'https:' || (protocol === 'http:' && ['127.0.0.1', '[::1]', 'localhost'].includes(hostname))
 }
 
 const filesOf = (values: Readonly<Record<string, unknown>>, env: NodeJS.ProcessEnv): FileBackend => {
@@ -193,7 +228,7 @@ const optionOf: Readonly<Record<string, string>> = {
   recoveries: '--recoveries',
 }
 
-/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_KMS, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_PKCS11_…, FLEETKEY_CONFIG), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
+/** Settings from the command line, then the environment (FLEETKEY_DATA, FLEETKEY_KMS, FLEETKEY_PASSPHRASE_FILE, FLEETKEY_PKCS11_…, FLEETKEY_CONFIG, AWS's own), then defaults; what concerns certificates from the configuration file (JSON). Throws SettingsError. */
 export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): Settings => {
   let values
   try {
@@ -217,6 +252,8 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'pkcs11-pin-file': { type: 'string' },
         'pkcs11-sessions': { type: 'string' },
         'pkcs11-env': { type: 'string', multiple: true },
+        'aws-region': { type: 'string' },
+        'aws-endpoint': { type: 'string' },
         'passphrase-file': { type: 'string' },
         config: { type: 'string' },
         json: { type: 'boolean' },

@@ -402,13 +402,15 @@ const saySealed = (settings: Settings, { httpsPort, reason, fingerprint }: Seale
 }
 
 /** Where the keys are, and every way that opens them: `file, key file`, `file, passphrase, shares`. */
-const spokenKms = (backend: Backend, { ways, sets }: SealStatus): string =>
-  backend.kind === 'pkcs11'
-    ? `PKCS#11, token ${backend.token}`
-    : ['file', ...ways.map((way) => (way === 'file' ? 'key file' : 'passphrase')), ...(sets.length === 0 ? [] : ['shares'])].join(', ')
+const spokenKms = (backend: Backend, { ways, sets }: SealStatus): string => {
+  if (backend.kind === 'pkcs11') return `PKCS#11, token ${backend.token}`
+  if (backend.kind === 'aws') return `AWS KMS, ${backend.region}`
+  return ['file', ...ways.map((way) => (way === 'file' ? 'key file' : 'passphrase')), ...(sets.length === 0 ? [] : ['shares'])].join(', ')
+}
 
 const kekPlace = ({ backend, data }: Settings): string => {
   if (backend.kind === 'pkcs11') return `token ${backend.token} (pkcs11)`
+  if (backend.kind === 'aws') return `AWS KMS, ${backend.region}`
   return backend.passphraseFile === null ? join(data, 'kms', 'master.key') : 'from your passphrase'
 }
 

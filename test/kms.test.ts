@@ -1,10 +1,11 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, describe } from 'vitest'
+import { afterAll, beforeAll, describe } from 'vitest'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
 import { startKms } from '@fleetkey/server/kms/supervisor.ts'
+import { awsBackend, startAwsKms, type AwsKms } from './aws-kms.ts'
 import { kmsConformance } from './conformance/kms.ts'
 import { hasSoftHsm, openSoftHsm } from './softhsm.ts'
 
@@ -37,6 +38,18 @@ describe.skipIf(!hasSoftHsm())('PKCS#11', () => {
     const own = join(folder, String(++count))
     const { backend } = openSoftHsm(`${own}-token`)
     const again = async () => await startKms({ folder: own, backend, log: () => undefined })
+    return { kms: await again(), again }
+  })
+})
+
+describe('AWS KMS', () => {
+  let aws: AwsKms
+  beforeAll(async () => void (aws = await startAwsKms()))
+  afterAll(async () => await aws.stop())
+
+  kmsConformance('process, AWS KMS (a local server that speaks its API)', async () => {
+    const own = join(folder, String(++count))
+    const again = async () => await startKms({ folder: own, backend: awsBackend(aws), log: () => undefined })
     return { kms: await again(), again }
   })
 })

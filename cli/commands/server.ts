@@ -24,6 +24,8 @@ const startOptions = {
   'pkcs11-pin-file': string,
   'pkcs11-sessions': string,
   'pkcs11-env': strings,
+  'aws-region': string,
+  'aws-endpoint': string,
   config: string,
   recoveries: string,
 } as const
@@ -32,7 +34,7 @@ export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
     usage:
-      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file|pkcs11] [--passphrase-file F] [--pkcs11-module LIBRARY] [--pkcs11-token LABEL] [--pkcs11-pin-file F] [--pkcs11-sessions N] [--pkcs11-env NAME[=VALUE]]… [--pkcs11-addon DIR] [--config F] [--recoveries COUNT/DAYSd]',
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file|pkcs11|aws] [--passphrase-file F] [--pkcs11-module LIBRARY] [--pkcs11-token LABEL] [--pkcs11-pin-file F] [--pkcs11-sessions N] [--pkcs11-env NAME[=VALUE]]… [--pkcs11-addon DIR] [--aws-region NAME] [--aws-endpoint URL] [--config F] [--recoveries COUNT/DAYSd]',
     summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
     args: [0, 0],
     options: startOptions,

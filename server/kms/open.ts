@@ -3,6 +3,8 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Kms } from '../flows/context.ts'
+import { openAwsHolder } from './aws/holder.ts'
+import { awsSuffix } from './aws/records.ts'
 import { kmsOf, type Holder } from './custody.ts'
 import { fileSuffix, openFileHolder } from './file.ts'
 import { joined } from './joined.ts'
@@ -61,6 +63,7 @@ const openers: { readonly [B in Backend as B['kind']]: (place: Place, backend: B
     // Without their token they would be made anew, and nothing that they have signed or wrapped would count any more.
     if (has(place.folder, tokenSuffix))
       throw new Problem('unavailable', `keys of ${place.folder} are in a PKCS#11 token: start with --kms pkcs11`, { reason: 'kms.token' })
+    if (has(place.folder, awsSuffix)) throw new Problem('unavailable', `keys of ${place.folder} are in AWS KMS: start with --kms aws`, { reason: 'kms.aws' })
     return await Promise.resolve(files(place, backend))
   },
   async pkcs11(place, backend) {
@@ -77,6 +80,19 @@ const openers: { readonly [B in Backend as B['kind']]: (place: Place, backend: B
       throw reason === 'kms.token' || reason === 'kms.pin-file' ? sealed(message) : thrown
     }
     return inFiles === undefined ? inToken : joined(inToken, inFiles)
+  },
+  async aws(place, backend) {
+    Object.assign(process.env, backend.variables)
+    const inFiles = has(place.folder, fileSuffix) ? files(place, backend.files) : undefined
+    let inAws: Holder
+    try {
+      inAws = await openAwsHolder({ ...place, ...backend })
+    } catch (thrown) {
+      const { reason, message } = toProblem(thrown)
+      // Networks come back, and rights are given.
+      throw reason === 'kms.aws' || reason === 'kms.aws-credentials' ? sealed(message) : thrown
+    }
+    return inFiles === undefined ? inAws : joined(inAws, inFiles)
   },
 }
 

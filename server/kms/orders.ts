@@ -28,8 +28,20 @@ export interface Pkcs11Backend {
   readonly files: FileBackend
 }
 
+/** Keys in AWS KMS, which makes them and never gives them away. */
+export interface AwsBackend {
+  readonly kind: 'aws'
+  readonly region: string
+  /** Another address than AWS's own; null: that one. */
+  readonly endpoint: string | null
+  /** Variables of the environment that the SDK finds its credentials by. */
+  readonly variables: Readonly<Record<string, string>>
+  /** For keys that are still in files. */
+  readonly files: FileBackend
+}
+
 /** Where the keys are, and what it takes to reach them. */
-export type Backend = FileBackend | Pkcs11Backend
+export type Backend = FileBackend | Pkcs11Backend | AwsBackend
 
 /** Sessions of a token that can be asked for. */
 export const maxSessions = 64
@@ -54,7 +66,7 @@ const isVariables = (value: unknown): boolean =>
   typeof value === 'object' &&
   value !== null &&
   Object.getPrototypeOf(value) === Object.prototype &&
-  Object.keys(value).length <= 16 &&
+  Object.keys(value).length <= 32 &&
   Object.values(value).every((one) => typeof one === 'string')
 
 const backends: { readonly [K in Backend['kind']]: (value: unknown) => boolean } = {
@@ -66,6 +78,13 @@ const backends: { readonly [K in Backend['kind']]: (value: unknown) => boolean }
     isPath(value['token']) &&
     isPath(value['pinFile']) &&
     isCount(value['sessions'], 1, maxSessions) &&
+    isVariables(value['variables']) &&
+    isBackend(value['files']) &&
+    value['files'].kind === 'file',
+  aws: (value) =>
+    hasExactly(value, ['kind', 'region', 'endpoint', 'variables', 'files']) &&
+    isPath(value['region']) &&
+    isPathOrNull(value['endpoint']) &&
     isVariables(value['variables']) &&
     isBackend(value['files']) &&
     value['files'].kind === 'file',
