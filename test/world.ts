@@ -205,6 +205,8 @@ export const openWorld = async (
     readonly kmsStarted?: (pid: number) => void
     readonly folder?: string
     readonly args?: readonly string[]
+    /** Environment of the server; empty unless told. */
+    readonly env?: NodeJS.ProcessEnv
     readonly now?: () => number
     readonly bus?: (bus: EmbeddedBus) => EmbeddedBus
     /** In a process of its own; what is put around a server does not reach it there. */
@@ -218,7 +220,7 @@ export const openWorld = async (
   const start = async (mqtt: number, https: number): Promise<RunningServer> => {
     const args = ['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])]
     if (of.apart === true) return await serverApart(args, of.fault ?? {})
-    return await startServer(readSettings(args, {}), {
+    return await startServer(readSettings(args, of.env ?? {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),
       ...(of.kmsStarted === undefined ? {} : { kmsStarted: of.kmsStarted }),
