@@ -44,7 +44,7 @@ const publicKeyOf = (spki: Uint8Array, name: string): KeyObject => {
 }
 
 const ready = ({ name, purpose, arn, spki, uses }: KeyRecord): AwsKey => ({
-  place: 'AWS KMS',
+  place: 'aws',
   name,
   purpose,
   arn: arn ?? '',
