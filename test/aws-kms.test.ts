@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
-import { Problem } from '@fleetkey/protocol/problem.ts'
+import type { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { readSettings } from '@fleetkey/server/config.ts'
 import { kmsOf } from '@fleetkey/server/kms/custody.ts'
@@ -45,10 +45,18 @@ describe('requests', () => {
   test.skipIf(!hasProgram('curl'))('curl, which signs by itself, is understood by the test server; a changed secret, target or region is not', async () => {
     const ask = async (of: { readonly secret?: string; readonly region?: string; readonly target?: string } = {}): Promise<string> => {
       const { stdout } = await promisify(execFile)('curl', [
-        ...['--silent', '--aws-sigv4', `aws:amz:${of.region ?? aws.region}:kms`],
-        ...['--user', `${aws.credentials.AWS_ACCESS_KEY_ID}:${of.secret ?? aws.credentials.AWS_SECRET_ACCESS_KEY}`],
-        ...['-H', 'content-type: application/x-amz-json-1.1', '-H', `x-amz-target: TrentService.${of.target ?? 'ListKeys'}`],
-        ...['--data', '{}', `${aws.endpoint}/`],
+        '--silent',
+        '--aws-sigv4',
+        `aws:amz:${of.region ?? aws.region}:kms`,
+        '--user',
+        `${aws.credentials.AWS_ACCESS_KEY_ID}:${of.secret ?? aws.credentials.AWS_SECRET_ACCESS_KEY}`,
+        '-H',
+        'content-type: application/x-amz-json-1.1',
+        '-H',
+        `x-amz-target: TrentService.${of.target ?? 'ListKeys'}`,
+        '--data',
+        '{}',
+        `${aws.endpoint}/`,
       ])
       return stdout
     }

@@ -90,7 +90,13 @@ const makeMaterial = (spec: string): Material => {
   return { kind: 'ec', private: privateKey, spki: publicKey.export({ type: 'spki', format: 'der' }) }
 }
 
-const contextBytes = (context: unknown): Buffer => Buffer.from(JSON.stringify(Object.entries((context ?? {}) as Record<string, string>).toSorted()))
+const contextBytes = (context: unknown): Buffer =>
+  Buffer.from(JSON.stringify(Object.entries((context ?? {}) as Record<string, string>).toSorted(([one], [other]) => (one < other ? -1 : 1))))
+
+const textIn = (value: unknown): string => {
+  if (typeof value !== 'string') throw new AwsError('ValidationException', 'not a text')
+  return value
+}
 
 const bytesIn = (value: unknown, least: number, most: number): Buffer => {
   const bytes = Buffer.from(typeof value === 'string' ? value : '', 'base64')
@@ -105,9 +111,10 @@ export const startAwsKms = async (): Promise<AwsKms> => {
   const asked = new Map<string, number>()
   const failures: { operation: string; how: { error: string; status?: number } | 'cut' | 'lose'; left: number }[] = []
 
-  const keyOf = (id: unknown, usable = true): StoredKey => {
-    const key = keys.get(String(id).split('/').at(-1) ?? '')
-    if (key === undefined) throw new AwsError('NotFoundException', `Key '${String(id)}' does not exist`)
+  const keyOf = (of: unknown, usable = true): StoredKey => {
+    const id = textIn(of)
+    const key = keys.get(id.split('/').at(-1) ?? '')
+    if (key === undefined) throw new AwsError('NotFoundException', `Key '${id}' does not exist`)
     if (usable && key.state === 'Disabled') throw new AwsError('DisabledException', `${key.arn} is disabled.`)
     if (usable && key.state === 'PendingDeletion') throw new AwsError('KMSInvalidStateException', `${key.arn} is pending deletion.`)
     return key
@@ -127,10 +134,10 @@ export const startAwsKms = async (): Promise<AwsKms> => {
       const key: StoredKey = {
         id,
         arn: `arn:aws:kms:${region}:111122223333:key/${id}`,
-        description: String(of['Description'] ?? ''),
+        description: textIn(of['Description']),
         tags,
         state: 'Enabled',
-        material: makeMaterial(String(of['KeySpec'])),
+        material: makeMaterial(textIn(of['KeySpec'])),
       }
       keys.set(id, key)
       return { KeyMetadata: metadata(key) }
