@@ -31,14 +31,18 @@ export const acknowledge = async (ctx: Context, device: DeviceId, said: Acknowle
     return await advanced(ctx, device, said)
   })
   if (campaign !== undefined) ctx.wake(campaign)
-  if (await isBehind(ctx, said)) await convergeDevice(ctx, device)
+  if (await isBehind(ctx, device, said)) await convergeDevice(ctx, device)
 }
 
-/** The rotation has moved on without this device (it was away): what comes next for it is sent now, not at its next report. */
-const isBehind = async (ctx: Context, said: Acknowledgement): Promise<boolean> => {
-  if (said.stage !== 'installed' && said.stage !== 'active') return false
-  const state = (await runningCampaign(ctx, said.key))?.state
-  return said.stage === 'installed' ? state !== 'installing' : state === undefined || state === 'retiring'
+/**
+ * The rotation has moved on without this device (it was away), or gives it another try to use what it has: what comes next for it is sent now, not at its next report.
+ */
+const isBehind = async (ctx: Context, device: DeviceId, said: Acknowledgement): Promise<boolean> => {
+  if (said.stage === 'retired') return false
+  const campaign = await runningCampaign(ctx, said.key)
+  if (said.stage === 'failed')
+    return campaign?.state === 'activating' && campaign.to === said.epoch && (await ctx.store.get('target', `${campaign.id}/${device}`))?.stage === 'installed'
+  return said.stage === 'installed' ? campaign?.state !== 'installing' : campaign === undefined || campaign.state === 'retiring'
 }
 
 /** `again`: nothing of what is known changes; a message that asked for it a second time is done with. */
@@ -86,13 +90,16 @@ const rank: Readonly<Record<Holding['stage'], number>> = { delivered: 0, failed:
 const changes = (holding: Holding, stage: 'installed' | 'active' | 'failed'): boolean =>
   stage === 'failed' ? holding.stage === 'delivered' : rank[stage] > rank[holding.stage]
 
-/** Its applications do not take an epoch that is installed: the epoch stays, why it is not in use is noted, and the rotation counts it as failed for now. */
+/**
+ * That it failed is news where a rotation waits for just that, though it may have failed before. Where its applications do not take an epoch that is installed the epoch stays, why it is not
+ * in use is noted, and the rotation counts it as failed for now.
+ */
 const isNews = async (ctx: Context, device: DeviceId, said: Acknowledgement, holding: Holding): Promise<boolean> => {
-  if (said.stage !== 'failed' || holding.stage !== 'installed') return false
-  if (holding.reason !== said.reason) return true
+  if (said.stage !== 'failed') return false
+  if (holding.stage === 'installed' && holding.reason !== said.reason) return true
   const campaign = await runningCampaign(ctx, said.key)
-  const target = campaign?.to === said.epoch ? await ctx.store.get('target', `${campaign.id}/${device}`) : undefined
-  return target?.stage === 'installed'
+  const stage = campaign?.to === said.epoch ? (await ctx.store.get('target', `${campaign.id}/${device}`))?.stage : undefined
+  return stage === 'delivered' || (stage === 'installed' && holding.stage === 'installed')
 }
 
 /** The proof of use, computed here from our own copy. */
