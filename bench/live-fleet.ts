@@ -33,7 +33,7 @@ export const openLiveFleet = async (folder: string, devices: number, flags: read
   mkdirSync(data, { recursive: true })
   const batch = await makeBatch({ batch: 'fleet', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } }, around)
   await writeBatch(join(data, 'factory'), batch)
-  const server = await startServer(join(folder, 'server'), flags)
+  const server = await startServer(join(folder, 'server'), { flags })
   try {
     const { client } = server
     await admitBatch(client, join(data, 'factory'), 'plant')

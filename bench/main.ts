@@ -18,6 +18,7 @@ import { defaultProfiles } from '@fleetkey/server/ca/profiles.ts'
 import { certificateOf, tbsOf } from '@fleetkey/server/ca/tbs.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { around } from './around.ts'
+import { measureAtSize } from './at-size.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
@@ -36,6 +37,7 @@ import { measureStorm } from './storm.ts'
 
 const names = [
   'enrolment',
+  'start',
   'rotation',
   'storm',
   'memory',
@@ -229,6 +231,32 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
   }
 }
 
+/** Devices that are enrolled before a real one is. */
+const sizes = [1_000, 100_000] as const
+
+/** What a fleet that is there already adds to the cost of a new device, and to a start. */
+const runAtSize = async (wanted: readonly Name[], print: (figure: Figure) => void): Promise<void> => {
+  const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+  try {
+    const [small, large] = await measureAtSize(folder, sizes, 200)
+    if (small === undefined || large === undefined) return
+    if (wanted.includes('enrolment')) {
+      print({ bench: 'enrolment', metric: 'cpu-at-1k', value: rounded(small.cpu), unit: 'ms' })
+      const ratio = rounded(large.cpu / small.cpu)
+      print({ bench: 'enrolment', metric: 'cpu-at-100k', value: rounded(large.cpu), unit: 'ms', floor: rounded(small.cpu), ratio })
+      const each = (large.stored - small.stored) / (large.devices - small.devices)
+      print({ bench: 'enrolment', metric: 'stored-bytes', value: Math.round(each), unit: 'bytes' })
+    }
+    if (wanted.includes('start')) {
+      print({ bench: 'start', metric: 'ready-at-1k', value: rounded(small.start), unit: 's' })
+      const ratio = rounded(large.start / small.start)
+      print({ bench: 'start', metric: 'ready-at-100k', value: rounded(large.start), unit: 's', floor: rounded(small.start), ratio })
+    }
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
+
 /** Bytes of a key delivery as it goes on the wire. */
 const deliveryBytes = 700
 
@@ -384,7 +412,8 @@ const measure = async (): Promise<void> => {
   }
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
-  const alone: readonly Name[] = [...ofFleet, 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps', 'softhsm']
+  if (wanted.includes('enrolment') || wanted.includes('start')) await runAtSize(wanted, print)
+  const alone: readonly Name[] = [...ofFleet, 'start', 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps', 'softhsm']
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }

@@ -78,7 +78,8 @@ const subscribe = async (port: number, tls: Credentials, client: string, heard: 
     )
   })
 
-const freePort = async (): Promise<number> =>
+/** A port of this machine that nobody has at the moment. */
+export const freePort = async (): Promise<number> =>
   await new Promise((resolve) => {
     const server = createServer().listen(0, '127.0.0.1', () => {
       const { port } = server.address() as AddressInfo

@@ -17,11 +17,14 @@ export interface ServerProcess {
   stop(): Promise<void>
 }
 
-/** `flags`: of node, such as `--cpu-prof`. */
-export const startServer = async (data: string, flags: readonly string[] = []): Promise<ServerProcess> => {
+/** `flags`: of node, such as `--cpu-prof`. `port`: for devices, any free one unless told. */
+export const startServer = async (
+  data: string,
+  { flags = [], port = 0 }: { readonly flags?: readonly string[]; readonly port?: number } = {},
+): Promise<ServerProcess> => {
   const script = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
   const started = performance.now()
-  const words = [...flags, script, '--data', data, '--mqtt-port', '0', '--https-port', '0', '--json']
+  const words = [...flags, script, '--data', data, '--mqtt-port', String(port), '--https-port', '0', '--json']
   const child = spawn(process.execPath, words, { stdio: ['ignore', 'pipe', 'ignore'] })
   const { pid, stdout } = child
   if (pid === undefined || stdout === null) throw new Error('the server did not start')
