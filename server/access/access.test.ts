@@ -43,6 +43,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'crl.publish',
     'device.quarantine',
     'device.reinstate',
+    'device.report',
     'device.revoke',
     'device.suspend',
     'enrol.sweep',

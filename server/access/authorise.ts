@@ -86,7 +86,7 @@ export const actions = {
   'est.enrol': ['unidentified'],
   'est.reenrol': ['device'],
   'device.connect': ['unidentified', 'device'],
-  'device.report': ['device'],
+  'device.report': ['system', 'device'],
   'device.trust': ['device'],
   'device.evidence': ['device'],
   'device.renew': ['device'],

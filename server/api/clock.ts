@@ -9,9 +9,10 @@ import { drive } from '../flows/drive.ts'
 import { unfinishedCampaigns } from '../flows/campaign.ts'
 import { rotateWhatIsDue } from '../flows/rotate-due.ts'
 import { findAll } from '../flows/rows.ts'
+import { storeContacts } from '../flows/contacts.ts'
 import { endSessions } from '../flows/sessions.ts'
 
-const every = { tick: 1000, retry: 5000, minute: 60_000 } as const
+const every = { tick: 1000, retry: 5000, contacts: 10_000, minute: 60_000 } as const
 
 /**
  * Wakes what is due: campaigns (on an event, and when their next deadline passes), sweeps, the summary of refusals. It decides nothing; every flow it calls
@@ -37,6 +38,7 @@ export const clock = (): {
       // The first round sweeps as well: it finishes what a crash has left.
       let lastMinute = Number.NEGATIVE_INFINITY
       let isFirst = true
+      let lastContacts = Number.NEGATIVE_INFINITY
       const guarded = async (what: string, work: () => Promise<unknown>): Promise<void> => {
         try {
           await work()
@@ -59,6 +61,10 @@ export const clock = (): {
         await guarded('sessions', async () => await endSessions(ctx))
         for (const id of awake) if (!stopped) await driveOne(id)
         for (const [id, at] of due) if (!stopped && at <= ctx.now()) await driveOne(id)
+        if (ctx.now() - lastContacts >= every.contacts) {
+          lastContacts = ctx.now()
+          await guarded('contacts', async () => await storeContacts(ctx))
+        }
         if (stopped || ctx.now() - lastMinute < every.minute) return
         lastMinute = ctx.now()
         if (isFirst) await guarded('groups', async () => await followAll(ctx))
@@ -99,6 +105,7 @@ export const clock = (): {
           clearInterval(timer)
           clearTimeout(burst)
           await running
+          await guarded('contacts', async () => await storeContacts(ctx))
           await guarded('refusals', async () => await summarise(ctx))
         },
       }

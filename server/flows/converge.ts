@@ -13,6 +13,7 @@ import type { Broadcast } from '../keys/broadcast.ts'
 import { ask } from './ask.ts'
 import { broadcastFor, broadcastMessage, labelsMessage, owedPlaces, placesOf, type OwedPlace } from './broadcast.ts'
 import { runningCampaign } from './campaign.ts'
+import { contactEvery } from './contacts.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
 import { duePolicy } from './measured.ts'
@@ -23,8 +24,6 @@ import { findAll } from './rows.ts'
 import { inSlots, isTurn } from './slots.ts'
 import { inTurn } from './turn.ts'
 
-/** A device's record takes its time of last contact at most this often. */
-const seenEvery = 60_000
 const maxMessage = 64 << 10
 
 /** What one device should hold, and the rotations that it takes part in. */
@@ -72,21 +71,21 @@ const settle = async (
     const device = await ctx.store.get('device', id)
     if (!hasIdentity(device)) return []
     const policy = await policyOf(ctx, id)
-    const seen = told !== null && ctx.now() - device.lastSeenAt >= seenEvery
+    const isNews = told !== null && (ctx.now() - device.lastSeenAt >= contactEvery || device.agent !== told.report.agent)
+    if (isNews) ctx.sessions.hear(id, { at: ctx.now(), agent: told.report.agent })
     const places = await owedTo(ctx, device, told?.report.places ?? null)
     const expected = device.state === 'enrolled' ? await outstanding(ctx, device, told?.reported ?? null) : undefined
     const lacking = places.length > 0 || (expected !== undefined && expected.found.length > 0)
     const release = lacking && !(await withheld(ctx, device, policy))
     // Keys are waiting for it: it is asked now, not at its next report.
     if (lacking && !release) await ask(ctx, id)
-    if (!seen && !release) return []
+    if (!release) return []
     const limited = [...(expected?.standing.rotations.values() ?? [])].map(({ campaign }) => campaign)
     const outgoing = await inSlots(ctx, limited, () =>
-      perform(ctx, { caller, action: release ? 'key.deliver' : 'device.report', subject: id }, async (tx) => {
+      perform(ctx, { caller, action: 'key.deliver', subject: id }, async (tx) => {
         const now = await ctx.store.get('device', id)
         if (!hasIdentity(now)) return []
-        if (seen) tx.update('device', { ...now, lastSeenAt: ctx.now(), agent: told.report.agent })
-        if (!release || now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
+        if (now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
         for (const { place, erase } of places) tx.note(`${erase ? 'erase labels' : 'labels'} ${placeName(place)} generation ${place.generation}`)
         return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null))]
       }),

@@ -28,6 +28,12 @@ export interface LiveSession {
   places: Set<string>
 }
 
+/** When a device was heard last, and what its agent calls itself. */
+export interface Contact {
+  readonly at: number
+  readonly agent: string
+}
+
 /** Live connections by device. */
 export interface Sessions {
   open(from: DeviceRef, nonce: Uint8Array): LiveSession
@@ -35,10 +41,15 @@ export interface Sessions {
   of(device: DeviceId): LiveSession | undefined
   /** Devices that are connected now. */
   devices(): readonly DeviceId[]
+  /** Notes a contact that its device's record does not have yet. */
+  hear(device: DeviceId, contact: Contact): void
+  /** The contacts that were noted, up to so many; they are the caller's now. */
+  heard(max: number): readonly (readonly [DeviceId, Contact])[]
 }
 
 export const liveSessions = (): Sessions => {
   const live = new Map<string, LiveSession>()
+  const contacts = new Map<DeviceId, Contact>()
   return {
     open(from, nonce) {
       const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null, places: new Set() }
@@ -51,6 +62,12 @@ export const liveSessions = (): Sessions => {
     },
     of: (device) => live.get(device),
     devices: () => [...live.values()].flatMap(({ from }) => (from.device === null ? [] : [from.device])),
+    hear: (device, contact) => void contacts.set(device, contact),
+    heard(max) {
+      const some = [...contacts.entries().take(max)]
+      for (const [device] of some) contacts.delete(device)
+      return some
+    },
   }
 }
 

@@ -21,6 +21,10 @@ export interface SqliteStoreOptions {
 /** Writes of one transaction: bounds how long the process is busy with it. A single commit may be larger. */
 const maxGroup = 2000
 
+/** Commits of one transaction from which on more are worth waiting for, and for how long at most, milliseconds. */
+const manyCommits = 4
+const longestWait = 10
+
 /**
  * The durable store of one process: SQLite in a folder (WAL, synchronous=FULL), group commit, audit chain and tree in the same transaction.
  * Throws Problem('unavailable') when another process has the folder (its pid is named) or the disk does not let it open,
@@ -105,18 +109,30 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
     return group
   }
 
+  /** When the disk was free again, how long it took, and for how many commits. */
+  let last = { at: 0, took: 0, commits: 0 }
   const flush = (): void => {
     scheduled = false
-    settleOrReserve(takeGroup())
+    const group = takeGroup()
+    const began = performance.now()
+    settleOrReserve(group)
+    const at = performance.now()
+    last = { at, took: at - began, commits: group.length }
     if (queue.length > 0) schedule()
   }
-  /** After the events of this turn: everything they commit shares one transaction. */
+  /**
+   * After the events of this turn: everything they commit shares one transaction. Where many callers commit at once, not before the process has had as long for
+   * other things as it waited for the disk: more of them share the next one.
+   */
   const schedule = (): void => {
     if (scheduled) return
     scheduled = true
-    setImmediate(() => {
+    const run = (): void => {
       if (!closed) flush()
-    })
+    }
+    const wait = last.commits < manyCommits ? 0 : Math.min(last.at + last.took - performance.now(), longestWait)
+    if (wait < 1) setImmediate(run)
+    else setTimeout(run, wait)
   }
 
   /** Reads go through here: a closed store and a broken disk are `unavailable`. */
