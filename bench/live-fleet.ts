@@ -44,7 +44,7 @@ export const openLiveFleet = async (folder: string, devices: number, flags: read
     const bundle = JSON.stringify(await client.call('bundle'))
     const fleet = await startFleetProcesses({ factory: join(data, 'factory'), bundle, data, serials, processes })
     // Real devices compute elsewhere: where a core is wanted by both, the server has it.
-    for (const pid of fleet.pids) setPriority(pid, 10)
+    for (const pid of fleet.pids) setPriority(pid, 5)
     try {
       await fleet.on()
       const ready = async (): Promise<boolean> => {

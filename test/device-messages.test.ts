@@ -6,9 +6,10 @@ import { DeviceId, Epoch, KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
 import type { Body, BodyOf, Envelope } from '@fleetkey/protocol/messages.ts'
 import { keyId, readMessage, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import { deviceHandler } from '@fleetkey/server/api/device.ts'
-import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
+import { hasIdentity, type EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
 import type { DeviceRef } from '@fleetkey/server/flows/context.ts'
 import { anEntry } from './conformance/store.ts'
+import { storeContacts } from '@fleetkey/server/flows/contacts.ts'
 import { firmwareOf } from '@fleetkey/server/flows/approvals.ts'
 import { underPolicy } from '@fleetkey/tpm2/firmware.ts'
 import { marshalPublic } from '@fleetkey/tpm2/structures.ts'
@@ -248,4 +249,25 @@ describe('without identity', () => {
     const verdict = await ctx.store.commit({ writes: [], entries: [anEntry('a revocation')] }, { reserved: true })
     expect(verdict.committed).toBe(true)
   })
+})
+
+test('last contacts are stored together, once in a while, with one audit entry for all', async () => {
+  const seen = async (id: string): Promise<number | undefined> => {
+    const device = await ctx.store.get('device', id)
+    return hasIdentity(device) ? device.lastSeenAt : undefined
+  }
+  await handle(from, await signMessage(envelope(report()), own.signer))
+  ctx.sessions.hear(DeviceId.parse('gw-2'), { at: ctx.now(), agent: 'other' })
+  ctx.sessions.hear(DeviceId.parse('gone'), { at: ctx.now(), agent: 'other' })
+  expect([await seen('gw-1'), await seen('gw-2')]).toEqual([1, 1])
+  const { size } = await ctx.store.checkpoint()
+  await storeContacts(ctx)
+  expect([await seen('gw-1'), await seen('gw-2')]).toEqual([ctx.now(), ctx.now()])
+  const [entry, ...more] = await ctx.store.audit({ after: size, limit: 10 })
+  expect([entry?.action, entry?.detail, more]).toEqual(['device.report', 'last contact of 3 devices', []])
+
+  // Heard again soon: its record is fresh enough, and nothing is written.
+  await handle(from, await signMessage(envelope(report()), own.signer))
+  await storeContacts(ctx)
+  expect((await ctx.store.checkpoint()).size).toBe(size + 1)
 })
