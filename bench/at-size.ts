@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
-import { mkdirSync, statSync } from 'node:fs'
+import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
+import Database from 'better-sqlite3'
 import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
 import { admitBatch } from '@fleetkey/firmware-sim/fleet/admission.ts'
 import { startFleetProcesses } from '@fleetkey/firmware-sim/fleet/processes.ts'
@@ -15,14 +16,19 @@ import { connected, patienceFor } from './live-fleet.ts'
 import { freePort } from './mosquitto.ts'
 import { startServer, until } from './server.ts'
 
+/** Tables that grow with the fleet. */
+export const perDevice = ['device', 'manifest', 'certificate', 'member', 'holding'] as const
+
 export interface SizeFigures {
   readonly devices: number
   /** Server CPU of one real enrolment beside so many devices, milliseconds. */
   readonly cpu: number
   /** Seconds from the start of the server until it was ready. */
   readonly start: number
-  /** Bytes of the database file. */
-  readonly stored: number
+  /** Bytes on disk for each row of these tables, indexes included. */
+  readonly rows: Readonly<Record<(typeof perDevice)[number], number>>
+  /** Bytes of one audit entry with its chain hash. */
+  readonly entry: number
 }
 
 const entry = { at: 0, caller: 'system:bench', from: 'server', action: 'server.setup', subject: 'bench', outcome: 'done', code: null, detail: '' } as const
@@ -73,6 +79,25 @@ const fill = async (folder: string, like: DeviceId, from: number, to: number): P
   }
 }
 
+/** What the store of a server that does not run takes on disk. */
+const bytesIn = (path: string): Pick<SizeFigures, 'rows' | 'entry'> => {
+  const db = new Database(path, { readonly: true })
+  try {
+    const number = (sql: string, ...values: readonly string[]): number =>
+      (db
+        .prepare(sql)
+        .pluck()
+        .get(...values) as number | null) ?? Number.NaN
+    const of = (table: string): number =>
+      number('SELECT sum(s.pgsize) FROM dbstat s JOIN sqlite_schema m ON m.name = s.name WHERE m.tbl_name = ?', table) /
+      number(`SELECT count(*) FROM "${table}"`)
+    const rows = Object.fromEntries(perDevice.map((table) => [table, of(table)])) as unknown as SizeFigures['rows']
+    return { rows, entry: number('SELECT avg(length("bytes") + length("chain")) FROM "audit_log"') }
+  } finally {
+    db.close()
+  }
+}
+
 /** Enrols real devices beside so many stored ones, for each of these sizes; the stored ones have the rows of a real one. `each`: real enrolments that are measured. */
 export const measureAtSize = async (folder: string, sizes: readonly number[], each: number): Promise<readonly SizeFigures[]> => {
   const warm = Math.ceil(each / 4)
@@ -110,13 +135,14 @@ export const measureAtSize = async (folder: string, sizes: readonly number[], ea
       await server.stop()
       await fill(join(data, 'server', 'store'), DeviceId.parse(first.toLowerCase()), stored, size)
       stored = size
+      const bytes = bytesIn(database)
       server = await begin()
       const own = rest.slice(at * (warm + each), (at + 1) * (warm + each))
       await enrol(own.slice(0, warm))
       await fleet.off(own)
       const before = cpuOf(server.pid)
       await enrol(own.slice(warm))
-      figures.push({ devices: size, cpu: (cpuOf(server.pid) - before) / each, start: server.startedIn / 1_000, stored: statSync(database).size })
+      figures.push({ devices: size, cpu: (cpuOf(server.pid) - before) / each, start: server.startedIn / 1_000, ...bytes })
       await fleet.off(own)
     }
     return figures

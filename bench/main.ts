@@ -18,7 +18,7 @@ import { defaultProfiles } from '@fleetkey/server/ca/profiles.ts'
 import { certificateOf, tbsOf } from '@fleetkey/server/ca/tbs.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { around } from './around.ts'
-import { measureAtSize } from './at-size.ts'
+import { measureAtSize, perDevice } from './at-size.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
@@ -34,6 +34,7 @@ import { measureSoftHsm } from './softhsm.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 import { measureWraps } from './wraps.ts'
 import { measureStorm } from './storm.ts'
+import { measureWireBytes } from './wire-bytes.ts'
 
 const names = [
   'enrolment',
@@ -244,8 +245,8 @@ const runAtSize = async (wanted: readonly Name[], print: (figure: Figure) => voi
       print({ bench: 'enrolment', metric: 'cpu-at-1k', value: rounded(small.cpu), unit: 'ms' })
       const ratio = rounded(large.cpu / small.cpu)
       print({ bench: 'enrolment', metric: 'cpu-at-100k', value: rounded(large.cpu), unit: 'ms', floor: rounded(small.cpu), ratio })
-      const each = (large.stored - small.stored) / (large.devices - small.devices)
-      print({ bench: 'enrolment', metric: 'stored-bytes', value: Math.round(each), unit: 'bytes' })
+      for (const table of perDevice) print({ bench: 'enrolment', metric: `${table}-row`, value: Math.round(large.rows[table]), unit: 'bytes' })
+      print({ bench: 'enrolment', metric: 'audit-entry', value: Math.round(small.entry), unit: 'bytes' })
     }
     if (wanted.includes('start')) {
       print({ bench: 'start', metric: 'ready-at-1k', value: rounded(small.start), unit: 's' })
@@ -256,9 +257,6 @@ const runAtSize = async (wanted: readonly Name[], print: (figure: Figure) => voi
     rmSync(folder, { recursive: true, force: true })
   }
 }
-
-/** Bytes of a key delivery as it goes on the wire. */
-const deliveryBytes = 700
 
 /** What many connected devices do at once. */
 const runLive = async (wanted: readonly Name[], devices: number, flags: readonly string[], print: (figure: Figure) => void): Promise<void> => {
@@ -271,11 +269,15 @@ const runLive = async (wanted: readonly Name[], devices: number, flags: readonly
     const live = await openLiveFleet(folder, devices, flags)
     try {
       if (wanted.includes('rotation')) {
-        const { most, all, serverCpu, fleetCpu } = await measureRotation(live)
+        const { most, all, serverCpu, fleetCpu, entries } = await measureRotation(live)
+        const wire = await measureWireBytes()
         figure('rotation', '99-percent', most, 's')
         figure('rotation', 'all', all, 's')
         figure('rotation', 'server-cpu', serverCpu, 'ms', rotationFloor(floor))
         figure('rotation', 'fleet-cpu', fleetCpu, 'ms')
+        figure('rotation', 'audit-entries', entries, 'each')
+        figure('rotation', 'down', wire.down, 'bytes')
+        figure('rotation', 'up', wire.up, 'bytes')
       }
       if (wanted.includes('storm')) {
         const { most, all, serverCpu, fleetCpu, memory, idle, meanwhile } = await measureStorm(folder, live)
@@ -290,7 +292,7 @@ const runLive = async (wanted: readonly Name[], devices: number, flags: readonly
     } finally {
       await live.stop()
     }
-    const broker = await measureMosquitto(folder, tls, { devices: Math.min(devices, 2_000), bytes: deliveryBytes })
+    const broker = await measureMosquitto(folder, tls, { devices: Math.min(devices, 2_000), bytes: (await measureWireBytes()).delivery })
     const [bench] = wanted
     if (broker !== undefined && bench !== undefined) {
       figure(bench, 'mosquitto-connect', broker.connect, 'ms', floor.mutualHandshake)

@@ -9,6 +9,8 @@ export interface RotationFigures {
   /** Server and fleet CPU, milliseconds for each device. */
   readonly serverCpu: number
   readonly fleetCpu: number
+  /** Audit entries for each device. */
+  readonly entries: number
 }
 
 /** Rotates the group's key: one wave, every device connected. What counts is what the server has seen proven. */
@@ -16,6 +18,8 @@ export const measureRotation = async (live: LiveFleet): Promise<RotationFigures>
   const { server, devices } = live
   const { client } = server
   const [cpu, fleetCpu] = [cpuOf(server.pid), live.fleetCpu()]
+  const entries = async (): Promise<number> => (await client.call('status')).audit.size
+  const before = await entries()
   const started = performance.now()
   const { campaign } = await client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 600_000 } })
   let most = Number.NaN
@@ -27,5 +31,12 @@ export const measureRotation = async (live: LiveFleet): Promise<RotationFigures>
     return proven === devices
   }, patienceFor(devices))
   const all = performance.now() - started
-  return { most: most / 1_000, all: all / 1_000, serverCpu: (cpuOf(server.pid) - cpu) / devices, fleetCpu: (live.fleetCpu() - fleetCpu) / devices }
+  const written = ((await entries()) - before) / devices
+  return {
+    most: most / 1_000,
+    all: all / 1_000,
+    entries: written,
+    serverCpu: (cpuOf(server.pid) - cpu) / devices,
+    fleetCpu: (live.fleetCpu() - fleetCpu) / devices,
+  }
 }
