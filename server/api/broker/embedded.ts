@@ -34,6 +34,7 @@ export interface EmbeddedBus extends Bus {
 }
 
 const minute = 60_000
+const alpnProtocols = ['mqtt', 'x-amzn-mqtt-ca'] as const
 
 /** Tells one open socket of this listener from every other. */
 const endpointOf = (socket: Socket): string => `${socket.remoteAddress ?? ''} ${socket.remotePort ?? 0} ${socket.localPort ?? 0}`
@@ -263,7 +264,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     requestCert: true,
     rejectUnauthorized: false,
     handshakeTimeout: limits.handshake,
-    ALPNProtocols: ['mqtt', 'x-amzn-mqtt-ca'],
+    // A list would be copied for each connection, and each copy keep a slab of the buffer pool in memory.
+    ALPNCallback: ({ protocols: offered }) => alpnProtocols.find((one) => offered.includes(one)),
   })
   let connection = 0
   tlsServer.on('secureConnection', (socket) => {

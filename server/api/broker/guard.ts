@@ -20,6 +20,8 @@ export const topicsOf = (client: string): { readonly up: string; readonly down: 
 /** What is wrong with a CONNECT before anybody asks who it is. The session is made clean: a stored one would keep filters that were refused. */
 export const judgeConnect = (packet: ConnectPacket, limits: BrokerLimits): Peer['refusal'] => {
   packet.clean = true
+  // The library keeps the packet as long as the connection lasts, and a view would keep the 64 KB that it was read with.
+  if (packet.password instanceof Uint8Array) packet.password = Buffer.from(new Uint8Array(packet.password).buffer)
   const { clientId, keepalive = 0 } = packet
   if (topicsOf(clientId) === undefined) return { returnCode: 2, why: 'client id' }
   if (packet.protocolVersion === 3) return { returnCode: 5, why: 'MQTT 3.1; 3.1.1 is needed' }
