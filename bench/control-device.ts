@@ -22,6 +22,8 @@ import { until, type ServerProcess } from './server.ts'
 export interface ControlDevice {
   /** Reports six times a second until `done` resolves; how long each took, milliseconds. */
   reports(done: Promise<unknown>): Promise<readonly number[]>
+  /** So many reports, one after the other: few enough not to be slowed down. */
+  burst(count: number): Promise<void>
   stop(): Promise<void>
 }
 
@@ -137,6 +139,9 @@ export const openControlDevice = async (folder: string, server: ServerProcess): 
         await Promise.race([end, new Promise((resolve) => void setTimeout(resolve, 150))])
       }
       return times
+    },
+    async burst(count) {
+      for (let done = 0; done < count; done++) await report()
     },
     async stop() {
       await connection.close()

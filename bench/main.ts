@@ -280,12 +280,13 @@ const runLive = async (wanted: readonly Name[], devices: number, flags: readonly
         figure('rotation', 'up', wire.up, 'bytes')
       }
       if (wanted.includes('storm')) {
-        const { most, all, serverCpu, fleetCpu, memory, idle, meanwhile } = await measureStorm(folder, live)
+        const { most, all, serverCpu, fleetCpu, reportCpu, memory, idle, meanwhile } = await measureStorm(folder, live)
         figure('storm', '99-percent', most, 's')
         // What a bare TLS listener alone would need for as many handshakes, on a core of its own.
         figure('storm', 'all', all, 's', (floor.mutualHandshake * devices) / 1_000)
         figure('storm', 'server-cpu', serverCpu, 'ms', floor.mutualHandshake)
         figure('storm', 'fleet-cpu', fleetCpu, 'ms')
+        figure('storm', 'report-cpu', reportCpu, 'ms')
         figure('storm', 'memory-peak', memory / (1 << 20), 'MiB')
         figure('storm', 'control-p99', meanwhile, 'ms', idle)
       }

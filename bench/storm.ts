@@ -11,12 +11,17 @@ export interface StormFigures {
   /** Server and fleet CPU, milliseconds for each connection. */
   readonly serverCpu: number
   readonly fleetCpu: number
+  /** Server CPU of one report that brings nothing new, milliseconds. */
+  readonly reportCpu: number
   /** Most resident memory that the server ever had, bytes. */
   readonly memory: number
   /** 99th percentile of a report's round trip of a device that stays connected, milliseconds: before, and meanwhile. */
   readonly idle: number
   readonly meanwhile: number
 }
+
+/** Within what one connection may send at once. */
+const reports = 90
 
 /** Highest resident memory of a process, bytes. */
 const peakOf = (pid: number): number => Number(/^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? Number.NaN) * 1024
@@ -27,6 +32,9 @@ export const measureStorm = async (folder: string, live: LiveFleet): Promise<Sto
   const control = await openControlDevice(folder, server)
   try {
     const idle = await control.reports(new Promise((resolve) => void setTimeout(resolve, 20_000)))
+    const quiet = cpuOf(server.pid)
+    await control.burst(reports)
+    const reportCpu = (cpuOf(server.pid) - quiet) / reports
     const [cpu, fleetCpu, opened] = [cpuOf(server.pid), live.fleetCpu(), (await fleet.counts()).connections]
     const started = performance.now()
     let most = Number.NaN
@@ -48,6 +56,7 @@ export const measureStorm = async (folder: string, live: LiveFleet): Promise<Sto
       all: all / 1_000,
       serverCpu: (cpuOf(server.pid) - cpu) / devices,
       fleetCpu: (live.fleetCpu() - fleetCpu) / devices,
+      reportCpu,
       memory: peakOf(server.pid),
       idle: percentile(idle, 0.99),
       meanwhile: percentile(meanwhile, 0.99),
