@@ -346,7 +346,8 @@ export const openWorld = async (
       for (const machine of machines) await machine.stop()
       client.close()
       await server.stop()
-      rmSync(folder, { recursive: true, force: true })
+      // What an agent was writing when it ended may come into its folder once more.
+      rmSync(folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 50 })
     },
   }
 }
