@@ -26,17 +26,11 @@ import { admitConnection } from './flows/connect.ts'
 import type { Base, Context, SealStatus } from './flows/context.ts'
 import { sweepEnrolments } from './flows/enrol.ts'
 import { firstToken } from './flows/first-token.ts'
-import { settleOwedBatches } from './flows/batch-order.ts'
 import { sweepIntents } from './flows/issue.ts'
-import { settleLedger } from './flows/settle-ledger.ts'
-import { settleOwedAppraisals } from './flows/reappraise.ts'
 import { liveSessions } from './flows/sessions.ts'
 import { isDue } from './flows/own-certificates.ts'
-import { settleOwedRotations } from './flows/owed-rotation.ts'
-import { settleKek } from './flows/kek.ts'
 import { perform } from './flows/perform.ts'
-import { rewrapAll } from './flows/rewrap.ts'
-import { settleRollover } from './flows/rollover.ts'
+import { settleAll } from './flows/settle.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
 import type { Backend } from './kms/orders.ts'
@@ -203,12 +197,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     await renewTls()
     signedBy = authority.key
   })
-  await settleLedger(ctx)
-  await settleRollover(ctx)
-  await settleKek(ctx, rewrapAll)
-  await settleOwedAppraisals(ctx)
-  await settleOwedBatches(ctx)
-  await settleOwedRotations(ctx)
+  await settleAll(ctx)
   const ticking = bell.start(ctx, {
     'TLS certificate': async () => {
       if (isDue(tls, authority, now())) await renewTls()

@@ -326,6 +326,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     network.hostile(false)
     isFull = false
     countdown = Number.POSITIVE_INFINITY
+    for (const board of boards) board.calm()
     await start()
     for (const board of boards) if (board.agent === undefined || dice.once(2)) board.switchOn()
     const calm = time.now()

@@ -5,14 +5,11 @@ import { deviceHandler } from '@fleetkey/server/api/device.ts'
 import { defaultBudget } from '@fleetkey/server/fleet/recovery.ts'
 import { approveReleases } from '@fleetkey/server/flows/approvals.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
-import { settleOwedBatches } from '@fleetkey/server/flows/batch-order.ts'
 import { admitConnection } from '@fleetkey/server/flows/connect.ts'
 import type { Base, Context, Kms, Store } from '@fleetkey/server/flows/context.ts'
 import { sweepEnrolments } from '@fleetkey/server/flows/enrol.ts'
 import { sweepIntents } from '@fleetkey/server/flows/issue.ts'
-import { settleOwedRotations } from '@fleetkey/server/flows/owed-rotation.ts'
-import { settleOwedAppraisals } from '@fleetkey/server/flows/reappraise.ts'
-import { settleRollover } from '@fleetkey/server/flows/rollover.ts'
+import { settleAll } from '@fleetkey/server/flows/settle.ts'
 import { liveSessions } from '@fleetkey/server/flows/sessions.ts'
 import { openVault } from '@fleetkey/server/flows/vault.ts'
 import type { Network } from './network.ts'
@@ -113,10 +110,7 @@ export const startSimulatedServer = async (of: {
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery: 300 }))
-  await settleRollover(ctx)
-  await settleOwedAppraisals(ctx)
-  await settleOwedBatches(ctx)
-  await settleOwedRotations(ctx)
+  await settleAll(ctx)
   ticking = bell.start(ctx)
   if (isDead) {
     void ticking.stop()
