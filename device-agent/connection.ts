@@ -66,7 +66,7 @@ export class ConnectionRefused extends Error {
 }
 
 /** As long as a server that many want to reach at once lets a socket wait for its turn. */
-const handshakeDeadline = 30_000
+const handshakeDeadline = 60_000
 /** A TPM may be busy with other work when the proof is to be signed. */
 const connackDeadline = 30_000
 

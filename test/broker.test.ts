@@ -398,7 +398,7 @@ describe('sockets', () => {
     }))
 
   test('that waited too long for their turn are closed', async () =>
-    await withBroker({ limits: { arriving: 1, connect: 150 } }, async ({ bus }) => {
+    await withBroker({ limits: { arriving: 1, patience: 150 } }, async ({ bus }) => {
       const sockets = await Promise.all([1, 2].map(async () => await silent(bus.port)))
       await expect.poll(() => sockets.some((socket) => socket.closed())).toBe(true)
       for (const socket of sockets) socket.end()

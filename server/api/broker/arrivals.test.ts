@@ -17,7 +17,7 @@ const loop = (): Turns & { turn(took?: number): void } => {
   }
 }
 
-const limits = { arriving: 2, waiting: 3, connect: 60_000, turn: 5, longest: 100 }
+const limits = { arriving: 2, waiting: 3, patience: 60_000, turn: 5, longest: 100 }
 
 const scene = (of: Partial<typeof limits> = {}) => {
   const turns = loop()

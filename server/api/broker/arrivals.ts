@@ -30,7 +30,7 @@ interface Prefix {
   readonly waiting: Map<string, Arrival & { readonly timer: NodeJS.Timeout }>
 }
 
-export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'connect' | 'turn' | 'longest'>, turns: Turns = eventLoop): Arrivals => {
+export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'patience' | 'turn' | 'longest'>, turns: Turns = eventLoop): Arrivals => {
   const prefixes = new Map<string, Prefix>()
   /** Those of which one may go, in the order of their turns. */
   const ready = new Set<string>()
@@ -84,7 +84,7 @@ export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'co
       const prefix = prefixes.get(from) ?? { going: new Set(), waiting: new Map() }
       prefixes.set(from, prefix)
       if (prefix.waiting.size >= limits.waiting) return arrival.giveUp()
-      prefix.waiting.set(arrival.endpoint, { ...arrival, timer: setTimeout(() => arrival.giveUp(), limits.connect) })
+      prefix.waiting.set(arrival.endpoint, { ...arrival, timer: setTimeout(() => arrival.giveUp(), limits.patience) })
       weigh(from, prefix)
       wake()
     },

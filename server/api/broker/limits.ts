@@ -10,10 +10,12 @@ export interface BrokerLimits {
   readonly enrolment: number
   /** Open sockets of the listener. */
   readonly connections: number
-  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before CONNACK; more wait, unread, for at most `connect`. */
+  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before CONNACK; more wait, unread, for at most `patience`. */
   readonly arriving: number
   /** Sockets of one prefix that wait; more are closed. */
   readonly waiting: number
+  /** Milliseconds that a socket waits for its turn: as long as agents do, for one that gave up has waited in vain and comes again. */
+  readonly patience: number
   /** Nobody is let on after a turn of the event loop that took longer, milliseconds; but for one after `longest`. */
   readonly turn: number
   readonly longest: number
@@ -43,6 +45,7 @@ export const brokerLimits: BrokerLimits = {
   connections: 20_000,
   arriving: 256,
   waiting: 4_096,
+  patience: 60_000,
   turn: 5,
   longest: 100,
   unidentified: { prefix: 2_048, all: 8_192 },
