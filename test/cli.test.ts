@@ -78,6 +78,13 @@ describe('exit code 1, usage: said before anything is asked', () => {
     ['a date that is not in the calendar', () => ['batch', 'window', 'b', '--claim-until', '2027-02-31'], /--claim-until takes a date/],
     ['a window without its end', () => ['batch', 'window', 'b'], /--claim-until DATE\|none is missing/],
     ['waves that do not end with 1', () => ['key', 'rotate', 'k', '--waves', '0.5,0.2'], /--waves takes ascending shares/],
+    ['a wave of no device', () => ['key', 'rotate', 'k', '--waves', '0dev,1'], /10dev,0\.1,1, not 0dev,1/],
+    ['a window without its end', () => ['key', 'rotate', 'k', '--window', 'mon@22:00'], /--window takes times such as/],
+    ['a window on no day', () => ['campaign', 'create', 'k', '--window', 'someday@22:00-23:00'], /--window takes times such as/],
+    ['half a device', () => ['key', 'rotate', 'k', '--concurrency', '1.5'], /--concurrency takes a whole number/],
+    ['another choice', () => ['key', 'rotate', 'k', '--overlap', 'never'], /--overlap takes patient or strict, not never/],
+    ['a compromise that waits', () => ['key', 'rotate', 'k', '--compromised', '--reason', 'x', '--soak', '1h'], /waits for nobody/],
+    ['a cut of nobody knows how many', () => ['campaign', 'confirm', 'c'], /--cut N is missing/],
     ['a file that is not there', () => ['station', 'add', 'x', at('none.pem')], /none\.pem: ENOENT/],
     ['a file of another kind', () => ['station', 'add', 'x', join(root, 'README.md')], /README\.md: no PEM file with a PUBLIC KEY/],
     ['a certificate that is none', () => ['endorsement', 'import', join(root, 'README.md')], /README\.md: no PEM file with a CERTIFICATE/],
@@ -179,11 +186,15 @@ describe('exit code 3, refused', () => {
 })
 
 describe('exit code 4, partial', () => {
+  const installing = async (id: string): Promise<void> =>
+    await until('its targets are written', async () => (await world.client.call('campaign.show', { params: { id } })).state === 'installing')
+
   test('a rotation that not every device has proven', async () => {
     expect(await here('key', 'create', 'telemetry', '--protection', 'sealed')).toMatchObject({ code: 0 })
     expect(await here('key', 'grant', 'telemetry', 'plant')).toMatchObject({ code: 0 })
     const started = await here('key', 'rotate', 'telemetry', '--deadline', '1s', '--error-threshold', '1', '--success-threshold', '0', '--json')
     const { campaign } = JSON.parse(started.stdout) as { campaign: string }
+    await installing(campaign)
     const early = await here('campaign', 'watch', campaign, '--for', '10ms')
     expect(early.code).toBe(4)
     expect(early.stderr).toMatch(/is still installing: pending 2/)
@@ -195,6 +206,7 @@ describe('exit code 4, partial', () => {
 
   test('paused, resumed, aborted', async () => {
     const { campaign } = JSON.parse((await here('key', 'rotate', 'telemetry', '--json')).stdout) as { campaign: string }
+    await installing(campaign)
     for (const [verb, state] of [
       ['pause', 'paused'],
       ['resume', 'installing'],
@@ -202,6 +214,84 @@ describe('exit code 4, partial', () => {
     ] as const)
       expect(await here('campaign', verb, campaign)).toMatchObject({ code: 0, stdout: `campaign ${campaign}: ${state}\n` })
     expect(await here('campaign', 'watch', campaign)).toMatchObject({ code: 4 })
+  })
+
+  test('every part of a policy is spelled, kept and shown; what waits for a person says so', async () => {
+    const order = [
+      'key',
+      'rotate',
+      'telemetry',
+      '--waves',
+      '1dev,0.5,1',
+      '--canary',
+      'plant',
+      '--targets',
+      'live',
+      '--silent',
+      'neither',
+      '--manual',
+      '--soak',
+      '10m',
+    ]
+    const rest = [
+      '--deadline',
+      '1h',
+      '--retries',
+      '2',
+      '--concurrency',
+      '50',
+      '--window',
+      'mon-fri,sun@22:00-04:00+01:00',
+      '--start',
+      '2037-01-01T00:00:00Z',
+      '--approval',
+    ]
+    const { campaign } = JSON.parse((await here(...order, ...rest, '--json')).stdout) as { campaign: string }
+    const shown = async () => JSON.parse((await here('campaign', 'show', campaign, '--json')).stdout) as { state: string; waitsFor: string; policy: unknown }
+    await until('it waits for another person', async () => (await shown()).state === 'waiting')
+    expect(await shown()).toMatchObject({
+      waitsFor: 'approval',
+      policy: {
+        waves: [{ devices: 1 }, 0.5, 1],
+        canary: 'plant',
+        targets: 'live',
+        silent: 'neither',
+        advance: 'manual',
+        soak: 600_000,
+        deadline: 3_600_000,
+        retries: 2,
+        concurrency: 50,
+        window: { from: 1320, minutes: 360, days: [0, 1, 2, 3, 4, 5], offset: 60 },
+        startAt: Date.UTC(2037, 0, 1),
+        approval: true,
+        overlap: 'patient',
+      },
+    })
+    expect((await here('campaign', 'show', campaign)).stdout).toMatch(/window: +sun,mon,tue,wed,thu,fri@22:00-04:00\+01:00/)
+    // Nobody approves what is one's own.
+    expect(await here('campaign', 'approve', campaign)).toMatchObject({ code: 3, stderr: expect.stringMatching(/another person has to grant it/) as string })
+    expect(await here('campaign', 'advance', campaign)).toMatchObject({ code: 3 })
+    expect(await here('campaign', 'rollback', campaign)).toMatchObject({ code: 3 })
+    expect(await here('campaign', 'abort', campaign)).toMatchObject({ code: 0 })
+  })
+
+  test('a strict end of the old epoch: said before, refused without agreement', async () => {
+    const preview = await here('campaign', 'preview', 'telemetry')
+    expect(preview.stdout).toMatch(/^2 devices; 2 of them could be cut off by a strict end of the old epoch \(--overlap strict --may-cut 2\)/)
+    expect(await here('key', 'rotate', 'telemetry', '--overlap', 'strict')).toMatchObject({
+      code: 3,
+      stderr: expect.stringMatching(/2 devices may be cut off the old epoch, 0 were agreed to/) as string,
+    })
+    const { campaign } = JSON.parse((await here('key', 'rotate', 'telemetry', '--overlap', 'strict', '--may-cut', '2', '--json')).stdout) as {
+      campaign: string
+    }
+    expect(await here('campaign', 'abort', campaign)).toMatchObject({ code: 0 })
+    expect((await here('key', 'policy', 'set', 'telemetry', '--rotate-every', '90d')).stdout).toMatch(/rotated at 20/)
+    expect((await here('key', 'policy', 'set', 'telemetry', '--rotate-every', 'never')).stdout).toMatch(/when somebody says so/)
+    const compromised = await here('key', 'rotate', 'telemetry', '--compromised', '--reason', 'laptop stolen', '--json')
+    expect(compromised.code).toBe(0)
+    const key = JSON.parse((await here('key', 'show', 'telemetry', '--json')).stdout) as { epochs: readonly { state: string }[] }
+    expect(key.epochs.map(({ state }) => state)).toContain('compromised')
   })
 })
 
