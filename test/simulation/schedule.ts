@@ -6,7 +6,7 @@ import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
 import { isUnfinished } from '@fleetkey/server/campaigns/campaign.ts'
 import { advanceCampaign, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
 import type { Context, Store } from '@fleetkey/server/flows/context.ts'
-import { addMembers, removeMember } from '@fleetkey/server/flows/group.ts'
+import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
@@ -221,6 +221,18 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       () => {
         const id = DeviceId.parse(dice.pick(boards).device)
         order(`suspend ${id}`, async (ctx) => await suspendDevice(ctx, alice, id, 'simulated'))
+      },
+    ],
+    [
+      3,
+      () => {
+        const change = {
+          delivery: dice.pick(['broadcast', 'broadcast', 'unicast'] as const),
+          rotateOnJoin: dice.once(3),
+          history: dice.once(4),
+          generationLife: dice.pick([60, 600, 31_536_000]),
+        }
+        order(`the group is served by ${change.delivery}`, async (ctx) => await setGroupPolicy(ctx, alice, group, change))
       },
     ],
     [
