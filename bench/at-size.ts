@@ -13,7 +13,7 @@ import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { around } from './around.ts'
 import { cpuOf } from './cpu.ts'
 import { connected, patienceFor } from './live-fleet.ts'
-import { freePort } from './mosquitto.ts'
+import { freePort } from '../test/ports.ts'
 import { startServer, until } from './server.ts'
 
 /** Tables that grow with the fleet. */

@@ -16,6 +16,7 @@ import { claimSpki, prepareCertificates, recordIssued } from '@fleetkey/server/f
 import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
+import { startCfssl, type CfsslRate } from './cfssl.ts'
 
 export interface Issuance {
   /** P-256 signatures and verifications a CPU second: `openssl speed` where it is there, else node's. */
@@ -26,6 +27,13 @@ export interface Issuance {
   readonly whole: number
   readonly judged: number
   readonly issued: number
+  /** `cfssl serve` beside it; undefined where it is not installed. Its ratios are to the floor of its own round. */
+  readonly cfssl: { readonly kept: Peer; readonly unkept: Peer } | undefined
+}
+
+/** Another CA's rates, and the floor measured before it in the same round. */
+export interface Peer extends CfsslRate {
+  readonly floor: number
 }
 
 interface Request {
@@ -100,7 +108,16 @@ const signOnly = async (ctx: Base, authority: Authority, requests: readonly { re
 /** Requests a CPU second if one verification and one signature were all there is to do. */
 export const boundOf = ({ sign: signs, verify: verifies }: Issuance['openssl']): number => 1 / (1 / signs + 1 / verifies)
 
-/** Measures issuing with the real store, KMS and audit log; `atOnce` requests are under way together. Best of three, in turns with the floor. */
+const bestOf = <T>(rounds: readonly T[], ratio: (round: T) => number): T => {
+  const [best] = rounds.toSorted((one, other) => ratio(other) - ratio(one))
+  if (best === undefined) throw new Error('no round was measured')
+  return best
+}
+
+/** Requests that cfssl has at a time: enough to keep both cores busy. */
+const inFlight = 64
+
+/** Measures issuing with the real store, KMS and audit log; `atOnce` requests are under way together. Best of three, in turns with the floor and with cfssl. */
 export const measureIssuance = async (count: number, atOnce = 256): Promise<Issuance> => {
   const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-issuance-'))
   const step = (): void => undefined
@@ -108,6 +125,7 @@ export const measureIssuance = async (count: number, atOnce = 256): Promise<Issu
   const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
   const store = await openSqliteStore(join(folder, 'store'), { now, step })
   const kms = await openFileKms(join(folder, 'kms'), { now, random, step })
+  const [kept, unkept] = [await startCfssl(join(folder, 'cfssl-kept'), true), await startCfssl(join(folder, 'cfssl-unkept'), false)]
   try {
     const ctx: Base = { tenant: 'bench', store, kms, refusals: refusalCounter(), now, random, log: step, step }
     const authority = await openAuthority(ctx)
@@ -128,13 +146,24 @@ export const measureIssuance = async (count: number, atOnce = 256): Promise<Issu
         }
         await Promise.all(Array.from({ length: atOnce }, worker))
       })
+      const csrs = requests.map(({ csr }) => csr)
+      const floor = boundOf(openssl)
+      const cfssl = kept && unkept && { kept: { ...(await kept.sign(csrs, inFlight)), floor }, unkept: { ...(await unkept.sign(csrs, inFlight)), floor } }
       // The first round warms up.
-      if (round > 0) results.push({ openssl, rate: whole.wall, whole: whole.cpu, judged: judged.cpu, issued: issued.cpu })
+      if (round > 0) results.push({ openssl, rate: whole.wall, whole: whole.cpu, judged: judged.cpu, issued: issued.cpu, cfssl })
     }
-    const [best] = results.toSorted((one, other) => other.whole / boundOf(other.openssl) - one.whole / boundOf(one.openssl))
-    if (best === undefined) throw new Error('no round was measured')
-    return best
+    const best = bestOf(results, ({ whole, openssl }) => whole / boundOf(openssl))
+    const peers = results.flatMap(({ cfssl }) => (cfssl === undefined ? [] : [cfssl]))
+    if (peers.length === 0) return best
+    const ofPeer = (which: 'kept' | 'unkept'): Peer =>
+      bestOf(
+        peers.map((peer) => peer[which]),
+        ({ cpu, floor }) => cpu / floor,
+      )
+    return { ...best, cfssl: { kept: ofPeer('kept'), unkept: ofPeer('unkept') } }
   } finally {
+    await kept?.stop()
+    await unkept?.stop()
     await kms.close()
     await store.close()
     rmSync(folder, { recursive: true, force: true })

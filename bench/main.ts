@@ -17,6 +17,7 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { defaultProfiles } from '@fleetkey/server/ca/profiles.ts'
 import { certificateOf, tbsOf } from '@fleetkey/server/ca/tbs.ts'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
+import { installPrograms } from '../test/judges.ts'
 import { around } from './around.ts'
 import { measureAtSize, perDevice } from './at-size.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
@@ -344,7 +345,8 @@ const measure = async (): Promise<void> => {
     print({ bench: 'evidence', metric: 'rate', value: rounded(1000 / verify), unit: '1/s' })
   }
   if (wanted.includes('issuance')) {
-    const { openssl, rate, whole, judged, issued } = await measureIssuance(2_000)
+    installPrograms({ cfssl: 'golang-cfssl' }, 'what is measured beside it is left out')
+    const { openssl, rate, whole, judged, issued, cfssl } = await measureIssuance(2_000)
     const bound = boundOf(openssl)
     const figure = (metric: string, value: number, floor: number): void =>
       print({ bench: 'issuance', metric, value: rounded(value), unit: '1/cpu-s', floor: rounded(floor), ratio: rounded(value / floor) })
@@ -352,6 +354,12 @@ const measure = async (): Promise<void> => {
     figure('whole', whole, bound)
     figure('judge', judged, openssl.verify)
     figure('issue', issued, openssl.sign)
+    if (cfssl === undefined) process.stderr.write('issuance: cfssl is not installed (Debian: golang-cfssl), so nothing is measured beside it\n')
+    for (const [name, peer] of [['cfssl', cfssl?.unkept] as const, ['cfssl-kept', cfssl?.kept] as const]) {
+      if (peer === undefined) continue
+      figure(name, peer.cpu, peer.floor)
+      print({ bench: 'issuance', metric: `${name}-rate`, value: rounded(peer.wall), unit: '1/s' })
+    }
     process.stdout.write(
       values.json ? '' : `           floors by ${openssl.by}: ${rounded(openssl.sign)} signatures, ${rounded(openssl.verify)} verifications a CPU second\n`,
     )

@@ -1,9 +1,9 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { connect, type TLSSocket } from 'node:tls'
 import { cpuOf } from './cpu.ts'
+import { freePort } from '../test/ports.ts'
 
 interface Credentials {
   readonly key: string
@@ -76,15 +76,6 @@ const subscribe = async (port: number, tls: Credentials, client: string, heard: 
         heard()
       }),
     )
-  })
-
-/** A port of this machine that nobody has at the moment. */
-export const freePort = async (): Promise<number> =>
-  await new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo
-      server.close(() => resolve(port))
-    })
   })
 
 /** Undefined where mosquitto is not installed. `bytes`: of one message. */

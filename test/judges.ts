@@ -29,15 +29,18 @@ const found = (program: string): boolean =>
 const isDebian = (): boolean => existsSync('/etc/debian_version') && readFileSync('/etc/os-release', 'utf8').includes('debian')
 
 /** Installs what is missing from Debian's packages when that is possible (root on Debian); says what is missing otherwise. */
-export const installJudges = (): void => {
-  const missing = Object.entries(judges).flatMap(([program, name]) => (found(program) ? [] : name.split(' ')))
+export const installJudges = (): void => installPrograms(judges, 'tests that need them are skipped')
+
+/** The same for any programs and Debian's packages of them. `without`: what becomes of it where they cannot be installed. */
+export const installPrograms = (programs: Readonly<Record<string, string>>, without: string): void => {
+  const missing = Object.entries(programs).flatMap(([program, name]) => (found(program) ? [] : name.split(' ')))
   if (missing.length === 0) return
   const packages = [...new Set(missing)]
   if (process.getuid?.() !== 0 || !isDebian()) {
-    console.log(`missing programs (tests that need them are skipped): apt-get install ${packages.join(' ')}`)
+    console.error(`missing programs (${without}): apt-get install ${packages.join(' ')}`)
     return
   }
-  console.log(`installing ${packages.join(' ')} …`)
+  console.error(`installing ${packages.join(' ')} …`)
   // Debian starts a mosquitto of its own on 1883 when it is installed; nobody here wants it.
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive', RUNLEVEL: '1' }
   for (const args of [
@@ -45,6 +48,6 @@ export const installJudges = (): void => {
     ['install', '-y', '-qq', '--no-install-recommends', ...packages],
   ]) {
     const done = spawnSync('apt-get', args, { env, encoding: 'utf8' })
-    if (done.status !== 0) console.log(`apt-get ${args.join(' ')} failed: ${done.stderr}`)
+    if (done.status !== 0) console.error(`apt-get ${args.join(' ')} failed: ${done.stderr}`)
   }
 }
