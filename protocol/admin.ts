@@ -57,6 +57,8 @@ export const CaView = z.strictObject({
       devices: z.int().nullable(),
       /** Set when it was revoked instead of retired. */
       revoked: CaRevocation.nullable(),
+      /** Set while nothing it has issued is accepted, until it is reinstated. */
+      suspended: z.strictObject({ at: time, by: z.string(), reason: z.string() }).nullable(),
       /** Device certificates of it that are in force, those that end today included; null while it is active. */
       certificates: z.int().nullable(),
     }),
@@ -214,7 +216,8 @@ export const ApprovalView = z.strictObject({
   grantedBy: z.string().nullable(),
 })
 
-export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable() })
+const suspension = z.strictObject({ at: time, by: z.string(), reason: z.string() })
+export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable(), suspended: suspension.nullable() })
 /** What a station signed: to be decided about one by one. */
 export const StationSigned = z.strictObject({
   batches: z.array(z.strictObject({ id: name, rows: z.int(), importedAt: time, standing: z.enum(['suspended', 'revoked']).nullable() })),
@@ -713,6 +716,20 @@ export const operations = {
     response: StationSigned.extend({ already: z.boolean() }),
   },
 
+  'station.suspend': {
+    method: 'POST',
+    path: '/api/1/stations/{id}/suspend',
+    summary: 'Import nothing more that a station signed until it is reinstated; what it signed before',
+    body: z.strictObject({ reason }),
+    response: StationSigned.extend({ already: z.boolean() }),
+  },
+  'station.reinstate': {
+    method: 'POST',
+    path: '/api/1/stations/{id}/reinstate',
+    summary: 'Import again what a suspended station signs',
+    response: z.strictObject({ already: z.boolean() }),
+  },
+
   'batch.import': {
     method: 'POST',
     path: '/api/1/batches',
@@ -861,6 +878,19 @@ export const operations = {
     summary: 'Revoke an issuing CA for good: cut what rests on it, list it, rotate keys; a second person approves. `force`: although it is the one that signs',
     body: z.strictObject({ reason, code: z.enum(revocationReasons).optional(), force: z.boolean().default(false) }),
     response: Outcome.extend({ keys: z.array(KeyId), campaigns: z.array(z.string()) }),
+  },
+  'ca.suspend': {
+    method: 'POST',
+    path: '/api/1/ca/{name}/suspend',
+    summary: 'Accept nothing that an issuing CA which signs no more has issued, until it is reinstated; connections over its certificates are cut',
+    body: z.strictObject({ reason }),
+    response: Outcome,
+  },
+  'ca.reinstate': {
+    method: 'POST',
+    path: '/api/1/ca/{name}/reinstate',
+    summary: 'Accept again what a suspended CA has issued',
+    response: Outcome,
   },
   'seal.status': { method: 'GET', path: '/api/1/seal', summary: 'Whether the keys are open, and what opens them', open: true, response: SealView },
   'seal.unseal': {

@@ -9,6 +9,10 @@ import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import type { Caller } from '@fleetkey/server/access/caller.ts'
 import { activateCa, distributeCa, prepareCa, retireCa, settleRollover, taintCa } from '@fleetkey/server/flows/rollover.ts'
+import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
+import { caStatus } from '@fleetkey/server/flows/ca-status.ts'
+import { reinstateCa, suspendCa } from '@fleetkey/server/flows/suspend-ca.ts'
+import { mustBeInForce } from '@fleetkey/server/flows/trust.ts'
 import { caNamed, revokeCa } from '@fleetkey/server/flows/revoke-ca.ts'
 import { approvals, grantApproval } from '@fleetkey/server/flows/second-person.ts'
 import { endSessions } from '@fleetkey/server/flows/sessions.ts'
@@ -270,6 +274,38 @@ describe('by its flow', () => {
     expect(await refusal(revokeCa(ctx, alice, 'issuing', { why: 'x', force: false }))).toBe('conflict rollover.order')
     expect(await refusal(caNamed(ctx, 'ROOT-2'))).toBe('unsupported')
     expect((await caNamed(ctx, ctx.authority.rollover.generations.length.toString())).number).toBe(2)
+  })
+
+  test('suspended: nothing of it is accepted, its key and its lists stay; reinstated it counts again', async () => {
+    expect(await refusal(suspendCa(ctx, operator('operator'), 'issuing', 'x'))).toBe('conflict rollover.order')
+    await rollOver(false)
+    const row = { issuer: 'issuing-ca', id: '01', status: 'valid', notBefore: 0, notAfter: Number.MAX_SAFE_INTEGER } as Certificate
+    const hear = ctx.bus.connect
+    ctx.bus.onPresence((from, present) =>
+      present
+        ? void ctx.sessions.open({ ...from, certificate: { issuer: 'issuing-ca', notAfter: Number.MAX_SAFE_INTEGER } }, new Uint8Array(16))
+        : ctx.sessions.close(from),
+    )
+    hear({ client: 'gw-1', device: 'gw-1' })
+    await endSessions(ctx)
+    expect(await refusal(suspendCa(ctx, operator('operator'), 'issuing', 'x'))).toBe('forbidden access.ca.suspend')
+    expect(ctx.bus.kicked).toEqual([])
+    expect(await suspendCa(ctx, alice, 'issuing', 'the HSM is being looked for')).toMatchObject({ generation: 1, already: false })
+    await endSessions(ctx)
+    expect(ctx.bus.kicked).toEqual(['gw-1'])
+    expect(await refusal((async () => mustBeInForce(ctx, row))())).toBe('unauthenticated certificate.ca-suspended')
+    expect(await suspendCa(ctx, alice, '1', 'again')).toMatchObject({ already: true })
+    expect((await caStatus(ctx)).generations[0]).toMatchObject({ state: 'superseded', suspended: { reason: 'the HSM is being looked for' } })
+    expect(await ctx.kms.describe('issuing-ca')).toBeDefined()
+    expect(ctx.published).toEqual([])
+    expect(await refusal(suspendCa(ctx, alice, 'issuing-2', 'x'))).toBe('conflict rollover.order')
+    expect(await reinstateCa(ctx, alice, 'issuing')).toMatchObject({ already: false })
+    expect(await reinstateCa(ctx, alice, 'issuing')).toMatchObject({ already: true })
+    expect(() => mustBeInForce(ctx, row)).not.toThrow()
+    expect(await suspendCa(ctx, alice, 'issuing', 'x')).toMatchObject({ already: false })
+    expect(await revoke('issuing')).toBe('revoked')
+    expect(await refusal(reinstateCa(ctx, alice, 'issuing'))).toBe('conflict rollover.order')
+    expect(await refusal((async () => mustBeInForce(ctx, row))())).toBe('unauthenticated certificate.ca-revoked')
   })
 
   test('a crash at any step is made good at the next start', async () => {

@@ -136,6 +136,20 @@ describe('with real boards', () => {
     expect(await show(second)).toMatchObject({ state: 'enrolled' })
   })
 
+  test('a station on hold: nothing is taken from it until it is reinstated', async () => {
+    const params = { id: 'line-1' }
+    expect(await call().call('station.suspend', { params, body: { reason: 'missing since Tuesday' } })).toMatchObject({
+      already: false,
+      releases: ['gateway/1.0.0'],
+    })
+    expect(await call().call('station.suspend', { params, body: { reason: 'again' } })).toMatchObject({ already: true })
+    await expect(world.importRelease(world.build('1.1.0', 2))).rejects.toMatchObject({ code: 'forbidden' })
+    expect((await call().call('station.list')).items).toMatchObject([{ revoked: null, suspended: { reason: 'missing since Tuesday' } }])
+    expect(await call().call('station.reinstate', { params })).toEqual({ already: false })
+    expect(await call().call('station.reinstate', { params })).toEqual({ already: true })
+    await world.importRelease(world.build('1.1.0', 2))
+  })
+
   test('a station: what it signed is shown, and nothing more is taken from it', async () => {
     const signed = await call().call('station.revoke', { params: { id: 'line-1' }, body: { reason: 'keyCompromise' } })
     expect(signed).toMatchObject({
@@ -144,10 +158,11 @@ describe('with real boards', () => {
         { id: 'batch-1', rows: 2 },
         { id: 'batch-2', rows: 1 },
       ],
-      releases: ['gateway/1.0.0'],
+      releases: ['gateway/1.0.0', 'gateway/1.1.0'],
     })
+    await expect(call().call('station.reinstate', { params: { id: 'line-1' } })).rejects.toMatchObject({ code: 'conflict' })
     await expect(world.enlist([await world.simulated('GW-9')], 'plant')).rejects.toMatchObject({ code: 'forbidden' })
-    await expect(world.importRelease(world.build('1.1.0', 2))).rejects.toMatchObject({ code: 'forbidden' })
+    await expect(world.importRelease(world.build('1.2.0', 3))).rejects.toMatchObject({ code: 'forbidden' })
     await expect(call().call('station.remove', { params: { id: 'line-1' } })).rejects.toMatchObject({ code: 'conflict' })
     expect((await call().call('station.list')).items).toMatchObject([{ id: 'line-1', revoked: { code: 'keyCompromise' } }])
   })
@@ -155,7 +170,16 @@ describe('with real boards', () => {
   test('each of it is in the log', async () => {
     const { items } = await call().call('audit.list', { query: { limit: 1000 } })
     const said = new Set(items.filter(({ outcome }) => outcome === 'done').map(({ action }) => action))
-    for (const action of ['device.suspend', 'device.reinstate', 'device.revoke', 'batch.suspend', 'batch.reinstate', 'station.revoke'])
+    for (const action of [
+      'device.suspend',
+      'device.reinstate',
+      'device.revoke',
+      'batch.suspend',
+      'batch.reinstate',
+      'station.suspend',
+      'station.reinstate',
+      'station.revoke',
+    ])
       expect(said).toContain(action)
   })
 })

@@ -43,8 +43,12 @@ export const factoryCommands: readonly Command[] = [
       const { items } = await call.client().call('station.list')
       call.out.result(items, () =>
         table([
-          ['STATION', 'ADDED', 'REVOKED'],
-          ...items.map(({ id, addedAt, revoked }) => [id, when(addedAt), revoked === null ? '-' : `${when(revoked.at)}: ${revoked.reason}`]),
+          ['STATION', 'ADDED', 'SUSPENDED', 'REVOKED'],
+          ...items.map(({ id, addedAt, ...barred }) => [
+            id,
+            when(addedAt),
+            ...[barred.suspended, barred.revoked].map((one) => (one === null ? '-' : `${when(one.at)}: ${one.reason}`)),
+          ]),
         ]),
       )
       return exit.ok
@@ -84,6 +88,34 @@ export const factoryCommands: readonly Command[] = [
           ]),
         ].join('\n\n'),
       )
+      return exit.ok
+    },
+  },
+  {
+    name: 'station suspend',
+    usage: 'NAME --reason TEXT',
+    summary: 'import nothing more that it signed until it is reinstated; shows what it signed before',
+    args: [1, 1],
+    options: { reason: { type: 'string' } },
+    async run(call) {
+      const [id = ''] = call.args
+      const signed = await call.client().call('station.suspend', { params: { id }, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
+      call.out.result(signed, () => {
+        const names = [...signed.batches.map((batch) => `batch ${batch.id}`), ...signed.releases.map((release) => `release ${release}`)]
+        return `station ${id} ${signed.already ? 'was suspended before' : 'suspended'}; it signed ${names.join(', ') || 'nothing'}`
+      })
+      return exit.ok
+    },
+  },
+  {
+    name: 'station reinstate',
+    usage: 'NAME',
+    summary: 'import again what a suspended station signs',
+    args: [1, 1],
+    async run(call) {
+      const [id = ''] = call.args
+      const done = await call.client().call('station.reinstate', { params: { id } })
+      call.out.result(done, () => `station ${id} ${done.already ? 'was not suspended' : 'reinstated'}`)
       return exit.ok
     },
   },

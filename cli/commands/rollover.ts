@@ -40,7 +40,7 @@ const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.statu
       ...generations.map((one) => [
         String(one.number),
         String(one.root),
-        one.revoked === null ? one.state : `revoked (${one.revoked.code})`,
+        one.revoked !== null ? `revoked (${one.revoked.code})` : one.suspended === null ? one.state : `${one.state}, suspended`,
         one.since === 0 ? '-' : when(one.since),
         one.issuing,
         one.notAfter === null ? '-' : when(one.notAfter),
@@ -197,6 +197,25 @@ export const rolloverCommands: readonly Command[] = [
       )
       return exit.ok
     },
+  },
+  {
+    name: 'ca suspend',
+    usage: 'NAME|SERIAL --reason TEXT',
+    summary: 'accept nothing that an issuing CA which signs no more has issued, until it is reinstated: its devices prove themselves anew',
+    args: [1, 1],
+    options: { reason: { type: 'string' } },
+    async run(call) {
+      const params = { name: call.args[0] ?? '' }
+      const outcome = await call.client().call('ca.suspend', { params, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
+      return tell(call, outcome, 'suspended; what it has issued is refused')
+    },
+  },
+  {
+    name: 'ca reinstate',
+    usage: 'NAME|SERIAL',
+    summary: 'accept again what a suspended CA has issued',
+    args: [1, 1],
+    run: async (call) => tell(call, await call.client().call('ca.reinstate', { params: { name: call.args[0] ?? '' } }), 'reinstated'),
   },
   {
     name: 'approval list',

@@ -18,6 +18,8 @@ export interface Generation {
   readonly activatedAt: number | null
   /** Set when it was revoked instead of retired. */
   readonly revoked?: Revocation
+  /** Set while nothing it has issued is accepted, for now. */
+  readonly suspended?: { readonly at: number; readonly by: string; readonly reason: string }
 }
 
 /** Who has revoked a CA, when, and why: in words, and for the list of its root. */
@@ -157,6 +159,16 @@ export const withRevoked = (rollover: Rollover, number: number, revoked: Revocat
   const over = withState(succeeded, number, 'retiring', revoked.at)
   return { ...over, generations: over.generations.map((one) => (one.number === number ? { ...one, revoked } : one)) }
 }
+
+/** With this generation suspended, or reinstated. */
+export const withSuspended = (rollover: Rollover, number: number, suspended: Generation['suspended']): Rollover => ({
+  ...rollover,
+  generations: rollover.generations.map((one) => {
+    if (one.number !== number) return one
+    const { suspended: _, ...rest } = one
+    return suspended === undefined ? rest : { ...rest, suspended }
+  }),
+})
 
 /** With one more generation, to be prepared: under the root of the active one, or under a root of its own. */
 export const withNext = (rollover: Rollover, isNewRoot: boolean, at: number): Rollover => {

@@ -48,6 +48,8 @@ export interface Station {
   readonly addedAt: number
   /** From then on nothing signed by it counts; the record stays, so that its key never returns under another name. */
   readonly revoked?: Omit<Standing, 'state'>
+  /** Until it is reinstated nothing signed by it is imported. */
+  readonly suspended?: Omit<Standing, 'state' | 'code'>
 }
 
 interface DeviceCommon {

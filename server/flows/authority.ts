@@ -46,7 +46,7 @@ interface Standing extends Issuer {
   readonly certificates: ReadonlyMap<string, Uint8Array>
   /** What others may come to need to follow a rollover (RFC 7030 §4.1.3): the active CA and root first, the next ones, and roots certified by each other, both ways. */
   readonly anchors: readonly Uint8Array[]
-  /** Names of the keys of CAs from which nothing is accepted any more, and of those that devices are renewed away from. */
+  /** Names of the keys of CAs from which nothing is accepted (any more, or while they are suspended), and of those that devices are renewed away from. */
   readonly retired: ReadonlySet<string>
   readonly tainted: ReadonlySet<string>
   /** What devices are to believe; null while that is what their configuration says. */
@@ -292,7 +292,10 @@ const standingOf = async (ctx: Base, issuance: Issuance): Promise<Standing> => {
       ...all.roots.filter(({ number }) => trusted.includes(number)).map(({ certificate }) => certificate),
       ...all.crosses.filter(({ by, of }) => trusted.includes(by) && trusted.includes(of)).map(({ certificate }) => certificate),
     ]),
-    retired: keysOf(['retiring', 'retired']),
+    retired: new Set([
+      ...keysOf(['retiring', 'retired']),
+      ...rollover.generations.filter(({ suspended }) => suspended !== undefined).map(({ number }) => issuingKey(number)),
+    ]),
     tainted: keysOf(['tainted']),
     bundle: await bundleOf(ctx, rollover, all),
     kek,

@@ -1,4 +1,4 @@
-import { activeOf, nextOf, rootState, type GenerationState, type Revocation } from '../ca/rollover.ts'
+import { activeOf, nextOf, rootState, type GenerationState, type Generation, type Revocation } from '../ca/rollover.ts'
 import { caCertificates, issuingKey, rolloverOf } from './authority.ts'
 import type { Context } from './context.ts'
 import { certificatesUnder, devicesUnder, readiness, type Readiness } from './trust.ts'
@@ -15,6 +15,7 @@ export interface CaStatus {
     readonly notAfter: number | null
     readonly devices: number | null
     readonly revoked: Revocation | null
+    readonly suspended: NonNullable<Generation['suspended']> | null
     readonly certificates: number | null
   }[]
   readonly roots: { readonly number: number; readonly state: ReturnType<typeof rootState> }[]
@@ -32,12 +33,12 @@ export const caStatus = async (ctx: Context): Promise<CaStatus> => {
   const { first, ...counts } = await readiness(ctx, rollover.version === 1 ? 0 : rollover.version, judged)
   const { crosses } = await caCertificates(ctx, judged)
   const generations = await Promise.all(
-    rollover.generations.map(async ({ number, root, state, since, revoked = null }) => {
+    rollover.generations.map(async ({ number, root, state, since, revoked = null, suspended = null }) => {
       const made = state === 'preparing' ? undefined : (await caCertificates(ctx, { number })).issuing
       const counted = ['superseded', 'tainted', 'retiring'].includes(state)
       const certificates = state === 'retired' ? 0 : counted ? await certificatesUnder(ctx, issuingKey(number)) : null
       const devices = certificates === null || certificates > countable ? null : certificates === 0 ? 0 : (await devicesUnder(ctx, issuingKey(number))).length
-      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices, certificates, revoked }
+      return { number, root, state, since, issuing: made?.commonName ?? '', notAfter: made?.notAfter ?? null, devices, certificates, revoked, suspended }
     }),
   )
   return {

@@ -33,6 +33,8 @@ const reserved: ReadonlySet<Action> = new Set([
   'batch.revoke',
   'batch.suspend',
   'station.revoke',
+  'station.suspend',
+  'ca.suspend',
   'ca.revoke',
   'seal.unseal',
 ])

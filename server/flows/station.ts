@@ -90,12 +90,48 @@ export const revokeStation = async (
   return { already, ...signed }
 }
 
+/** Imports nothing more that a station signed until it is reinstated; what it signed before stays as it is and is named. Repeated it changes nothing. */
+export const suspendStation = async (ctx: Context, caller: Caller, id: string, why: string): Promise<SignedByStation & { readonly already: boolean }> => {
+  const reason = why.slice(0, 200)
+  const signed = await signedBy(ctx, id)
+  const already = await perform(ctx, { caller, action: 'station.suspend', subject: id, detail: reason }, async (tx) => {
+    const station = await needStation(ctx, id)
+    if (station.suspended === undefined) tx.update('station', { ...station, suspended: { at: ctx.now(), by: callerName(caller), reason } })
+    else tx.note('suspended before')
+    return station.suspended !== undefined
+  })
+  // A crash here: it is suspended; nothing else follows from it by itself.
+  ctx.step('station.suspend')
+  return { already, ...signed }
+}
+
+/** Ends that. Throws Problem('conflict') for a station that is revoked. */
+export const reinstateStation = async (ctx: Context, caller: Caller, id: string): Promise<{ readonly already: boolean }> => {
+  const already = await perform(ctx, { caller, action: 'station.reinstate', subject: id }, async (tx) => {
+    const { suspended, ...station } = await needStation(ctx, id)
+    if (suspended !== undefined) tx.update('station', station)
+    return suspended === undefined
+  })
+  ctx.step('station.reinstate')
+  return { already }
+}
+
+/** One that can still be suspended or reinstated. */
+const needStation = async (ctx: Context, id: string): Promise<Station> => {
+  const station = await ctx.store.get('station', id)
+  if (station === undefined) throw new Problem('not-found', `no station ${id}`)
+  if (station.revoked !== undefined) throw new Problem('conflict', `station ${id} is revoked: that is for good`)
+  return station
+}
+
 /** A detached signature over exactly these bytes (ECDSA P-256, SHA-256, DER) by a station that is registered. Throws Problem('forbidden'). */
 export const stationSigned = async (ctx: Context, signed: Signed): Promise<Station> => {
   const station = await ctx.store.get('station', signed.station)
   if (station === undefined) throw new Problem('forbidden', `no station ${signed.station.slice(0, 100)}`, { reason: 'station.unknown' })
   if (station.revoked !== undefined)
     throw new Problem('forbidden', `station ${station.id} is revoked: ${station.revoked.reason}`, { reason: 'station.revoked' })
+  if (station.suspended !== undefined)
+    throw new Problem('forbidden', `station ${station.id} is suspended: ${station.suspended.reason}`, { reason: 'station.suspended' })
   const key = createPublicKey({ key: Buffer.from(station.spki), format: 'der', type: 'spki' })
   if (signed.signature.length > 80 || !verify('sha256', signed.content, key, signed.signature))
     throw new Problem('forbidden', `not signed by station ${station.id}`, { reason: 'station.signature' })

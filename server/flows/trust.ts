@@ -19,13 +19,15 @@ const pageSize = 1000
 const same = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
 
 /** Whether nothing that this CA has issued is accepted any more, and how it ended; undefined while it counts. */
-const endOf = ({ authority }: Pick<Context, 'authority'>, certificate: Certificate): 'retired' | 'revoked' | undefined => {
+const endOf = ({ authority }: Pick<Context, 'authority'>, certificate: Certificate): 'retired' | 'revoked' | 'suspended' | undefined => {
   const key = issuerKeyOf(certificate)
   if (!authority.retired.has(key)) return undefined
-  return authority.rollover.generations.some(({ number, revoked }) => revoked !== undefined && issuingKey(number) === key) ? 'revoked' : 'retired'
+  const { revoked, suspended } = authority.rollover.generations.find(({ number }) => issuingKey(number) === key) ?? {}
+  if (revoked !== undefined) return 'revoked'
+  return suspended === undefined ? 'retired' : 'suspended'
 }
 
-/** Throws Problem('unauthenticated') for a certificate of a CA that was retired or revoked: its device has to prove itself anew. */
+/** Throws Problem('unauthenticated') for a certificate of a CA that was retired, revoked or suspended: its device has to prove itself anew. */
 export const caMustCount = (ctx: Pick<Context, 'authority'>, certificate: Certificate): void => {
   const end = endOf(ctx, certificate)
   if (end !== undefined)

@@ -48,7 +48,8 @@ import { mayBeCut } from '../../flows/cut.ts'
 import { setKeyPolicy } from '../../flows/key-policy.ts'
 import { rotateCompromised, startRotation } from '../../flows/rotate.ts'
 import { confirmSeal, splitSeal } from '../../flows/seal.ts'
-import { addStation, removeStation, revokeStation, signedBy } from '../../flows/station.ts'
+import { addStation, reinstateStation, removeStation, revokeStation, signedBy, suspendStation } from '../../flows/station.ts'
+import { reinstateCa, suspendCa } from '../../flows/suspend-ca.ts'
 import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf, wholeCampaign } from '../../campaigns/campaign.ts'
@@ -188,6 +189,12 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return { already, ...signedView(signed) }
     },
 
+    async 'station.suspend'({ caller, params, body }) {
+      const { already, ...signed } = await suspendStation(ctx, caller, params.id, body.reason)
+      return { already, ...signedView(signed) }
+    },
+    'station.reinstate': async ({ caller, params }) => await reinstateStation(ctx, caller, params.id),
+
     async 'batch.import'({ caller, body }) {
       const imported = await importBatch(ctx, caller, { ...signed(body), format: body.format, batch: body.batch, claimUntil: body.claimUntil })
       await followBatch(ctx, imported.batch)
@@ -267,6 +274,8 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       const { keys, campaigns, ...outcome } = await revokeCa(ctx, caller, params.name, { why: reason, code, force })
       return { ...outcome, keys: [...keys], campaigns: [...campaigns] }
     },
+    'ca.suspend': async ({ caller, params, body }) => await suspendCa(ctx, caller, params.name, body.reason),
+    'ca.reinstate': async ({ caller, params }) => await reinstateCa(ctx, caller, params.name),
     ...sealHandlers(ctx, facts.seal),
     async 'seal.split'({ caller, body }) {
       const { shares, threshold, only, reason } = body

@@ -60,6 +60,7 @@ export const stationView = (station: Station): Item<'station.list'> => ({
   spki: base64(station.spki),
   addedAt: station.addedAt,
   revoked: station.revoked ?? null,
+  suspended: station.suspended ?? null,
 })
 
 export const signedView = ({ batches, releases }: SignedByStation): ResponseOf<'station.signed'> => ({
