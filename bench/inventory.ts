@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
+import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import { calendar } from '@fleetkey/server/flows/calendar.ts'
 import { caStatus } from '@fleetkey/server/flows/ca-status.ts'
 import type { Context, Write } from '@fleetkey/server/flows/context.ts'
@@ -67,7 +68,8 @@ const times = async (count: number, work: () => Promise<unknown>): Promise<reado
 export const measureInventory = async (folder: string, count: number): Promise<InventoryFigures> => {
   const memory = await testContext()
   const store = await openSqliteStore(join(folder, 'inventory-store'))
-  const [now, ctx] = [memory.now(), { ...memory, store } as Context]
+  const now = memory.now()
+  const ctx: Context = { ...memory, store, authority: await openAuthority({ ...memory, store }) }
   const serials: string[] = []
   try {
     for (let at = 0; at < count / 3; at += 1000) {
@@ -87,7 +89,13 @@ export const measureInventory = async (folder: string, count: number): Promise<I
       ...(['valid', 'superseded', 'suspended', 'revoked', 'expired'] as const).map(
         (state) => [state, () => ({ state, from: state === 'expired' ? now - below(60) * day : some(2) })] as [string, () => Omit<CertificateSearch, 'limit'>],
       ),
-      ['range', () => ({ from: some(900), until: some(900) + 30 * day })],
+      [
+        'range',
+        () => {
+          const from = some(900)
+          return { from, until: from + 30 * day }
+        },
+      ],
       ['batch', () => ({ batch: `b${below(batches)}` })],
       // Few or none of the batch is what is looked for: a page ends at its bound.
       ['combined', () => ({ batch: `b${below(batches)}`, state: 'revoked', profile: 'device-tls', issuer: 'issuing-ca-2' })],

@@ -29,7 +29,7 @@ export interface CertificatePage {
 }
 
 /** Rows that one page looks at, at most. */
-const most = 2000
+const most = 1000
 /** Entries of an index that are read at a time. */
 const chunk = 100
 /** Sorts after every text of ids, profiles, names of keys and times. */
@@ -174,7 +174,7 @@ const rangeOf = ({ state, from = 0, until = Infinity }: CertificateSearch, now: 
   return begin > end ? undefined : { from: secondOf(Math.floor(begin)), to: secondOf(Math.ceil(Math.min(end, Number.MAX_SAFE_INTEGER))) }
 }
 
-/** Whether it is what is looked for. The batch is that of its device, which whoever looks by it has read. */
+/** Whether it is what is looked for, the batch of its device aside. */
 const matches = (certificate: Certificate, search: CertificateSearch, now: number): boolean => {
   const { device, devicePrefix, serial, profile, issuer, state, from, until } = search
   return (
@@ -209,6 +209,8 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
         : batch !== undefined
           ? byBatch(ctx, batch, search)
           : byEnd(ctx, search, range)
+  // Whoever looks by the batch alone reads nothing of another one.
+  const otherBatches = serial === undefined && device === undefined && devicePrefix === undefined ? undefined : batch
   const certificates: Certificate[] = []
   let [seen, cursor]: [number, string | null] = [0, null]
   for await (const candidate of candidates) {
@@ -216,7 +218,7 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
     seen++
     cursor = candidate.cursor
     const certificate = await ctx.store.get('certificate', candidate.serial)
-    if (certificate !== undefined && matches(certificate, search, now) && (await isInBatch(ctx, certificate, batch))) certificates.push(certificate)
+    if (certificate !== undefined && matches(certificate, search, now) && (await isInBatch(ctx, certificate, otherBatches))) certificates.push(certificate)
   }
   return { certificates, next: null }
 }
