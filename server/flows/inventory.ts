@@ -28,8 +28,8 @@ export interface CertificatePage {
   readonly next: string | null
 }
 
-/** Rows that one page looks at, at most. */
-const most = 1000
+/** Rows that one page passes over because they are not what is looked for, at most. */
+const most = 100
 /** Entries of an index that are read at a time. */
 const chunk = 100
 /** Sorts after every text of ids, profiles, names of keys and times. */
@@ -212,13 +212,13 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
   // Whoever looks by the batch alone reads nothing of another one.
   const otherBatches = serial === undefined && device === undefined && devicePrefix === undefined ? undefined : batch
   const certificates: Certificate[] = []
-  let [seen, cursor]: [number, string | null] = [0, null]
+  let [passed, cursor]: [number, string | null] = [0, null]
   for await (const candidate of candidates) {
-    if (seen === most || certificates.length === limit) return { certificates, next: cursor }
-    seen++
+    if (passed === most || certificates.length === limit) return { certificates, next: cursor }
     cursor = candidate.cursor
     const certificate = await ctx.store.get('certificate', candidate.serial)
     if (certificate !== undefined && matches(certificate, search, now) && (await isInBatch(ctx, certificate, otherBatches))) certificates.push(certificate)
+    else passed++
   }
   return { certificates, next: null }
 }
