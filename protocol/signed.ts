@@ -1,7 +1,8 @@
-import { createHash, createPublicKey, verify, type KeyObject } from 'node:crypto'
+import { createHash, verify, type KeyObject } from 'node:crypto'
 import { decode, encode } from './cbor.ts'
 import { Envelope } from './messages.ts'
 import { Problem } from './problem.ts'
+import { importSpki } from './x509/public-key.ts'
 
 /**
  * Signed messages: COSE_Sign1 (RFC 9052 §4.2), tagged 18, protected header {1: -7 (ES256), 4: kid}, empty unprotected header,
@@ -89,14 +90,9 @@ const envelopeOf = (value: unknown): Envelope => {
   throw new Problem('malformed', `${issue?.path.join('.') ?? ''}: ${issue?.message ?? 'invalid'}`.slice(0, 300), { reason: 'message.schema' })
 }
 
-/** A public key from its DER SubjectPublicKeyInfo; throws Problem('malformed') unless it is a P-256 key. */
+/** A public key from its DER SubjectPublicKeyInfo; throws Problem('malformed'), or ('unsupported') for a key that is not of P-256. */
 export const p256Key = (spki: Uint8Array): KeyObject => {
-  let key: KeyObject
-  try {
-    key = createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
-  } catch (cause) {
-    throw new Problem('malformed', 'not a SubjectPublicKeyInfo', { reason: 'key.spki', cause })
-  }
+  const key = importSpki(spki)
   if (key.asymmetricKeyType !== 'ec' || key.asymmetricKeyDetails?.namedCurve !== 'prime256v1')
     throw new Problem('unsupported', 'not a P-256 key', { reason: 'key.curve' })
   return key

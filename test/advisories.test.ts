@@ -9,10 +9,11 @@ import { manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { rawSignature } from '@fleetkey/protocol/signed.ts'
+import { rawSignature, verifySignature } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { importSpki } from '@fleetkey/protocol/x509/public-key.ts'
 import { actions } from '@fleetkey/server/access/authorise.ts'
 import { embeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { estServer } from '@fleetkey/server/api/est.ts'
@@ -27,7 +28,7 @@ import { estEnrol, estReenrol, type EstRequest } from '@fleetkey/server/flows/es
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Order } from '@fleetkey/server/flows/issue.ts'
 import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
-import { addStation } from '@fleetkey/server/flows/station.ts'
+import { addStation, parsePublicKey } from '@fleetkey/server/flows/station.ts'
 import { operator, station, testContext, type TestContext } from './harness.ts'
 import { bits, commonName, extension, further, generated, honest, integer, named, oid, selfSigned, seq, setOf, text, tlv, utf8 } from './hostile-requests.ts'
 import { outcome } from './mutations.ts'
@@ -148,6 +149,25 @@ describe('a certificate', () => {
     const padded = seq(tlv(0x02, Buffer.from([0, 1])), tlv(0x02, Buffer.from([1])))
     expect(outcome(rawSignature, new Uint8Array(padded))).toBe('signature.der')
     expect(outcome(rawSignature, new Uint8Array(seq(integer(1n), integer(1n))))).toBe('accepted')
+  })
+
+  test('CVE-2020-0601: a key that describes its curve, though it be the true one, in a certificate and by itself', () => {
+    const explicit = (curve: string): Buffer =>
+      generateKeyPairSync('ec', { namedCurve: curve, paramEncoding: 'explicit' }).publicKey.export({ format: 'der', type: 'spki' })
+    const point = bits(spki.subarray(26))
+    const keys = [
+      explicit('prime256v1'),
+      explicit('secp384r1'),
+      seq(seq(oid('1.2.840.10045.2.1'), hex('0500')), point),
+      seq(seq(oid('1.2.840.10045.2.1')), point),
+    ]
+    for (const key of keys) {
+      expect(read(certificate({ spki: key }))).toBe('key.explicit-curve')
+      expect(outcome(importSpki, new Uint8Array(key))).toBe('key.explicit-curve')
+      expect(outcome(() => verifySignature(key, Buffer.from('x'), Buffer.alloc(64)), new Uint8Array())).toBe('key.explicit-curve')
+      expect(outcome(() => parsePublicKey(key.toString('base64')), new Uint8Array())).toBe('key.explicit-curve')
+      expect(outcome(() => parsePublicKey(toPem('PUBLIC KEY', key)), new Uint8Array())).toBe('key.explicit-curve')
+    }
   })
 
   test('CVE-2009-2408: NUL in the subject', () => expect(read(certificate({ subject: named('gw-1\0.example') }))).toMatch(/^x509\./))

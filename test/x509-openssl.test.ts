@@ -25,6 +25,8 @@ describe.skipIf(!here)('a CA run with openssl', () => {
     openssl('ca', '-config', 'ca.cnf', '-gencrl', '-out', `${name}.crl`, ...more)
     lists[name] = new Uint8Array(openssl('crl', '-in', `${name}.crl`, '-outform', 'der'))
   }
+  /** Of what `openssl x509 -req` issues. */
+  const extended = ['-extfile', 'ca.cnf', '-extensions', 'leaf', '-days', '30']
   const crl = (name: string): Crl => parseCrl(lists[name] ?? new Uint8Array())
 
   beforeAll(() => {
@@ -99,6 +101,34 @@ subjectKeyIdentifier = hash
     const result = validateChain({ leaf, intermediates: [], roots: [root], at: Date.now(), crls })
     return result.ok ? 'ok' : result.why
   }
+
+  // OpenSSL signs and reads both kinds alike: only the bytes tell whether a curve was named or described.
+  test.each([
+    ['named_curve', 'ok', 'ok'],
+    ['explicit', 'key.explicit-curve', 'key.explicit-curve'],
+  ])('keys with a %s, in a leaf and in a CA of the chain', (encoding, ...want) => {
+    const config = ['-config', 'ca.cnf', '-days', '30']
+    const found = ['leaf', 'root'].map((place) => {
+      const name = `${place}-${encoding}`
+      openssl('ecparam', '-genkey', '-noout', '-name', 'prime256v1', '-param_enc', encoding, '-out', `${name}.key`)
+      openssl('req', '-x509', '-new', '-key', `${name}.key`, '-subj', `/CN=${name}`, '-out', `${name}.pem`, ...config, '-extensions', 'root')
+      if (place === 'leaf') {
+        openssl('req', '-new', '-key', `${name}.key`, '-subj', `/CN=${name}`, '-out', `${name}.csr`, '-config', 'ca.cnf')
+        openssl('ca', '-batch', '-notext', '-config', 'ca.cnf', '-in', `${name}.csr`, '-out', `${name}.pem`)
+      } else {
+        openssl('req', '-new', '-key', 'good.key', '-subj', '/CN=below', '-out', 'below.csr', '-config', 'ca.cnf')
+        openssl('x509', '-req', '-in', 'below.csr', '-CA', `${name}.pem`, '-CAkey', `${name}.key`, '-out', 'below.pem', '-CAcreateserial', ...extended)
+      }
+      try {
+        const [leaf, roots] = place === 'leaf' ? [certificate(name), [root]] : [certificate('below'), [certificate(name)]]
+        const result = validateChain({ leaf, intermediates: [], roots, at: Date.now() })
+        return result.ok ? 'ok' : result.why
+      } catch (error) {
+        return error instanceof Problem ? error.reason : String(error)
+      }
+    })
+    expect(found).toEqual(want)
+  })
 
   test('whoever is on the list is revoked, whoever is not is not', () => {
     expect(judged(bad)).toBe('ok')

@@ -1,4 +1,4 @@
-import { createPublicKey, hash, X509Certificate } from 'node:crypto'
+import { hash, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
 import { isCanonicalP256 } from '../signed.ts'
 import { sameAltNames, sameSubject } from './agreement.ts'
@@ -20,6 +20,7 @@ import {
   type Element,
 } from './der.ts'
 import { oids } from './oids.ts'
+import { importSpki, refuseExplicitCurve } from './public-key.ts'
 
 /** A certificate (RFC 5280 §4.1), read strictly. Names and keys are kept as DER: they are compared as bytes. */
 export interface Certificate {
@@ -81,6 +82,8 @@ export const parseCertificate = (bytes: Uint8Array): Certificate => {
   const spki = fields.next(tags.sequence)
   const extensions = readExtensions(fields.optional(0xa3))
   fields.end()
+  // Before OpenSSL, which would take an explicit curve for the one it resembles.
+  if (!isCanonicalP256(spki.bytes)) refuseExplicitCurve(spki)
   const native = nativeOf(bytes)
   const certificate: Certificate = {
     der: bytes,
@@ -131,7 +134,7 @@ const sameKey = ({ native, spki }: Certificate): boolean => {
     const theirs = native.publicKey.export({ format: 'der', type: 'spki' })
     if (sameBytes(theirs, spki)) return true
     // An odd but legal encoding is not called a difference.
-    return sameBytes(theirs, createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' }).export({ format: 'der', type: 'spki' }))
+    return sameBytes(theirs, importSpki(spki).export({ format: 'der', type: 'spki' }))
   } catch (cause) {
     throw new Problem('malformed', 'certificate: no usable public key', { reason: 'x509.certificate', cause })
   }

@@ -1,4 +1,5 @@
-import { createHash, createPublicKey, verify } from 'node:crypto'
+import { createHash, verify } from 'node:crypto'
+import { importSpki } from '@fleetkey/protocol/x509/public-key.ts'
 
 /** State of the log at one size, as its tree says. */
 export interface TreeHead {
@@ -43,7 +44,7 @@ export const readCheckpoint = (note: string): (TreeHead & { readonly text: strin
 export const verifyCheckpoint = (note: string, spki: Uint8Array): TreeHead | undefined => {
   const head = readCheckpoint(note)
   if (head === undefined) return undefined
-  const key = createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
+  const key = importSpki(spki)
   const prefix = `— ${head.origin} `
   const own = head.signatures
     .filter((line) => line.startsWith(prefix))

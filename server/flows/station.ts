@@ -1,5 +1,7 @@
 import { createPublicKey, verify, type KeyObject } from 'node:crypto'
 import { Problem } from '@fleetkey/protocol/problem.ts'
+import { fromPem } from '@fleetkey/protocol/x509/pem.ts'
+import { importSpki } from '@fleetkey/protocol/x509/public-key.ts'
 import { reasonIn, type RevocationReason } from '@fleetkey/protocol/x509/reasons.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Batch, Station } from '../fleet/device.ts'
@@ -14,15 +16,10 @@ const p256 = (key: KeyObject): boolean => key.asymmetricKeyType === 'ec' && key.
 /** A public key as PEM or base64 DER (SubjectPublicKeyInfo, RFC 5280 §4.1.2.7), at most 2,000 characters. Throws Problem('malformed') unless it is P-256. */
 export const parsePublicKey = (text: string): Uint8Array => {
   if (text.length > 2000) throw new Problem('malformed', 'public key of more than 2,000 characters')
-  try {
-    const key = text.includes('-----BEGIN PUBLIC KEY-----')
-      ? createPublicKey(text)
-      : createPublicKey({ key: Buffer.from(text, 'base64'), format: 'der', type: 'spki' })
-    if (p256(key)) return new Uint8Array(key.export({ format: 'der', type: 'spki' }))
-  } catch (cause) {
-    throw new Problem('malformed', 'not a public key (SubjectPublicKeyInfo as PEM or base64 DER)', { cause })
-  }
-  throw new Problem('malformed', 'not a P-256 key')
+  const [der = new Uint8Array(0)] = text.includes('-----BEGIN PUBLIC KEY-----') ? fromPem('PUBLIC KEY', text) : [Buffer.from(text, 'base64')]
+  const key = importSpki(der)
+  if (!p256(key)) throw new Problem('malformed', 'not a P-256 key', { reason: 'key.curve' })
+  return new Uint8Array(key.export({ format: 'der', type: 'spki' }))
 }
 
 /** Admits the key of a factory station: what it signs (batch manifests, reference values) counts from now on. `publicKey`: PEM or base64 DER. */

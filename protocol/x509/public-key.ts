@@ -1,0 +1,27 @@
+import { createPublicKey, type KeyObject } from 'node:crypto'
+import { Problem } from '../problem.ts'
+import { inside, oid, tags, whole, type Element } from './der.ts'
+import { oids } from './oids.ts'
+
+const ecPublicKey = oid(oids.ecPublicKey)
+
+/**
+ * Refuses a SubjectPublicKeyInfo of an elliptic curve that describes its curve instead of naming it (RFC 5480 §2.1.1: namedCurve only). OpenSSL imports one and
+ * writes it out under the name of the curve it resembles, so that nothing later would tell; whoever chooses the generator chooses a private key for any
+ * point (CVE-2020-0601). Throws Problem('malformed').
+ */
+export const refuseExplicitCurve = (spki: Element): void => {
+  const algorithm = inside(spki).enter(tags.sequence)
+  if (Buffer.compare(algorithm.next(tags.oid).bytes, ecPublicKey) === 0 && algorithm.peek() !== tags.oid)
+    throw new Problem('malformed', 'an EC key that does not name its curve', { reason: 'key.explicit-curve' })
+}
+
+/** Imports a DER SubjectPublicKeyInfo that somebody else made; `refuseExplicitCurve` holds. Throws Problem('malformed'). */
+export const importSpki = (spki: Uint8Array): KeyObject => {
+  refuseExplicitCurve(whole(spki, tags.sequence))
+  try {
+    return createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
+  } catch (cause) {
+    throw new Problem('malformed', 'not a SubjectPublicKeyInfo', { reason: 'key.spki', cause })
+  }
+}
