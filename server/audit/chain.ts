@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import type { AuditEntry, SequencedEntry } from './entry.ts'
 import { append, emptyTree, leafHash, type Tree } from './tree.ts'
@@ -32,7 +32,7 @@ export const canonical = (entry: AuditEntry, place: { readonly sequence: number;
   })
 
 /** Hash of the chain after an entry: SHA-256(0x02 ‖ canonical bytes), and these bytes hold the hash before it. */
-export const chainHash = (canonicalBytes: Uint8Array): Uint8Array => new Uint8Array(createHash('sha256').update(chainPrefix).update(canonicalBytes).digest())
+export const chainHash = (canonicalBytes: Uint8Array): Uint8Array => new Uint8Array(hash('sha256', Buffer.concat([chainPrefix, canonicalBytes]), 'buffer'))
 
 /** One entry appended: the entry in its place, its canonical bytes, and the log's new head. */
 export const extend = (head: LogHead, entry: AuditEntry): { readonly sequenced: SequencedEntry; readonly bytes: Uint8Array; readonly head: LogHead } => {

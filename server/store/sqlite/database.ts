@@ -78,6 +78,8 @@ export const openDatabase = (
     migrationFunctions(connection)
     const done = migrate(migrationTarget(connection, now), readMigrations(migrations), step)
     if (done.length > 0) log(`store: applied ${done.join(', ')}`)
+    // What a savepoint would take back is kept in memory, not in a temporary file that each commit writes; only migrations may need more than fits there.
+    connection.pragma('temp_store = MEMORY')
     // The names of new files are durable too before the first commit is acknowledged.
     syncFolder(folder)
     syncFolder(dirname(folder))

@@ -78,26 +78,27 @@ const statementsOf = (connection: Connection, db: BetterSQLite3Database, name: T
 }
 
 /** Counts of rows by value, changed with the rows they count. */
-const tallyStatements = (db: BetterSQLite3Database) => {
+const tallyStatements = (connection: Connection, db: BetterSQLite3Database) => {
   const place = and(
     eq(tallyTable.table, sql.placeholder('table')),
     eq(tallyTable.field, sql.placeholder('field')),
     eq(tallyTable.value, sql.placeholder('value')),
   )
-  const more = db
-    .insert(tallyTable)
-    .values({ table: sql.placeholder('table'), field: sql.placeholder('field'), value: sql.placeholder('value'), rows: 1 })
-    .onConflictDoUpdate({ target: [tallyTable.table, tallyTable.field, tallyTable.value], set: { rows: sql`"rows" + 1` } })
-    .prepare()
-  const less = db
-    .update(tallyTable)
-    .set({ rows: sql`"rows" - 1` })
-    .where(place)
-    .prepare()
-  const none = db
-    .delete(tallyTable)
-    .where(and(place, eq(tallyTable.rows, 0)))
-    .prepare()
+  const more = compile(
+    connection,
+    db
+      .insert(tallyTable)
+      .values({ table: sql.placeholder('table'), field: sql.placeholder('field'), value: sql.placeholder('value'), rows: sql`1` })
+      .onConflictDoUpdate({ target: [tallyTable.table, tallyTable.field, tallyTable.value], set: { rows: sql`"rows" + 1` } }),
+  )
+  const less = compile(
+    connection,
+    db
+      .update(tallyTable)
+      .set({ rows: sql`"rows" - 1` })
+      .where(place),
+  )
+  const none = compile(connection, db.delete(tallyTable).where(and(place, eq(tallyTable.rows, sql`0`))))
   const range = db
     .select({ value: tallyTable.value, rows: tallyTable.rows })
     .from(tallyTable)
@@ -128,7 +129,7 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
   const prepared = Object.fromEntries(tableNames.map((name) => [name, statementsOf(connection, db, name)])) as Readonly<
     Record<Table, ReturnType<typeof statementsOf>>
   >
-  const tallies = tallyStatements(db)
+  const tallies = tallyStatements(connection, db)
   const tallied = new Map(
     tableNames.flatMap((name) => {
       const fields = fieldsOf(name).filter(({ tally }) => tally !== undefined)
