@@ -54,6 +54,8 @@ export interface Sealed {
 
 /** Single-shot SealBase to a P-256 point (65 bytes uncompressed; throws when it is not on the curve). `ephemeral`: private scalar, for vectors only. */
 export const seal = (aead: Aead, recipient: Uint8Array, info: Uint8Array, aad: Uint8Array, plaintext: Uint8Array, ephemeral?: Uint8Array): Sealed => {
+  // OpenSSL takes compressed and hybrid points too, which are other bytes of the same key (RFC 9180 §7.1.1: uncompressed).
+  if (recipient.length !== 65 || recipient[0] !== 4) throw new Error('not an uncompressed point of P-256')
   const pair = createECDH('prime256v1')
   if (ephemeral === undefined) pair.generateKeys()
   else pair.setPrivateKey(ephemeral)

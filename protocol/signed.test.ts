@@ -1,5 +1,3 @@
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { generateKeyPairSync, randomBytes, sign, verify } from 'node:crypto'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
@@ -40,7 +38,6 @@ const codeOf = (work: () => unknown): string => {
   }
   return 'none'
 }
-const vectors = process.env['FLEETKEY_VECTORS']
 
 test('what was signed is read and verified', async () => {
   const message = readMessage(await signMessage(envelope, one.signer), { max })
@@ -159,42 +156,4 @@ test('any bytes as a signature: false, as DER: malformed', () => {
     expect(verifySignature(one.spki, bytes, bytes)).toBe(false)
     expect(codeOf(() => rawSignature(bytes))).toBe('malformed')
   }
-})
-
-/** Public vectors of others: ECDSA P-256 with SHA-256, raw and DER. */
-describe.skipIf(vectors === undefined)('Wycheproof', () => {
-  interface Group {
-    readonly publicKeyDer: string
-    readonly tests: readonly { readonly tcId: number; readonly comment: string; readonly msg: string; readonly sig: string; readonly result: string }[]
-  }
-  const groups = (name: string): readonly Group[] =>
-    (JSON.parse(readFileSync(join(vectors ?? '', 'wycheproof', name), 'utf8')) as { testGroups: Group[] }).testGroups
-  const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'hex'))
-
-  test('raw signatures', () => {
-    let count = 0
-    for (const { publicKeyDer, tests } of groups('ecdsa_secp256r1_sha256_p1363_test.json'))
-      for (const { tcId, comment, msg, sig, result } of tests) {
-        expect(verifySignature(bytes(publicKeyDer), bytes(msg), bytes(sig)), `${tcId} ${comment}`).toBe(result === 'valid')
-        count++
-      }
-    expect(count).toBeGreaterThan(200)
-  })
-
-  test('DER signatures, strictly', () => {
-    let count = 0
-    for (const { publicKeyDer, tests } of groups('ecdsa_secp256r1_sha256_test.json'))
-      for (const { tcId, comment, msg, sig, result } of tests) {
-        let valid: boolean
-        try {
-          valid = verifySignature(bytes(publicKeyDer), bytes(msg), rawSignature(bytes(sig)))
-        } catch (thrown) {
-          if (!(thrown instanceof Problem)) throw thrown
-          valid = false
-        }
-        if (result !== 'acceptable') expect(valid, `${tcId} ${comment}`).toBe(result === 'valid')
-        count++
-      }
-    expect(count).toBeGreaterThan(400)
-  })
 })

@@ -1,16 +1,14 @@
 import { createECDH, randomBytes } from 'node:crypto'
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { counted, readVectors, vectors } from '@fleetkey/test/public-vectors.ts'
 import { chunkFrameMax, isFrame, reassembler, split } from './chunks.ts'
 import { aeads, open, seal, type Aead } from './hpke.ts'
 import { Problem } from './problem.ts'
 import { Secret } from './secret.ts'
 import { openSealed, sealTo, type Recipient, type WrapContext } from './wrap.ts'
 
-const vectors = process.env['FLEETKEY_VECTORS']
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'hex'))
 
 interface Vector {
@@ -26,10 +24,13 @@ interface Vector {
   readonly encryptions: readonly { readonly pt: string; readonly aad: string; readonly ct: string }[]
 }
 
-describe.skipIf(vectors === undefined)('RFC 9180 appendix A, base mode with P-256 and SHA-256', () => {
-  const all = vectors === undefined ? [] : (JSON.parse(readFileSync(join(vectors, 'hpke-rfc9180.json'), 'utf8')) as Vector[])
+describe.skipIf(vectors.folder === undefined)('RFC 9180 appendix A, base mode with P-256 and SHA-256', () => {
+  const all = vectors.folder === undefined ? [] : (JSON.parse(readVectors('hpke-rfc9180.json')) as Vector[])
   const ours = all.filter(({ mode, kem_id, kdf_id }) => mode === '0' && kem_id === '16' && kdf_id === '1')
-  test('both AEADs of the RFC are there', () => expect(ours.map(({ aead_id }) => aead_id)).toEqual(['1', '3']))
+  test('both AEADs of the RFC are there', () => {
+    expect(ours.map(({ aead_id }) => aead_id)).toEqual(['1', '3'])
+    counted('hpke-rfc9180 (set-ups)', ours.length, all.length)
+  })
   test.each(ours)('AEAD $aead_id', (vector) => {
     const aead = (Object.keys(aeads) as Aead[]).find((name) => String(aeads[name].id) === vector.aead_id) ?? 'aes-256-gcm'
     const [first] = vector.encryptions

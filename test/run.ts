@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { installJudges } from './judges.ts'
+import { vectors } from './public-vectors.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({ options: { long: { type: 'boolean', default: false } }, allowPositionals: true })
@@ -44,8 +45,7 @@ try {
   // A file that does not even load has no failed test of its own.
   const broken = outcome.testResults.filter((file) => file.status === 'failed' && !file.assertionResults.some((test) => test.status === 'failed')).length
   const failed = outcome.numFailedTests + broken
-  const vectors = process.env['FLEETKEY_VECTORS'] === undefined ? 'FLEETKEY_VECTORS is not set: public test vectors were not used' : ''
-  if (vectors !== '') console.log(vectors)
+  if (vectors.folder === undefined) console.log(vectors.why)
   console.log(`${outcome.numPassedTests} passed, ${failed} failed${skipped.length === 0 ? '' : `, ${skipped.length} skipped`}`)
   process.exitCode = failed > 0 || outcome.numPassedTests === 0 ? 1 : (done.status ?? 1)
 } finally {

@@ -1,14 +1,11 @@
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import { describe, expect, test } from 'vitest'
+import { counted, readVectors, vectors } from '@fleetkey/test/public-vectors.ts'
 import { parseCertificate, type Certificate } from './certificate.ts'
 import { parseCrl } from './crl.ts'
 import { whole } from './der.ts'
 import { readGeneralName } from './general-names.ts'
 import { oids } from './oids.ts'
 import { validateChain } from './path.ts'
-
-const vectors = process.env['FLEETKEY_VECTORS']
 
 interface Case {
   readonly id: string
@@ -69,12 +66,14 @@ const outcome = (of: Case): 'SUCCESS' | 'FAILURE' => {
  */
 const contradicted = 'cve::cve-2024-0567'
 
-describe.skipIf(vectors === undefined)('C2SP x509-limbo, core suites without webpki', () => {
-  const { testcases } =
-    vectors === undefined ? { testcases: [] } : (JSON.parse(readFileSync(join(vectors, 'x509-limbo', 'limbo-core.json'), 'utf8')) as { testcases: Case[] })
+describe.skipIf(vectors.folder === undefined)('C2SP x509-limbo, core suites without webpki', () => {
+  const { testcases } = vectors.folder === undefined ? { testcases: [] } : (JSON.parse(readVectors('x509-limbo/limbo-core.json')) as { testcases: Case[] })
   const ours = testcases.filter(({ id }) => !id.startsWith('webpki::'))
 
-  test('they are all there', () => expect(ours.length).toBe(137))
+  test('they are all there', () => {
+    expect(ours.length).toBe(137)
+    counted('x509-limbo', ours.length, testcases.length)
+  })
   test.each(ours.filter(({ id }) => id !== contradicted))('$id', (of) => expect(outcome(of)).toBe(of.expected_result))
   test(`${contradicted}: refused, as its twin must be`, () => {
     const twins = ours.filter(({ id }) => id === contradicted || id === 'rfc5280::aki::cross-signed-root-missing-aki')

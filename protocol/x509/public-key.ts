@@ -1,6 +1,6 @@
 import { createPublicKey, type KeyObject } from 'node:crypto'
 import { Problem } from '../problem.ts'
-import { inside, oid, tags, whole, type Element } from './der.ts'
+import { checkDer, inside, oid, readBits, tags, whole, type Element } from './der.ts'
 import { oids } from './oids.ts'
 
 const ecPublicKey = oid(oids.ecPublicKey)
@@ -16,9 +16,18 @@ export const refuseExplicitCurve = (spki: Element): void => {
     throw new Problem('malformed', 'an EC key that does not name its curve', { reason: 'key.explicit-curve' })
 }
 
-/** Imports a DER SubjectPublicKeyInfo that somebody else made; `refuseExplicitCurve` holds. Throws Problem('malformed'). */
+/** Imports a SubjectPublicKeyInfo that somebody else made; strict DER, of which OpenSSL asks less, and `refuseExplicitCurve` holds. Throws Problem('malformed'). */
 export const importSpki = (spki: Uint8Array): KeyObject => {
-  refuseExplicitCurve(whole(spki, tags.sequence))
+  checkDer(spki, 8)
+  const element = whole(spki, tags.sequence)
+  const fields = inside(element)
+  const algorithm = fields.enter(tags.sequence)
+  algorithm.next(tags.oid)
+  if (!algorithm.done) algorithm.next()
+  algorithm.end()
+  readBits(fields.next(tags.bitString))
+  fields.end()
+  refuseExplicitCurve(element)
   try {
     return createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
   } catch (cause) {

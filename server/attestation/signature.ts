@@ -1,4 +1,4 @@
-import { constants, verify } from 'node:crypto'
+import { constants, verify, type KeyObject } from 'node:crypto'
 import { alg, curve } from '@fleetkey/tpm2/constants.ts'
 import { parseSignature, type Signature } from '@fleetkey/tpm2/attest.ts'
 import { hashName } from '@fleetkey/tpm2/kdf.ts'
@@ -50,10 +50,17 @@ export const checkSignature = (role: StatementRole, key: TpmKey, attest: Uint8Ar
   const good =
     signature.scheme === alg.ecdsa
       ? verify(hash, attest, { key: key.object, dsaEncoding: 'ieee-p1363' }, rawOf(role, signature, key.public.type === alg.ecc ? key.public.curve : 0))
-      : verify(hash, attest, { key: key.object, ...(signature.scheme === alg.rsapss ? pss : pkcs1) }, signature.signature)
+      : signature.scheme === alg.rsapss
+        ? saltLengths(key.object, signature.hash).some((saltLength) => verify(hash, attest, { key: key.object, padding: pss, saltLength }, signature.signature))
+        : verify(hash, attest, { key: key.object, padding: pkcs1 }, signature.signature)
   if (!good) fail(`${role}.signature`)
 }
 
-const pkcs1 = { padding: constants.RSA_PKCS1_PADDING } as const
-// The TPM uses the longest salt that fits, or one as long as the hash (Part 1 §B.7).
-const pss = { padding: constants.RSA_PKCS1_PSS_PADDING, saltLength: constants.RSA_PSS_SALTLEN_AUTO } as const
+const { RSA_PKCS1_PADDING: pkcs1, RSA_PKCS1_PSS_PADDING: pss } = constants
+
+/** A TPM's salt is as long as the hash, or the longest that fits (Part 1 §B.7); left to itself, OpenSSL takes any, and none. */
+const saltLengths = (key: KeyObject, hash: number): readonly number[] => {
+  const { size } = hashName(hash)
+  const encoded = Math.ceil(((key.asymmetricKeyDetails?.modulusLength ?? 0) - 1) / 8)
+  return [size, encoded - size - 2]
+}
