@@ -25,6 +25,7 @@ import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
 import { measureEviction, measureNaive } from './eviction.ts'
 import { measureInventory } from './inventory.ts'
+import { measureLedger } from './ledger.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
 import { measureLists, measureRevocation } from './revocation.ts'
 import { openLiveFleet } from './live-fleet.ts'
@@ -49,6 +50,7 @@ const names = [
   'revocation',
   'crl',
   'inventory',
+  'ledger',
   'eviction',
   'wraps',
   'softhsm',
@@ -173,6 +175,7 @@ const enrolmentFloor = (of: Floor): number => of.handshake + of.mutualHandshake 
 /** Certificates that are revoked before the ones that are measured. */
 const alreadyRevoked = 100_000
 const inventorySize = 1_000_000
+const ledgerDevices = 100_000
 
 /** One rotation: delivery and activation signed, the key sealed, two statements verified, one proof of use. */
 const rotationFloor = (of: Floor): number => 2 * of.sign + of.seal + 2 * of.verify + of.mac
@@ -374,6 +377,18 @@ const measure = async (): Promise<void> => {
       print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
     }
   }
+  if (wanted.includes('ledger')) {
+    const folder = mkdtempSync(join(tmpdir(), 'fk-bench-'))
+    try {
+      const { questions, floor } = await measureLedger(folder, ledgerDevices)
+      for (const { name, median, slowest } of questions) {
+        print({ bench: 'ledger', metric: name, value: rounded(median), unit: 'ms', floor: rounded(floor), ratio: rounded(median / floor) })
+        print({ bench: 'ledger', metric: `${name}-max`, value: rounded(slowest), unit: 'ms' })
+      }
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
   if (wanted.includes('inventory')) {
     const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
     try {
@@ -424,7 +439,7 @@ const measure = async (): Promise<void> => {
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
   if (wanted.includes('enrolment') || wanted.includes('start')) await runAtSize(wanted, print)
-  const alone: readonly Name[] = [...ofFleet, 'start', 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'eviction', 'wraps', 'softhsm']
+  const alone: readonly Name[] = [...ofFleet, 'start', 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'ledger', 'eviction', 'wraps', 'softhsm']
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }

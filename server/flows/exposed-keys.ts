@@ -16,7 +16,7 @@ export interface Exposed {
   readonly keys: readonly KeyId[]
   /** Groups through which. */
   readonly groups: readonly GroupId[]
-  /** Devices that would go with it; null: not counted. */
+  /** Devices that would go with it, of a batch those of its manifest; null: not counted. */
   readonly devices: number | null
 }
 
@@ -39,10 +39,8 @@ const ofBatches = async (ctx: Context, batches: readonly string[]): Promise<Expo
     for (const batch of batches) if ((await idsWhere(ctx.store, 'span', { index: 'lot', value: `${group}/${batch}`, limit: 1 })).length > 0) return true
     return false
   })
-  const counts = await Promise.all(
-    batches.map(async (batch) => (await ctx.store.count('device', { batch })) - (await ctx.store.count('device', { batch, state: 'revoked' }))),
-  )
-  return { keys: await keysOfGroups(ctx, groups), groups, devices: counts.reduce((sum, count) => sum + count, 0) }
+  const rows = await Promise.all(batches.map(async (batch) => (await ctx.store.get('batch', batch))?.rows ?? 0))
+  return { keys: await keysOfGroups(ctx, groups), groups, devices: rows.reduce((sum, count) => sum + count, 0) }
 }
 
 /** Whether a certificate in use by this device comes from the CA with this key. */

@@ -24,7 +24,7 @@ export interface Unproven {
 
 /** Members that are read at a time, and how much is looked at before a page ends early: what was read from indexes, and what had to be read whole. */
 const chunk = 2_000
-const bounds = { members: 200_000, devices: 2_000 } as const
+const bounds = { members: 20_000, devices: 2_000 } as const
 
 /** Ids in the order of a store that sorts `<device>/…`: the slash decides between a name and a longer one. */
 const slashed = (device: string): string => `${device}/`
