@@ -43,6 +43,7 @@ export const suspendCa = async (ctx: Context, caller: Caller, name: string, why:
         withSuspended(now, number, suspended),
       )
     // A crash here: nothing of it is accepted, and no connection has survived.
+    await ctx.authority.reload()
     await cutSessionsUnder(ctx, issuingKey(number), 'the CA of its certificate was suspended')
     return done(generation, generation.suspended !== undefined)
   })
@@ -53,8 +54,10 @@ export const reinstateCa = async (ctx: Context, caller: Caller, name: string): P
     const generation = await caNamed(ctx, name)
     const { number, suspended } = generation
     if (isOver(generation)) return await mayNot(ctx, { caller, order: 'reinstate', number }, `is ${generation.state}: that is for good`)
-    if (suspended !== undefined)
+    if (suspended !== undefined) {
       await move(ctx, { caller, action: 'ca.reinstate', number, step: 'rollover.reinstated' }, (now) => withSuspended(now, number, undefined))
+      await ctx.authority.reload()
+    }
     // A crash here: it counts again; its devices connect when they next try.
     return done(generation, suspended === undefined)
   })
