@@ -106,11 +106,6 @@ export const verifySignature = (spki: Uint8Array, data: Uint8Array, signature: U
 export const verifyWith = (key: KeyObject, data: Uint8Array, signature: Uint8Array): boolean =>
   signature.length === 64 && verify('sha256', data, { key, dsaEncoding: 'ieee-p1363' }, signature)
 
-const p256Prefix = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')
-
-/** Whether this is the one canonical SubjectPublicKeyInfo of a P-256 key: named curve, uncompressed point (RFC 5480 §2). */
-export const isCanonicalP256 = (spki: Uint8Array): boolean => spki.length === 91 && p256Prefix.equals(spki.subarray(0, 27))
-
 /** Throws Problem('unauthenticated') unless the owner of this key (DER SubjectPublicKeyInfo) signed the message. */
 export const verifyMessage = (message: SignedMessage, spki: Uint8Array): void => {
   if (Buffer.compare(message.kid, keyId(spki)) !== 0) throw new Problem('unauthenticated', 'signed by another key', { reason: 'message.kid' })

@@ -167,8 +167,24 @@ describe.skipIf(vectors.folder === undefined)('Wycheproof', () => {
       }),
     ).toEqual([]))
 
-  test('hmac_sha256', () =>
-    expect(wrongIn('hmac_sha256', (of) => text(hmac(alg.sha256, bytes(of['key']), bytes(of['msg'])))?.slice(0, of['tag']?.length) === of['tag'])).toEqual([]))
+  test('ecdh_secp384r1_ecpoint: the call of a credential for an EK of P-384', () =>
+    expect(
+      wrongIn('ecdh_secp384r1_ecpoint', (of) => {
+        const [pair, point] = [createECDH('secp384r1'), bytes(of['public'])]
+        // The TPM's structure has both coordinates.
+        if (point[0] !== 4) return undefined
+        pair.setPrivateKey(bytes(of['private']?.slice(-96).padStart(96, '0')))
+        return isAccepted(() => text(pair.computeSecret(point)) === of['shared'])
+      }),
+    ).toEqual([]))
+
+  test.each([
+    ['hmac_sha256', alg.sha256],
+    ['hmac_sha384', alg.sha384],
+    ['hmac_sha512', alg.sha512],
+  ] as const)('%s', (file, hash) =>
+    expect(wrongIn(file, (of) => text(hmac(hash, bytes(of['key']), bytes(of['msg'])))?.slice(0, of['tag']?.length) === of['tag'])).toEqual([]),
+  )
 
   test('aes_gcm: cells of the KMS, the form of everything at rest', () =>
     expect(

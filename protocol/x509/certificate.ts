@@ -1,6 +1,5 @@
 import { hash, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
-import { isCanonicalP256 } from '../signed.ts'
 import { sameAltNames, sameSubject } from './agreement.ts'
 import {
   inside,
@@ -20,7 +19,7 @@ import {
   type Element,
 } from './der.ts'
 import { oids } from './oids.ts'
-import { importSpki, refuseExplicitCurve } from './public-key.ts'
+import { importSpki, isCanonicalP256, refuseExplicitCurve } from './public-key.ts'
 
 /** A certificate (RFC 5280 §4.1), read strictly. Names and keys are kept as DER: they are compared as bytes. */
 export interface Certificate {

@@ -4,6 +4,10 @@ import { checkDer, inside, oid, readBits, tags, whole, type Element } from './de
 import { oids } from './oids.ts'
 
 const ecPublicKey = oid(oids.ecPublicKey)
+const p256Prefix = Buffer.from('3059301306072a8648ce3d020106082a8648ce3d03010703420004', 'hex')
+
+/** Whether this is the one canonical SubjectPublicKeyInfo of a P-256 key: named curve, uncompressed point (RFC 5480 §2). */
+export const isCanonicalP256 = (spki: Uint8Array): boolean => spki.length === 91 && p256Prefix.equals(spki.subarray(0, 27))
 
 /**
  * Refuses a SubjectPublicKeyInfo of an elliptic curve that describes its curve instead of naming it (RFC 5480 §2.1.1: namedCurve only). OpenSSL imports one and
@@ -16,8 +20,7 @@ export const refuseExplicitCurve = (spki: Element): void => {
     throw new Problem('malformed', 'an EC key that does not name its curve', { reason: 'key.explicit-curve' })
 }
 
-/** Imports a SubjectPublicKeyInfo that somebody else made; strict DER, of which OpenSSL asks less, and `refuseExplicitCurve` holds. Throws Problem('malformed'). */
-export const importSpki = (spki: Uint8Array): KeyObject => {
+const checkForm = (spki: Uint8Array): void => {
   checkDer(spki, 8)
   const element = whole(spki, tags.sequence)
   const fields = inside(element)
@@ -28,6 +31,11 @@ export const importSpki = (spki: Uint8Array): KeyObject => {
   readBits(fields.next(tags.bitString))
   fields.end()
   refuseExplicitCurve(element)
+}
+
+/** Imports a SubjectPublicKeyInfo that somebody else made; strict DER, of which OpenSSL asks less, and `refuseExplicitCurve` holds. Throws Problem('malformed'). */
+export const importSpki = (spki: Uint8Array): KeyObject => {
+  if (!isCanonicalP256(spki)) checkForm(spki)
   try {
     return createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
   } catch (cause) {

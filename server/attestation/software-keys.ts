@@ -1,6 +1,7 @@
 import type { KeyObject } from 'node:crypto'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { isCanonicalP256, p256Key } from '@fleetkey/protocol/signed.ts'
+import { p256Key } from '@fleetkey/protocol/signed.ts'
+import { isCanonicalP256 } from '@fleetkey/protocol/x509/public-key.ts'
 import { sameBytes } from '@fleetkey/tpm2/bytes.ts'
 import { fail } from './reasons.ts'
 

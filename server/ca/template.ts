@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto'
 import { isPoint } from '@fleetkey/protocol/curves.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
-import { isCanonicalP256 } from '@fleetkey/protocol/signed.ts'
+import { isCanonicalP256 } from '@fleetkey/protocol/x509/public-key.ts'
 import { utcTime } from '@fleetkey/protocol/x509/der.ts'
 import { lint, requireClean } from './lint/lint.ts'
 import { backdate, type Profile } from './profiles.ts'

@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { Secret } from '@fleetkey/protocol/secret.ts'
-import { isCanonicalP256 } from '@fleetkey/protocol/signed.ts'
+import { isCanonicalP256 } from '@fleetkey/protocol/x509/public-key.ts'
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
