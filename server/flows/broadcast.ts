@@ -14,15 +14,17 @@ import { broadcastId, coverOf, defaultDelivery, isBroadcast, isRenewalDue, type 
 import type { Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 import { holdingPlace } from '../keys/key.ts'
 import type { Context } from './context.ts'
-import { entitledMembers } from './membership.ts'
+import { eachEntitled, stillEntitled } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
 import { findAll, inChunks } from './rows.ts'
-import { inTurn } from './turn.ts'
+import { inTurn, othersFirst } from './turn.ts'
 
 const system: Caller = { kind: 'system', id: 'broadcast', from: 'server' }
 /** Members that get their places in one commit. */
 const atOnce = 500
+/** Wraps that are made before others have their turn. */
+const wrapsAtOnce = 128
 
 /** How keys reach the members of a group. */
 export const deliveryPolicyOf = (group: Group): GroupDelivery => ({ ...defaultDelivery, ...group.delivery })
@@ -64,6 +66,7 @@ const seat = async (ctx: Context, group: GroupId, devices: readonly DeviceId[]):
       const some = devices.slice(start, start + atOnce)
       const known = new Map((await shardsOf(ctx, group)).map((shard) => [shard.shard, shard]))
       const members = await inChunks(some, atOnce, async (device) => await ctx.store.get('member', `${group}/${device}`))
+      if (start > 0) await othersFirst()
       if (members.every((member) => member === undefined || isSeated(member, known))) continue
       await perform(ctx, { caller: system, action: 'group.place', subject: group }, async (tx) => {
         const stored = new Map((await shardsOf(ctx, group)).map((shard) => [shard.shard, shard]))
@@ -109,32 +112,43 @@ export const dropSeats = async (ctx: Context, tx: Transaction, device: DeviceId)
   if (members.length > 0) tx.note(`loses its place in ${members.map(({ group }) => group).join(', ')}`)
 }
 
+/** The slots that are to read the next epoch, by shard; and who has no place for it yet. */
+const seating = async (ctx: Context, group: Group) => {
+  const shards = new Map((await shardsOf(ctx, group.id)).map((shard) => [shard.shard, shard]))
+  const slotsOf = new Map<number, number[]>([...shards.keys()].map((shard) => [shard, []]))
+  const unseated: DeviceId[] = []
+  await eachEntitled(ctx, group.id, (members) => {
+    for (const member of members) {
+      if (member.seat === undefined || !isSeated(member, shards)) unseated.push(member.device)
+      else slotsOf.get(member.seat.shard)?.push(member.seat.slot)
+    }
+  })
+  return { shards, slotsOf, unseated }
+}
+
 /** A new generation for every shard that needs one, then a place for everybody who is to read what comes next. */
 const renewAndSeat = async (ctx: Context, group: Group): Promise<void> => {
-  const entitled = await entitledMembers(ctx, group.id)
-  await seat(
-    ctx,
-    group.id,
-    entitled.map(({ device }) => device),
-  )
-  const slotsOf = new Map<number, number[]>()
-  for (const { seat: at } of await entitledMembers(ctx, group.id)) if (at !== undefined) slotsOf.set(at.shard, [...(slotsOf.get(at.shard) ?? []), at.slot])
-  const due = (await shardsOf(ctx, group.id)).filter((shard) => isRenewalDue(shard, slotsOf.get(shard.shard) ?? [], deliveryPolicyOf(group), ctx.now()))
+  let now = await seating(ctx, group)
+  if (now.unseated.length > 0) {
+    await seat(ctx, group.id, now.unseated)
+    now = await seating(ctx, group)
+  }
+  const due: Shard[] = []
+  for (const shard of now.shards.values()) {
+    if (isRenewalDue(shard, now.slotsOf.get(shard.shard) ?? [], deliveryPolicyOf(group), ctx.now())) due.push(shard)
+    if (now.shards.size > 1) await othersFirst()
+  }
   if (due.length === 0) return
   await perform(ctx, { caller: system, action: 'group.place', subject: group.id }, async (tx) => {
     for (const { id, generation } of due) {
-      const now = await ctx.store.get('shard', id)
-      if (now !== undefined && now.generation === generation) tx.update('shard', renewed(ctx, now))
+      const stored = await ctx.store.get('shard', id)
+      if (stored !== undefined && stored.generation === generation) tx.update('shard', renewed(ctx, stored))
     }
     tx.note(`new generation: ${due.map(({ shard, generation }) => `shard ${shard} ${generation + 1}`).join(', ')}`)
   })
   // A crash here: a generation in which nobody has a place; the next report of each member, or the next rotation, gives it one.
   ctx.step('group.generation')
-  await seat(
-    ctx,
-    group.id,
-    entitled.map(({ device }) => device),
-  )
+  await seat(ctx, group.id, (await seating(ctx, group)).unseated)
 }
 
 // --- epochs ---
@@ -145,8 +159,11 @@ export const notByBroadcast = (key: KeyId, group: GroupId): Problem =>
     reason: 'broadcast.tpm-key',
   })
 
-const isServed = async (ctx: Context, group: Group, key: ManagedKey): Promise<boolean> =>
-  isBroadcast(deliveryPolicyOf(group), await ctx.store.count('member', { group: group.id }), key)
+const isServed = async (ctx: Context, group: Group, key: ManagedKey): Promise<boolean> => {
+  const policy = deliveryPolicyOf(group)
+  // Counting a million takes its time: only where it decides.
+  return isBroadcast(policy, policy.delivery === 'auto' ? await ctx.store.count('member', { group: group.id }) : 0, key)
+}
 
 /** Groups that this key goes to by broadcast. */
 const broadcastGroups = async (ctx: Context, key: ManagedKey): Promise<readonly Group[]> => {
@@ -174,47 +191,90 @@ export const prepareGrant = async (ctx: Context, id: KeyId, to: GroupId): Promis
 /**
  * Adds to the commit that makes an epoch: its wraps for the members that may read it now. Whom they are for is settled here for good: whoever joins later gets the
  * epoch by itself, if it may read it at all. The shards are in the commit, so that it is refused if somebody got a place, or left, meanwhile. `to`: a group that
- * the key is being granted to.
+ * the key is being granted to. Reads each member once, a page a turn of the event loop, and wraps for one shard a turn.
  */
 export const addBroadcasts = async (ctx: Context, tx: Transaction, key: ManagedKey, epoch: KeyEpoch, to?: Group): Promise<void> => {
   const groups = to === undefined ? await broadcastGroups(ctx, key) : (await isServed(ctx, to, key)) ? [to] : []
-  if (groups.length === 0) return
-  const material = ctx.vault.open(epoch)
-  try {
-    for (const group of groups) {
-      const members = (await entitledMembers(ctx, group.id)).filter((member) => mayRead(member, epoch))
-      let bytes = 0
-      const shards = await shardsOf(ctx, group.id)
-      for (const shard of shards) {
-        const row = broadcastOf(ctx, { shard, members, epoch, material })
+  for (const group of groups) {
+    const known = await readersOf(ctx, group, epoch)
+    const material = ctx.vault.open(epoch)
+    try {
+      let [bytes, readers] = [0, 0]
+      for (const one of known) {
+        const { shard, seated } = await asOfNow(ctx, one, epoch)
+        const row = await broadcastOf(ctx, { shard, own: seated.map(({ slot }) => slot), epoch, material })
+        if (known.length > 1) await othersFirst()
         if (row === undefined) continue
         tx.insert('broadcast', row)
         tx.touch('shard', shard)
         bytes += row.wraps.length
+        readers += seated.length
       }
-      tx.note(`broadcast to group ${group.id}: ${members.length} members in ${shards.length} shards, ${bytes} bytes of wraps`)
+      tx.note(`broadcast to group ${group.id}: ${readers} members in ${known.length} shards, ${bytes} bytes of wraps`)
+    } finally {
+      material.destroy()
     }
-  } finally {
-    material.destroy()
   }
 }
 
 const mayRead = ({ from }: Member, { key, epoch }: KeyEpoch): boolean => epoch >= (from?.[key] ?? 0)
 
+/** Who in a shard may read an epoch, no older than this version of the shard. */
+interface Readers {
+  readonly shard: Shard
+  readonly seated: readonly { readonly device: DeviceId; readonly slot: number }[]
+}
+
+const seatedIn = ({ shard, generation }: Shard, members: readonly Member[], epoch: KeyEpoch): Readers['seated'] =>
+  members.flatMap((member) => {
+    const { device, seat: at } = member
+    return at?.shard === shard && at.generation === generation && mayRead(member, epoch) ? [{ device, slot: at.slot }] : []
+  })
+
+/** The shards before their members: a shard that is still as it was read has the members that were read after it. */
+const readersOf = async (ctx: Context, group: Group, epoch: KeyEpoch): Promise<readonly Readers[]> => {
+  const readers = new Map((await shardsOf(ctx, group.id)).map((shard) => [shard.shard, { shard, seated: [] as Readers['seated'][number][] }]))
+  await eachEntitled(ctx, group.id, (members) => {
+    for (const member of members) {
+      const own = member.seat === undefined ? undefined : readers.get(member.seat.shard)
+      if (own !== undefined) own.seated.push(...seatedIn(own.shard, [member], epoch))
+    }
+  })
+  return [...readers.values()]
+}
+
+/**
+ * Somebody left or got a place while the others were read: those of this shard are judged again, so that a busy fleet does not lose the whole to one of them. Who got
+ * a place meanwhile gets the epoch by itself.
+ */
+const asOfNow = async (ctx: Context, { shard, seated }: Readers, epoch: KeyEpoch): Promise<Readers> => {
+  const now = await ctx.store.get('shard', shard.id)
+  if (now === undefined || now.version === shard.version) return { shard, seated }
+  const members = await stillEntitled(
+    ctx,
+    shard.group,
+    seated.map(({ device }) => device),
+  )
+  return await asOfNow(ctx, { shard: now, seated: seatedIn(now, members, epoch) }, epoch)
+}
+
 /** One epoch for one shard; undefined when it has no member, or needs more subsets than a message holds: its members then get the epoch one by one. */
-const broadcastOf = (
+const broadcastOf = async (
   ctx: Context,
-  of: { readonly shard: Shard; readonly members: readonly Member[]; readonly epoch: KeyEpoch; readonly material: Secret },
-): Omit<Broadcast, 'version'> | undefined => {
-  const { shard, epoch } = of
-  const own = of.members.flatMap(({ seat: at }) => (at?.shard === shard.shard && at.generation === shard.generation ? [at.slot] : []))
+  of: { readonly shard: Shard; readonly own: readonly number[]; readonly epoch: KeyEpoch; readonly material: Secret },
+): Promise<Omit<Broadcast, 'version'> | undefined> => {
+  const { shard, own, epoch } = of
   const subsets = own.length === 0 ? undefined : coverOf(own, shard.given)
   if (subsets === undefined) return undefined
   const facts = { key: epoch.key, epoch: epoch.epoch, group: shard.group, shard: shard.shard, generation: shard.generation, nonce: ctx.random(16) }
   const master = ctx.vault.openMaster(shard)
-  const wraps = wrapFor(master, subsets, of.material, { tenant: ctx.tenant, ...facts })
+  const wraps: Uint8Array[] = []
+  for (let start = 0; start < subsets.length; start += wrapsAtOnce) {
+    if (start > 0) await othersFirst()
+    wraps.push(wrapFor(master, subsets.slice(start, start + wrapsAtOnce), of.material, { tenant: ctx.tenant, ...facts }))
+  }
   master.destroy()
-  return { id: broadcastId(facts), ...facts, wraps, install: null, activate: null, createdAt: ctx.now() }
+  return { id: broadcastId(facts), ...facts, wraps: new Uint8Array(Buffer.concat(wraps)), install: null, activate: null, createdAt: ctx.now() }
 }
 
 /** Adds to the commit that destroys an epoch: nothing of it is sent any more. */

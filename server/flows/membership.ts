@@ -3,7 +3,8 @@ import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { canReceive, isMeasured, type EnrolledDevice, type Group, type GroupPolicy, type Member } from '../fleet/device.ts'
 import { isAssured, strictestPolicy, wholePolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
-import { findAll, inChunks } from './rows.ts'
+import { findAll } from './rows.ts'
+import { othersFirst } from './turn.ts'
 
 /** The policy that holds for a device: the strictest of its groups. */
 export const policyOf = async (ctx: Context, device: DeviceId): Promise<GroupPolicy> => {
@@ -54,26 +55,88 @@ export const entitlementsOf = async (ctx: Context, device: EnrolledDevice): Prom
   return all.filter((_one, at) => keys[at]?.protection !== 'tpm')
 }
 
+/** Members that are judged before others have their turn. */
+const atOnce = 100
+/** Devices that are hashed, or sorted, before others have their turn. */
+const inOrder = 1_000
+
 /** Enrolled members of the groups that the key is granted to and that can hold it, in an order that nobody chose (by hash): waves are fair samples. */
 export const entitledDevices = async (ctx: Context, key: KeyId, salt = ''): Promise<readonly DeviceId[]> => {
   const [row, grants] = await Promise.all([ctx.store.get('key', key), findAll(ctx.store, 'grant', { where: { key } })])
-  const members = await Promise.all(grants.map(async ({ group }) => (await entitledMembers(ctx, group, row?.protection === 'tpm')).map(({ device }) => device)))
-  const place = (id: string): string => createHash('sha256').update(`${salt}/${id}`).digest('hex')
-  return [...new Set(members.flat())]
-    .map((id) => ({ id, at: place(id) }))
-    .toSorted((one, other) => (one.at < other.at ? -1 : 1))
-    .map(({ id }) => id)
+  const devices = new Set<DeviceId>()
+  for (const { group } of grants)
+    await eachEntitled(ctx, group, (members) => members.forEach(({ device }) => void devices.add(device)), { needsTpm: row?.protection === 'tpm' })
+  return await byHash(devices, salt)
 }
 
-/** Enrolled members of a group whose assurance is what the group demands; only those with a TPM when that is needed. */
-export const entitledMembers = async (ctx: Context, id: GroupId, needsTpm = false): Promise<readonly Member[]> => {
-  const [group, members] = await Promise.all([ctx.store.get('group', id), findAll(ctx.store, 'member', { where: { group: id } })])
-  if (group === undefined) return []
-  const entitled = await inChunks(members, 500, async (member) => {
-    const row = await ctx.store.get('device', member.device)
+/** In the order of their hashes: by the first digits of them, then within these, which are few. A whole fleet takes many turns of the event loop. */
+const byHash = async (devices: ReadonlySet<DeviceId>, salt: string): Promise<readonly DeviceId[]> => {
+  const parts = new Map<string, { readonly id: DeviceId; readonly at: string }[]>()
+  let done = 0
+  for (const id of devices) {
+    const at = createHash('sha256').update(`${salt}/${id}`).digest('hex')
+    const part = parts.get(at.slice(0, 3))
+    if (part === undefined) parts.set(at.slice(0, 3), [{ id, at }])
+    else part.push({ id, at })
+    if (++done % inOrder === 0) await othersFirst()
+  }
+  const ordered: DeviceId[] = []
+  let turn = 0
+  for (const digits of [...parts.keys()].toSorted()) {
+    for (const { id } of (parts.get(digits) ?? []).toSorted((one, other) => (one.at < other.at ? -1 : 1))) ordered.push(id)
+    if (ordered.length - turn < inOrder) continue
+    turn = ordered.length
+    await othersFirst()
+  }
+  return ordered
+}
+
+/** Those of these members that are enrolled and whose assurance is what the group demands; only those with a TPM when that is needed. */
+const entitledOf = async (ctx: Context, group: Group, members: readonly Member[], needsTpm: boolean): Promise<readonly Member[]> => {
+  const rows = await Promise.all(members.map(async ({ device }) => await ctx.store.get('device', device)))
+  return members.filter((_member, at) => {
+    const row = rows[at]
     return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row))
-      ? [member]
-      : []
   })
-  return entitled.flat()
+}
+
+/**
+ * Enrolled members of a group whose assurance is what the group demands, a page at a time, by device; only those with a TPM when that is needed. Other work has its
+ * turn between two pages: what changes meanwhile may be missed.
+ */
+export const eachEntitled = async (
+  ctx: Context,
+  id: GroupId,
+  work: (members: readonly Member[]) => void,
+  of: { readonly needsTpm?: boolean } = {},
+): Promise<void> => {
+  const group = await ctx.store.get('group', id)
+  if (group === undefined) return
+  let after: string | undefined
+  for (;;) {
+    const page = await ctx.store.find('member', { prefix: `${id}/`, limit: atOnce, ...(after === undefined ? {} : { after }) })
+    work(await entitledOf(ctx, group, page, of.needsTpm === true))
+    after = page.at(-1)?.id
+    if (page.length < atOnce) return
+    await othersFirst()
+  }
+}
+
+/** Which of these devices are entitled members of the group now, as `eachEntitled` reads them. */
+export const stillEntitled = async (ctx: Context, id: GroupId, devices: readonly DeviceId[]): Promise<readonly Member[]> => {
+  const group = await ctx.store.get('group', id)
+  const found: Member[] = []
+  for (let start = 0; group !== undefined && start < devices.length; start += atOnce) {
+    if (start > 0) await othersFirst()
+    const some = await Promise.all(devices.slice(start, start + atOnce).map(async (device) => await ctx.store.get('member', `${id}/${device}`)))
+    found.push(
+      ...(await entitledOf(
+        ctx,
+        group,
+        some.filter((member) => member !== undefined),
+        false,
+      )),
+    )
+  }
+  return found
 }

@@ -16,3 +16,6 @@ export const inTurn = async <R>(of: object, subject: string, work: () => Promise
     if (waiting.get(subject) === settled) waiting.delete(subject)
   }
 }
+
+/** Everything else that waits has its turn: between the parts of work on a whole fleet, none of which may hold the event loop for 10 ms. */
+export const othersFirst = async (): Promise<void> => await new Promise<void>((resolve) => void setImmediate(resolve))
