@@ -35,6 +35,8 @@ export interface Network {
   readonly connect: (options: ConnectionOptions, abort?: AbortSignal) => Promise<Connection>
   /** Breaks the line of this client, if it has one. */
   sever(client: string): void
+  /** Breaks the line that carries the message after this many more, before it arrives. */
+  severAfter(messages: number): void
   /** Messages are lost, repeated, delayed, damaged, given to others, played again. */
   hostile(is: boolean): void
   /** What was done to how many messages. */
@@ -58,6 +60,7 @@ export const openNetwork = (of: { readonly time: VirtualTime; readonly dice: Dic
   const seen: { readonly way: 'up' | 'down'; readonly bytes: Uint8Array }[] = []
   const done: Record<string, number> = {}
   let isHostile = false
+  let messagesLeft = Number.POSITIVE_INFINITY
   let connections = 0
 
   const travel = async (): Promise<void> => await time.pass(dice.between(1, 40))
@@ -79,6 +82,10 @@ export const openNetwork = (of: { readonly time: VirtualTime; readonly dice: Dic
   /** Puts one message through what the network does to it. `deliver`: to this line, or to another one. */
   const treat = async (way: 'up' | 'down', line: Line, bytes: Uint8Array, deliver: (to: Line, bytes: Uint8Array) => Promise<void> | void): Promise<void> => {
     seen.push({ way, bytes })
+    if (--messagesLeft < 0) {
+      messagesLeft = Number.POSITIVE_INFINITY
+      return sever(line, 'the line broke under a message')
+    }
     if (seen.length > 500) seen.shift()
     if (!isHostile) return await deliver(line, bytes)
     const treatment = dice.pick(treatments)
@@ -189,6 +196,9 @@ export const openNetwork = (of: { readonly time: VirtualTime; readonly dice: Dic
     sever(client) {
       const line = lines.get(client)
       if (line !== undefined) sever(line, 'the line broke')
+    },
+    severAfter(messages) {
+      messagesLeft = messages
     },
     hostile(is) {
       isHostile = is

@@ -4,11 +4,11 @@ import { checkpointText, signedCheckpoint } from '@fleetkey/server/audit/checkpo
 import { exportFooter, exportHeader, exportLine } from '@fleetkey/server/audit/export.ts'
 import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
 import { isUnfinished } from '@fleetkey/server/campaigns/campaign.ts'
-import { advanceCampaign, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
+import { advanceCampaign, confirmCut, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
 import type { Context, Store } from '@fleetkey/server/flows/context.ts'
 import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
-import { startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { rotateCompromised, startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { filePowerFailingAt } from '@fleetkey/device-agent/memory-filesystem.ts'
 import { evidenceOf } from '../invariants/agent-evidence.ts'
@@ -190,9 +190,57 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
           approval: dice.once(4),
           targets: dice.pick(['frozen', 'live'] as const),
           silent: dice.pick(['success', 'success', 'error', 'neither'] as const),
+          overlap: dice.pick(['patient', 'patient', 'strict'] as const),
+          canary: dice.once(6) ? group : null,
+          startAt: dice.once(6) ? time.now() + dice.between(1_000, 5 * minute) : null,
+          errorThreshold: dice.pick([0.1, 0.5, 1]),
+          successThreshold: dice.pick([0, 0.5, 0.95]),
         }
         const epoch = dice.once(5) ? ('current' as const) : ('next' as const)
         order(`rotate ${id} to its ${epoch} epoch`, async (ctx) => await startRotation(ctx, alice, id, { policy, epoch, because: 'simulated' }))
+      },
+    ],
+    [
+      1,
+      () => {
+        const { id } = dice.pick(keys)
+        order(`${id} is compromised`, async (ctx) => await rotateCompromised(ctx, alice, id, 'simulated'))
+      },
+    ],
+    [
+      2,
+      async () => {
+        const { id } = dice.pick(keys)
+        const { agent, device } = dice.pick(boards)
+        tell(`an application of ${device} uses ${id}`)
+        // Whether it can is the moment's matter: no key yet, no power any more.
+        await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+      },
+    ],
+    [
+      1,
+      async () => {
+        const board = dice.pick(boards)
+        tell(`${board.device} misses five rotations`)
+        board.cut({ keep: true })
+        const policy = { deadline: 1_000, successThreshold: 0, errorThreshold: 1 }
+        for (let rotation = 0; rotation < 5; rotation++) {
+          const { id } = keys[0]
+          order(
+            `rotate ${id} without ${board.device}`,
+            async (ctx) => await startRotation(ctx, alice, id, { policy, supersede: 'aborted', because: 'simulated' }),
+          )
+          await time.run(20_000)
+        }
+        board.switchOn()
+      },
+    ],
+    [
+      3,
+      () => {
+        const messages = dice.roll(12)
+        tell(`a line will break under a message, ${messages} from now`)
+        network.severAfter(messages)
       },
     ],
     [
@@ -336,6 +384,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
 
     tell('calm')
     network.hostile(false)
+    network.severAfter(Number.POSITIVE_INFINITY)
     isFull = false
     countdown = Number.POSITIVE_INFINITY
     for (const board of boards) board.calm()
@@ -347,6 +396,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       for (const { id, state, policy } of await rows(store, 'campaign')) {
         if (state === 'paused') order('resume', async (ctx) => await direct(ctx, 'resume', id))
         if (state === 'waiting') order('approve', async (ctx) => await direct(ctx, 'approve', id))
+        if (state === 'activating' && policy.overlap === 'strict') order('confirm', async (ctx) => await confirmCut(ctx, alice, id, boards.length))
         if (state === 'installing' && policy.advance === 'manual') order('advance', async (ctx) => await direct(ctx, 'advance', id))
       }
     }
