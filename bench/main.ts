@@ -1,4 +1,4 @@
-// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [NAME]… [--devices N] [--json]`.
+// Figures, each as a ratio to a floor measured in the same run: `npm run bench -- [NAME]… [--devices N] [--members N] [--json]`.
 import { createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -23,6 +23,7 @@ import { measureAtSize, perDevice } from './at-size.ts'
 import { cpuOf, memoryOf } from './cpu.ts'
 import { measureFloor, type Floor } from './floor.ts'
 import { measureEvidence } from './evidence.ts'
+import { measureEvictionFlow } from './evict-flow.ts'
 import { measureEviction, measureNaive } from './eviction.ts'
 import { measureInventory } from './inventory.ts'
 import { measureLedger } from './ledger.ts'
@@ -310,13 +311,19 @@ const runLive = async (wanted: readonly Name[], devices: number, flags: readonly
 }
 
 const { values, positionals } = parseArgs({
-  options: { devices: { type: 'string', default: '300' }, json: { type: 'boolean', default: false }, profile: { type: 'string' } },
+  options: {
+    devices: { type: 'string', default: '300' },
+    members: { type: 'string', default: '100000' },
+    json: { type: 'boolean', default: false },
+    profile: { type: 'string' },
+  },
   allowPositionals: true,
 })
 const wanted = positionals.length === 0 ? names : names.filter((name) => positionals.includes(name))
 const devices = Number(values.devices)
-if (wanted.length !== (positionals.length || names.length) || !Number.isInteger(devices) || devices < 1) {
-  process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--json] [--profile DIR]\n`)
+const members = Number(values.members)
+if (wanted.length !== (positionals.length || names.length) || ![devices, members].every((count) => Number.isInteger(count) && count >= 1) || members < 10) {
+  process.stderr.write(`usage: npm run bench -- [${names.join('|')}]… [--devices N] [--members N] [--json] [--profile DIR]\n`)
   process.exit(1)
 }
 /** Whoever reads only the first lines (`| head`) has what it wants: what is running is stopped in order, and nothing failed. */
@@ -416,6 +423,21 @@ const measure = async (): Promise<void> => {
       print({ bench: 'eviction', metric: `${name}-signed-cpu`, value: rounded(signedCpu), unit: 'ms' })
       print({ bench: 'eviction', metric: `${name}-messages`, value: messages, unit: 'each' })
       print({ bench: 'eviction', metric: `${name}-envelope`, value: envelope, unit: 'bytes' })
+    }
+    const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+    try {
+      const { cpu, pause, floor } = await measureEvictionFlow(folder, members, 5)
+      print({ bench: 'eviction', metric: 'evict-flow-cpu', value: rounded(cpu), unit: 'ms', floor: rounded(floor.cpu), ratio: rounded(cpu / floor.cpu) })
+      print({
+        bench: 'eviction',
+        metric: 'evict-flow-pause',
+        value: rounded(pause),
+        unit: 'ms',
+        floor: rounded(floor.pause),
+        ratio: rounded(pause / floor.pause),
+      })
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
     }
   }
   if (wanted.includes('wraps')) {

@@ -185,10 +185,20 @@ describe('attacks', { timeout: 180_000 }, () => {
         await tap.publish('fk/1/g/plant/0', bytes)
         await tap.say('gw-2', bytes)
       }
-      // Swapped: of a shard that it is not in.
-      const others = tap.broadcasts(4).map(({ bytes }) => bytes)
+      // Swapped: to another group, signed by the server, said to one that listens and is not in it.
       await client.call('group.create', { body: { id: 'others' } })
-      for (const bytes of others) await tap.publish('fk/1/g/others/0', bytes)
+      await client.call('group.policy.set', { params: { id: 'others' }, body: { delivery: 'broadcast' } })
+      await client.call('group.add', { params: { id: 'others' }, body: { devices: ['gw-3' as never] } })
+      await client.call('key.create', { body: { id: 'meter', protection: 'sealed' } })
+      await client.call('key.grant', { params: { id: 'meter' }, body: { group: 'others' } })
+      await client.call('key.rotate', { params: { id: 'meter' }, body: impatient })
+      const swapped = () => tap.broadcasts(2).filter(({ address }) => address === 'g/others/0')
+      await until('the other group is sent its own', () => swapped().length > 0)
+      const refused = () => world.lines.filter((line) => line.startsWith('GW-2: ') && line.includes('a message to g/others/0')).length
+      expect(refused()).toBe(0)
+      for (const { bytes } of swapped()) await tap.say('gw-2', bytes)
+      await until('it refuses it', () => refused() === swapped().length)
+      expect(agents[1]?.status().holdings.map(({ key }) => key)).not.toContain('meter')
       await rotated(world)
       await until('the others use epoch 5', () => using(agents.slice(1), 'telemetry', 5))
       expect(lowest).toEqual([])
