@@ -31,6 +31,9 @@ export const keys = [
   { id: KeyId.parse('archive'), recipientUsage: 600_000 },
 ] as const
 
+/** Boards of one manifest. */
+const inBatch = 500
+
 /** A fleet at rest: enrolled, members of one group, with its keys in use. Every schedule begins with a copy of it. */
 export interface Fleet {
   readonly store: MemoryStore
@@ -77,10 +80,14 @@ export const makeFleet = async (size: number): Promise<Fleet> => {
       const { key, spki, certificate } = makeElement(ca, serial, time.now())
       return { serial, idevid: spki, element: softwareSecureElement(key, [certificate]) }
     })
-    const manifest = manifestJson({ batch: 'batch-1', model: 'gateway', station: 'line-1' }, blanks)
-    await importBatch(ctx, alice, { ...line.signed(manifest), format: 'json' })
     await createGroup(ctx, alice, group)
-    await addMembers(ctx, alice, group, { devices: blanks.map(({ serial }) => DeviceId.parse(serial.toLowerCase())) })
+    for (let from = 0; from < size; from += inBatch) {
+      const some = blanks.slice(from, from + inBatch)
+      const batch = `batch-${from / inBatch + 1}`
+      const manifest = manifestJson({ batch, model: 'gateway', station: 'line-1' }, some)
+      await importBatch(ctx, alice, { ...line.signed(manifest), format: 'json' })
+      await addMembers(ctx, alice, group, { devices: some.map(({ serial }) => DeviceId.parse(serial.toLowerCase())) })
+    }
     for (const { id, recipientUsage } of keys) {
       await createKey(ctx, alice, { id, protection: 'sealed', recipientUsage })
       await grantKey(ctx, alice, id, group)
