@@ -80,6 +80,8 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
   /** Ends the wait for a start that is over: the board is off again. */
   const starts = new Map<string, () => void>()
   let starting = 0
+  /** Boards between their place in the queue and their agent: a second order to switch them on must not give them a second one. */
+  const launching = new Map<string, { isOff: boolean }>()
 
   const boardOf = async (serial: string): Promise<Board> => {
     const present = boards.get(serial)
@@ -129,7 +131,10 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
   }
 
   const startOne = async (serial: string): Promise<void> => {
-    const { settings: proof, ...hardware } = await powered(serial)
+    const launch = { isOff: false }
+    launching.set(serial, launch)
+    const { settings: proof, ...hardware } = await powered(serial).finally(() => launching.delete(serial))
+    if (launch.isOff) return
     const settings: Settings = {
       ...options.trust,
       ...proof,
@@ -189,6 +194,8 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
   }
 
   const leaveQueue = (serial: string): void => {
+    const launch = launching.get(serial)
+    if (launch !== undefined) launch.isOff = true
     queue.get(serial)?.()
     queue.delete(serial)
   }
@@ -202,7 +209,7 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
     async on(serials) {
       mustKnow(serials)
       const waiting = serials
-        .filter((serial) => !agents.has(serial) && !queue.has(serial))
+        .filter((serial) => !agents.has(serial) && !queue.has(serial) && launching.get(serial)?.isOff !== false)
         .map(async (serial) => await new Promise<void>((done) => void queue.set(serial, done)))
       pump()
       await Promise.all(waiting)
