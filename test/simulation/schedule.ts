@@ -401,6 +401,10 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       }
     }
     await resume()
+    // Whoever joined when the rotation that came with it was taken back gets nothing before the next one: joiners read no earlier epoch.
+    for (const { id } of keys)
+      if ((await rows(store, 'campaign')).some(({ key, state }) => key === id && state === 'aborted'))
+        order(`rotate ${id} once more`, async (ctx) => await startRotation(ctx, alice, id, { because: 'one was aborted' }))
     const operators = setInterval(() => void resume(), 10 * minute)
     // Whoever lost power by its own fault run is switched on again by its watchdog.
     const watchdog = setInterval(() => {
