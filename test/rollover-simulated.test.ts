@@ -80,7 +80,7 @@ test(`${count} simulated boards through a new root and a new CA, ${away} of them
     const { approval } = await retireCa(ctx, alice, { force: { reason: 'the last ones come back by themselves' } })
     await grantApproval(ctx, bob, approval ?? '')
     await retireCa(ctx, alice, { force: { reason: 'the last ones come back by themselves' } })
-    await time.run(hour)
+    await time.run(hour / 6)
     for (const board of asleep.slice(0, longAway)) board.switchOn()
     await reached('those that slept through all of it are back', 4, connected(boards))
     await reached('everybody trusts the new root alone', 2, async () => (await acknowledged()) === count)
