@@ -1,4 +1,3 @@
-import { createECDH, generateKeyPairSync } from 'node:crypto'
 import { DeviceId, Epoch, GroupId, type KeyId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
@@ -11,40 +10,8 @@ import { converge } from '@fleetkey/server/flows/converge.ts'
 import type { Context } from '@fleetkey/server/flows/context.ts'
 import { addMembers, createGroup } from '@fleetkey/server/flows/group.ts'
 import { anEntry } from './conformance/store.ts'
+import { enrolledDevice, p256 } from './enrolled-device.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
-
-const p256 = () => {
-  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
-  const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
-  const ecdh = createECDH('prime256v1')
-  ecdh.setPrivateKey(Buffer.from((privateKey.export({ format: 'jwk' }) as { d: string }).d, 'base64url'))
-  return { spki, point: spki.slice(-65), dh: async (point: Uint8Array) => new Uint8Array(ecdh.computeSecret(point)) }
-}
-
-const enrolled = (id: DeviceId, spki: Uint8Array, at: number): EnrolledDevice => ({
-  id,
-  version: 0,
-  state: 'enrolled',
-  serial: id.toUpperCase(),
-  model: 'gateway',
-  batch: 'b1',
-  registeredAt: at,
-  lastRefusal: null,
-  keys: { hardware: `idevid/${id}`, recipientSpki: spki, ldevidSpki: p256().spki },
-  enrolledAt: at,
-  ldevidSerial: `${id}-1`,
-  tlsSerial: `${id}-2`,
-  previousTlsSerial: null,
-  resetCount: 0,
-  reportedResetCount: 0,
-  release: null,
-  floor: 0,
-  assurance: 'attested',
-  verdict: { verdict: 'affirming', reason: 'firmware.unmeasured', detail: '', release: null, at, claims: [] },
-  attestOrderedAt: null,
-  lastSeenAt: at,
-  agent: 'test',
-})
 
 /** What a device does with what it is sent: all that is asked, nothing, or it cannot open it, or cannot use it. */
 export type Habit = 'answers' | 'silent' | 'cannot-open' | 'cannot-use'
@@ -73,7 +40,7 @@ export class AnsweringDevice {
   }
 
   row(): EnrolledDevice {
-    return enrolled(this.id, this.#recipient.spki, this.#ctx.clock.now)
+    return enrolledDevice(this.id, { spki: this.#recipient.spki, at: this.#ctx.clock.now, ldevidSpki: p256().spki })
   }
 
   get online(): boolean {

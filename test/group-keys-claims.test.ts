@@ -1,4 +1,4 @@
-import { createECDH, generateKeyPairSync, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { DeviceId, Epoch, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
@@ -15,6 +15,7 @@ import { addMembers, createGroup, removeMember, setGroupPolicy } from '@fleetkey
 import { drive } from '@fleetkey/server/flows/drive.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { anEntry } from './conformance/store.ts'
+import { enrolledDevice, p256, type Recipient } from './enrolled-device.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
 
 /** Devices that say what they like: what a statement about a broadcast is worth without the key. */
@@ -22,36 +23,12 @@ const [plant, telemetry] = [GroupId.parse('plant'), KeyId.parse('telemetry')]
 const names = ['gw-1', 'gw-2', 'gw-3'].map((name) => DeviceId.parse(name))
 const [one, two, three] = names as [DeviceId, DeviceId, DeviceId]
 let ctx: TestContext
-const privates = new Map<string, Buffer>()
+const recipients = new Map<string, Recipient>()
 
 const enrolled = (id: DeviceId, at: number): EnrolledDevice => {
-  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
-  const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
-  privates.set(id, Buffer.from((privateKey.export({ format: 'jwk' }) as { d: string }).d, 'base64url'))
-  return {
-    id,
-    version: 0,
-    state: 'enrolled',
-    serial: id.toUpperCase(),
-    model: 'gateway',
-    batch: 'b1',
-    registeredAt: at,
-    lastRefusal: null,
-    keys: { hardware: `idevid/${id}`, recipientSpki: spki, ldevidSpki: spki },
-    enrolledAt: at,
-    ldevidSerial: `${id}-1`,
-    tlsSerial: `${id}-2`,
-    previousTlsSerial: null,
-    resetCount: 0,
-    reportedResetCount: 0,
-    release: null,
-    floor: 0,
-    assurance: 'attested',
-    verdict: { verdict: 'affirming', reason: 'firmware.unmeasured', detail: '', release: null, at, claims: [] },
-    attestOrderedAt: null,
-    lastSeenAt: at,
-    agent: 'test',
-  }
+  const recipient = p256()
+  recipients.set(id, recipient)
+  return enrolledDevice(id, { spki: recipient.spki, at })
 }
 
 type Labels = BodyOf<'labels'> & { readonly open: Uint8Array }
@@ -73,9 +50,8 @@ afterEach(async () => await ctx.close())
 const heard = async (device: DeviceId): Promise<{ readonly labels: readonly Labels[]; readonly broadcasts: readonly BodyOf<'broadcast'>[] }> => {
   const labels: Labels[] = []
   const broadcasts: BodyOf<'broadcast'>[] = []
-  const ecdh = createECDH('prime256v1')
-  ecdh.setPrivateKey(privates.get(device) ?? Buffer.alloc(0))
-  const recipient = { point: new Uint8Array(ecdh.getPublicKey()), dh: async (point: Uint8Array) => new Uint8Array(ecdh.computeSecret(point)) }
+  const recipient = recipients.get(device)
+  if (recipient === undefined) throw new Error(`no device ${device}`)
   for (const bytes of ctx.bus.take(device)) {
     const message = readMessage(bytes, { max: 64 << 10 })
     const { body, device: to } = message.envelope

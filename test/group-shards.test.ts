@@ -10,7 +10,7 @@ import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { isFor, wrapLength } from '@fleetkey/protocol/subset-difference/broadcast.ts'
 import { slots } from '@fleetkey/protocol/subset-difference/tree.ts'
 import { groupAddress } from '@fleetkey/protocol/topics.ts'
-import type { EnrolledDevice, Member } from '@fleetkey/server/fleet/device.ts'
+import type { Member } from '@fleetkey/server/fleet/device.ts'
 import { broadcastId, type Broadcast } from '@fleetkey/server/keys/broadcast.ts'
 import { broadcastMessage, labelsMessage, touchSeats } from '@fleetkey/server/flows/broadcast.ts'
 import type { Context } from '@fleetkey/server/flows/context.ts'
@@ -20,6 +20,7 @@ import { entitledDevices } from '@fleetkey/server/flows/membership.ts'
 import { perform } from '@fleetkey/server/flows/perform.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { anEntry } from './conformance/store.ts'
+import { enrolledDevice } from './enrolled-device.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
 
 /** Members of two shards: the first is full, the second has the others. */
@@ -37,31 +38,6 @@ const point = new Uint8Array(recipient.getPublicKey())
 /** SubjectPublicKeyInfo of a point of P-256. */
 const spki = new Uint8Array(Buffer.concat([Buffer.from('3059301306072a8648ce3d020106082a8648ce3d030107034200', 'hex'), point]))
 
-const enrolled = (id: DeviceId, at: number): EnrolledDevice => ({
-  id,
-  version: 0,
-  state: 'enrolled',
-  serial: id.toUpperCase(),
-  model: 'gateway',
-  batch: 'b1',
-  registeredAt: at,
-  lastRefusal: null,
-  keys: { hardware: `idevid/${id}`, recipientSpki: spki, ldevidSpki: spki },
-  enrolledAt: at,
-  ldevidSerial: `${id}-1`,
-  tlsSerial: `${id}-2`,
-  previousTlsSerial: null,
-  resetCount: 0,
-  reportedResetCount: 0,
-  release: null,
-  floor: 0,
-  assurance: 'attested',
-  verdict: { verdict: 'affirming', reason: 'firmware.unmeasured', detail: '', release: null, at, claims: [] },
-  attestOrderedAt: null,
-  lastSeenAt: at,
-  agent: 'test',
-})
-
 let ctx: TestContext
 beforeAll(async () => {
   ctx = await testContext()
@@ -70,7 +46,7 @@ beforeAll(async () => {
   await setGroupPolicy(ctx, operator(), plant, { delivery: 'broadcast' })
   const rows = members.map((device): Member => ({ id: `${plant}/${device}`, version: 0, group: plant, device, joinedAt: at }))
   const writes = [
-    ...members.map((id) => ({ table: 'device', do: 'insert', row: enrolled(id, at) }) as const),
+    ...members.map((id) => ({ table: 'device', do: 'insert', row: enrolledDevice(id, { spki, at }) }) as const),
     ...rows.map((row) => ({ table: 'member', do: 'insert', row }) as const),
   ]
   await ctx.store.commit({ writes, entries: [anEntry()] })

@@ -1,4 +1,3 @@
-import { createECDH, generateKeyPairSync } from 'node:crypto'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { DeviceId, Epoch, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
@@ -7,7 +6,6 @@ import { readMessage } from '@fleetkey/protocol/signed.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
 import { sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { openSealed } from '@fleetkey/protocol/wrap.ts'
-import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
 import { acknowledge } from '@fleetkey/server/flows/acknowledge.ts'
 import { converge } from '@fleetkey/server/flows/converge.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
@@ -24,17 +22,10 @@ import { settleLedger } from '@fleetkey/server/flows/settle-ledger.ts'
 import { unprovenDevices } from '@fleetkey/server/flows/unproven.ts'
 import { filterTakes } from '@fleetkey/server/keys/span.ts'
 import { anEntry } from './conformance/store.ts'
+import { enrolledDevice, p256, type Recipient } from './enrolled-device.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
 
 const max = 64 << 10
-const p256 = (): { readonly spki: Uint8Array; readonly point: Uint8Array; dh(point: Uint8Array): Promise<Uint8Array> } => {
-  const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' })
-  const spki = new Uint8Array(publicKey.export({ format: 'der', type: 'spki' }))
-  const ecdh = createECDH('prime256v1')
-  ecdh.setPrivateKey(Buffer.from((privateKey.export({ format: 'jwk' }) as { d: string }).d, 'base64url'))
-  return { spki, point: spki.slice(-65), dh: async (point) => new Uint8Array(ecdh.computeSecret(point)) }
-}
-type Recipient = ReturnType<typeof p256>
 
 /** Names of which one is the beginning of another: the order of ids is not that of names. */
 const names = ['gw', 'gw-1', 'gw-10', 'gw-2', 'gw0'].map((name) => DeviceId.parse(name))
@@ -43,36 +34,18 @@ const groups = ['east', 'west'].map((name) => GroupId.parse(name))
 const keys = ['alarm', 'telemetry'].map((name) => KeyId.parse(name))
 const topics = ['plant/east/t', 'plant/west/t', 'plant/+/t', 'plant/#'] as const
 
-const enrolled = (id: DeviceId, recipient: Recipient, at: number): EnrolledDevice => ({
-  id,
-  version: 0,
-  state: 'enrolled',
-  serial: id.toUpperCase(),
-  model: 'gateway',
-  batch: batchOf(id),
-  registeredAt: at,
-  lastRefusal: null,
-  keys: { hardware: `idevid/${id}`, recipientSpki: recipient.spki, ldevidSpki: p256().spki },
-  enrolledAt: at,
-  ldevidSerial: `${id}-1`,
-  tlsSerial: `${id}-2`,
-  previousTlsSerial: null,
-  resetCount: 0,
-  reportedResetCount: 0,
-  release: null,
-  floor: 0,
-  assurance: 'attested',
-  verdict: { verdict: 'affirming', reason: 'firmware.unmeasured', detail: '', release: null, at, claims: [] },
-  attestOrderedAt: null,
-  lastSeenAt: at,
-  agent: 'test',
-})
-
 /** A fleet without sockets: devices that open what they are sent, and answer as the agent does when they are let. */
 const openFleet = async () => {
   const ctx = await testContext()
   const recipients = new Map(names.map((name) => [name as string, p256()]))
-  const writes = names.map((name) => ({ table: 'device', do: 'insert', row: enrolled(name, recipients.get(name) as Recipient, ctx.clock.now) }) as const)
+  const writes = names.map(
+    (name) =>
+      ({
+        table: 'device',
+        do: 'insert',
+        row: enrolledDevice(name, { spki: (recipients.get(name) as Recipient).spki, at: ctx.clock.now, batch: batchOf(name), ldevidSpki: p256().spki }),
+      }) as const,
+  )
   await ctx.store.commit({ writes, entries: [anEntry()] })
   for (const group of groups) await createGroup(ctx, operator(), group)
   const held = new Map<string, Map<string, { secret: Secret; nonce: Uint8Array; stage: 'installed' | 'active' }>>(names.map((name) => [name, new Map()]))
