@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { missingPoints } from './faults/points.ts'
 import { runScenario } from './faults/scenario.ts'
 
 const factory = mkdtempSync(join(tmpdir(), 'fk-factory-'))
@@ -40,14 +41,8 @@ const run = async (of: { readonly server?: NodeJS.ProcessEnv; readonly boards?: 
 test('the path renews and returns: it reaches the steps below', { timeout: 240_000 }, async () => {
   const [server, boards] = [join(factory, 'server.steps'), join(factory, 'boards.steps')]
   expect(await run({ server: { FLEETKEY_STEPS: server }, boards: { FLEETKEY_STEPS: boards } })).toBe(0)
-  const reached = (path: string): readonly string[] => readFileSync(path, 'utf8').trim().split('\n')
-  const missing = (path: string, points: readonly string[]): readonly string[] =>
-    points.filter((point) => {
-      const [name, count = '1'] = point.split('#')
-      return reached(path).filter((step) => step === name).length < Number(count)
-    })
-  expect(missing(server, [...serverSteps, ...returning, ...answered])).toEqual([])
-  expect(missing(boards, [...agentSteps, ...back])).toEqual([])
+  expect(missingPoints(server, [...serverSteps, ...returning, ...answered])).toEqual([])
+  expect(missingPoints(boards, [...agentSteps, ...back])).toEqual([])
 })
 
 describe.concurrent('kill -9 of the server at', { timeout: 240_000 }, () => {

@@ -79,7 +79,7 @@ test('there was trouble enough', () => {
       `${[...treated].map(([name, count]) => `${name} ${count}`).join(', ')}; at rest after ${Math.round(rests[rests.length >> 1] ?? 0)} s (median) of virtual time, ` +
       `at most ${Math.round(rests.at(-1) ?? 0)} s\n`,
   )
-  expect(sum(({ kills }) => kills.server)).toBeGreaterThan(schedules / 2)
+  expect(sum(({ kills }) => kills.server)).toBeGreaterThan(schedules)
   expect(sum(({ kills }) => kills.device)).toBeGreaterThan(schedules / 2)
   for (const name of ['drop', 'repeat', 'late', 'swap', 'flip', 'cut', 'replay']) expect(treated.get(name) ?? 0, name).toBeGreaterThan(10)
 })

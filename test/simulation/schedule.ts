@@ -299,19 +299,19 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       },
     ],
     [
-      4,
+      8,
       () => {
         countdown = dice.roll(12)
         tell(`the server will be killed ${countdown} steps from now`)
       },
     ],
     [
-      2,
+      4,
       () => {
         if (crashNow !== undefined) crash('anywhere')
       },
     ],
-    [4, async () => await start()],
+    [8, async () => await start()],
     [
       4,
       () => {
