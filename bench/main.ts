@@ -28,7 +28,7 @@ import { measureEviction, measureNaive } from './eviction.ts'
 import { measureInventory } from './inventory.ts'
 import { measureLedger } from './ledger.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
-import { measureLists, measureRevocation } from './revocation.ts'
+import { measureAnswers, measureLists, measureRevocation } from './revocation.ts'
 import { openLiveFleet } from './live-fleet.ts'
 import { measureMosquitto } from './mosquitto.ts'
 import { measureRotation } from './rotation.ts'
@@ -50,6 +50,7 @@ const names = [
   'issuance',
   'revocation',
   'crl',
+  'ocsp',
   'inventory',
   'ledger',
   'eviction',
@@ -384,6 +385,16 @@ const measure = async (): Promise<void> => {
       print({ bench: 'crl', metric: `bytes-${name}`, value: bytes, unit: 'bytes' })
     }
   }
+  if (wanted.includes('ocsp')) {
+    const folder = mkdtempSync(join(tmpdir(), 'fk-bench-'))
+    try {
+      const { ahead, signed, floor } = await measureAnswers(folder)
+      print({ bench: 'ocsp', metric: 'ahead', value: Math.round(ahead), unit: '1/s', floor: Math.round(floor), ratio: rounded(ahead / floor) })
+      print({ bench: 'ocsp', metric: 'signed', value: Math.round(signed), unit: '1/s', floor: Math.round(floor), ratio: rounded(signed / floor) })
+    } finally {
+      rmSync(folder, { recursive: true, force: true })
+    }
+  }
   if (wanted.includes('ledger')) {
     const folder = mkdtempSync(join(tmpdir(), 'fk-bench-'))
     try {
@@ -461,7 +472,20 @@ const measure = async (): Promise<void> => {
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
   if (wanted.includes('enrolment') || wanted.includes('start')) await runAtSize(wanted, print)
-  const alone: readonly Name[] = [...ofFleet, 'start', 'software-tpm', 'evidence', 'issuance', 'crl', 'inventory', 'ledger', 'eviction', 'wraps', 'softhsm']
+  const alone: readonly Name[] = [
+    ...ofFleet,
+    'start',
+    'software-tpm',
+    'evidence',
+    'issuance',
+    'crl',
+    'ocsp',
+    'inventory',
+    'ledger',
+    'eviction',
+    'wraps',
+    'softhsm',
+  ]
   const ofServer = wanted.filter((name) => !alone.includes(name))
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }

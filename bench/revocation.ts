@@ -2,9 +2,12 @@ import { createHash, createPrivateKey, generateKeyPairSync, randomBytes, sign } 
 import { closeSync, fdatasyncSync, openSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
+import { makeOcspRequest } from '@fleetkey/protocol/x509/ocsp.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
 import type { Context, Write } from '@fleetkey/server/flows/context.ts'
+import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { statusLists, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
@@ -183,4 +186,54 @@ export const measureLists = async (entries: number): Promise<ListFigures> => {
   }
   const of = (field: keyof ListFigures): number => median(rounds.map((round) => round[field]))
   return { complete: of('complete'), again: of('again'), delta: of('delta'), floor: of('floor'), bytes: of('bytes') }
+}
+
+export interface AnswerFigures {
+  /** Answers a second by the clock: made ahead, and signed for who asks because of a nonce. */
+  readonly ahead: number
+  readonly signed: number
+  /** Bare signatures a second. */
+  readonly floor: number
+}
+
+/** OCSP about a thousand certificates in a durable store, one request after the other, keys in this process. Medians of 5. */
+export const measureAnswers = async (folder: string): Promise<AnswerFigures> => {
+  const memory = await testContext()
+  const store = await openSqliteStore(join(folder, 'ocsp-store'))
+  const ctx: Context = { ...memory, store }
+  try {
+    const device = DeviceId.parse('gw-1')
+    const rows = Array.from({ length: 1000 }, () => certificate('valid', device, ctx.now()))
+    await store.commit({ writes: rows.map((row): Write => ({ table: 'certificate', do: 'insert', row })), entries: [entry] })
+    const { subject, spki } = ctx.authority
+    const fields = inside(whole(spki, tags.sequence))
+    fields.next(tags.sequence)
+    const sha1 = (bytes: Uint8Array): Uint8Array => createHash('sha1').update(bytes).digest()
+    const names = { hash: 'sha1', issuerNameHash: sha1(subject), issuerKeyHash: sha1(readBits(fields.next(tags.bitString))) } as const
+    const responder = ocspResponder(ctx)
+    const answers = async (nonce: () => { readonly nonce?: Uint8Array }): Promise<number> => {
+      const requests = rows.map(({ id }) => makeOcspRequest({ ...names, serial: Buffer.from(id, 'hex'), ...nonce() }))
+      const started = performance.now()
+      for (const request of requests) {
+        // Time goes on, so that nobody is told to come later.
+        memory.clock.now += 10
+        if ((await responder.answer(request)).bytes.length < 100) throw new Error('no answer')
+      }
+      return (requests.length / (performance.now() - started)) * 1000
+    }
+    await answers(() => ({}))
+    const key = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }).privateKey
+    const rounds: AnswerFigures[] = []
+    for (let round = 0; round < 5; round++) {
+      const [ahead, signed] = [await answers(() => ({})), await answers(() => ({ nonce: randomBytes(16) }))]
+      const started = performance.now()
+      for (let count = 0; count < 1000; count++) sign('sha256', randomBytes(200), key)
+      rounds.push({ ahead, signed, floor: 1_000_000 / (performance.now() - started) })
+    }
+    const of = (field: keyof AnswerFigures): number => median(rounds.map((round) => round[field]))
+    return { ahead: of('ahead'), signed: of('signed'), floor: of('floor') }
+  } finally {
+    await store.close()
+    await memory.close()
+  }
 }

@@ -10,14 +10,19 @@ import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { parseCrl } from '@fleetkey/protocol/x509/crl.ts'
 import { inside, readBits, readUnsigned, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { makeOcspRequest, parseOcspRequest } from '@fleetkey/protocol/x509/ocsp.ts'
+import type { Caller } from '@fleetkey/server/access/caller.ts'
 import { statusPlaces } from '@fleetkey/server/api/status.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import { pointOf } from '@fleetkey/server/ca/revocation-list.ts'
 import { issuerOf, statusLists, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
+import { life } from '@fleetkey/server/ca/kept-answers.ts'
 import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
+import { revokeCa } from '@fleetkey/server/flows/revoke-ca.ts'
+import { distributeCa, prepareCa } from '@fleetkey/server/flows/rollover.ts'
+import { grantApproval } from '@fleetkey/server/flows/second-person.ts'
 import { prepareCertificates, recordIssued } from '@fleetkey/server/flows/issue.ts'
 import { perform } from '@fleetkey/server/flows/perform.ts'
-import { testContext, type TestContext } from './harness.ts'
+import { operator, testContext, type TestContext } from './harness.ts'
 import { survey } from './mutations.ts'
 import { freePort } from './ports.ts'
 import { hasProgram } from './programs.ts'
@@ -121,22 +126,57 @@ describe.skipIf(!hasProgram('openssl'))('judged by openssl and certtool', () => 
     const bytes = readFileSync(request)
     for (const text of [encodeURIComponent(bytes.toString('base64')), bytes.toString('base64')]) {
       const response = await fetch(`${url}/ocsp/${text}`)
-      expect(response.headers.get('cache-control')).toMatch(/^public, max-age=\d+$/)
-      writeFileSync(path('response.der'), new Uint8Array(await response.arrayBuffer()))
-      const judged = await output(
-        'openssl',
-        'ocsp',
-        '-issuer',
-        path('issuing.pem'),
-        '-cert',
-        path('gw-1.pem'),
-        '-respin',
-        path('response.der'),
-        '-CAfile',
-        path('chain.pem'),
-      )
-      expect(judged).toContain('gw-1.pem: good')
+      expect(await judged('gw-1', response)).toContain('gw-1.pem: good')
     }
+  })
+
+  /** What openssl makes of an answer that came over HTTP. */
+  const judged = async (device: string, response: Response): Promise<string> => {
+    expect(response.status).toBe(200)
+    writeFileSync(path('response.der'), new Uint8Array(await response.arrayBuffer()))
+    const [issuer, certificate, answer] = [path('issuing.pem'), path(`${device}.pem`), path('response.der')]
+    return await output('openssl', 'ocsp', '-issuer', issuer, '-cert', certificate, '-respin', answer, '-CAfile', path('chain.pem'), '-resp_text')
+  }
+
+  // RFC 5019 §6.2: what lets caches stand between.
+  test('made ahead: the same answer for everybody, as caches want it by GET; on hold at once, whatever was kept', async () => {
+    const request = path('ahead.der')
+    await run('openssl', ['ocsp', '-issuer', path('issuing.pem'), '-cert', path('gw-1.pem'), '-no_nonce', '-reqout', request])
+    const bytes = readFileSync(request)
+    const place = `${url}/ocsp/${encodeURIComponent(bytes.toString('base64'))}`
+    const post = async (): Promise<Response> =>
+      await fetch(`${url}/ocsp`, { method: 'POST', body: bytes, headers: { 'content-type': 'application/ocsp-request' } })
+    const first = await fetch(place)
+    const header = (name: string): string => first.headers.get(name) ?? ''
+    const body = new Uint8Array(await first.clone().arrayBuffer())
+    expect(header('content-type')).toBe('application/ocsp-response')
+    expect(Number(header('content-length'))).toBe(body.length)
+    const [, age] = /^max-age=(\d+), public, no-transform, must-revalidate$/.exec(header('cache-control')) ?? []
+    expect(Number(age)).toBeGreaterThan(290)
+    expect(Number(age)).toBeLessThanOrEqual(300)
+    expect(header('etag')).toBe(`"${createHash('sha256').update(body).digest('hex')}"`)
+    const said = await judged('gw-1', first)
+    expect(said).toContain('Response verify OK')
+    expect(said).toContain('gw-1.pem: good')
+    const time = (name: string): number => Date.parse(new RegExp(`${name}: (.*)`).exec(said)?.[1] ?? '')
+    expect(Date.parse(header('last-modified'))).toBe(time('Produced At'))
+    expect(Date.parse(header('expires'))).toBeLessThan(time('Next Update'))
+    expect(Math.abs(Date.parse(header('expires')) - Date.parse(header('date')) - Number(age) * 1000)).toBeLessThanOrEqual(2_000)
+    const again = await fetch(place, { headers: { 'if-none-match': header('etag') } })
+    expect(again.status).toBe(304)
+    expect(again.headers.get('etag')).toBe(header('etag'))
+    const head = await fetch(place, { method: 'HEAD' })
+    expect([head.headers.get('etag'), (await head.arrayBuffer()).byteLength]).toEqual([header('etag'), 0])
+    // The very same bytes by POST, which no cache may answer.
+    const posted = await post()
+    expect(posted.headers.get('cache-control')).toBe('no-store')
+    expect(new Uint8Array(await posted.arrayBuffer())).toEqual(body)
+
+    await world.client.call('device.suspend', { params: { id: 'gw-1' }, body: { reason: 'repair' } })
+    const held = await fetch(place, { headers: { 'if-none-match': header('etag'), 'if-modified-since': header('last-modified') } })
+    expect(await judged('gw-1', held)).toContain('gw-1.pem: revoked')
+    await world.client.call('device.reinstate', { params: { id: 'gw-1' } })
+    expect(await judged('gw-1', await post())).toContain('gw-1.pem: good')
   })
 
   test('the issuing CA: good, said by the responder of the root', async () => {
@@ -340,22 +380,108 @@ describe('lists and answers', () => {
     })
   }
 
-  test('an answer is signed once and handed out again, until the status changes', async () => {
-    const responder = ocspResponder(ctx)
+  const uses = async (): Promise<number> => (await ctx.kms.describe('ocsp-issuing'))?.uses ?? 0
+  const one = async (): Promise<Certificate> => {
     const [row] = await issue(1)
     if (row === undefined) throw new Error('no certificate')
-    const uses = async (): Promise<number> => (await ctx.kms.describe('ocsp-issuing'))?.uses ?? 0
+    return row
+  }
+
+  test('an answer is signed once and handed out again, however many ask, until the status changes', async () => {
+    const responder = ocspResponder(ctx)
+    const row = await one()
     const first = await responder.answer(request(row.id))
+    expect(first.valid).toEqual({ from: ctx.clock.now, until: ctx.clock.now + life })
     const before = await uses()
     expect((await responder.answer(request(row.id))).bytes).toEqual(first.bytes)
     expect(await uses()).toBe(before)
     const nonced = await responder.answer(request(row.id, random(32)))
-    expect(nonced.until).toBeNull()
+    expect(nonced.valid).toBeNull()
     expect(await uses()).toBe(before + 1)
-    responder.changed(await end([row], 'revoked'))
-    const after = await responder.answer(request(row.id))
-    expect(after.bytes).not.toEqual(first.bytes)
+    // Nobody tells the responder: it reads the row.
+    await end([row], 'revoked')
+    const many = await Promise.all(Array.from({ length: 50 }, async () => await responder.answer(request(row.id))))
+    expect(new Set(many.map(({ bytes }) => Buffer.from(bytes).toString('hex'))).size).toBe(1)
+    expect(many[0]?.bytes).not.toEqual(first.bytes)
     expect(await uses()).toBe(before + 2)
+  })
+
+  test('revoked while “good” is being signed: whoever asks afterwards is told, and “good” is never handed out again', async () => {
+    const responder = ocspResponder(ctx)
+    const row = await one()
+    await responder.answer(request('40'))
+    const sign = ctx.kms.sign.bind(ctx.kms)
+    let release = (): void => undefined
+    const held = new Promise<void>((resolve) => (release = resolve))
+    ctx.kms.sign = async (batch) => {
+      await held
+      return await sign(batch)
+    }
+    const good = responder.answer(request(row.id))
+    await new Promise((resolve) => void setImmediate(resolve))
+    ctx.kms.sign = sign
+    const [ended] = await end([row], 'revoked')
+    const revoked = await responder.answer(request(row.id))
+    release()
+    expect((await good).bytes).not.toEqual(revoked.bytes)
+    expect(ended?.status).toBe('revoked')
+    const before = await uses()
+    // Made last, “good” lies in the store; the row speaks against it.
+    const after = await responder.answer(request(row.id))
+    expect(statusIn(after.bytes)).toBe('revoked')
+    expect(statusIn(revoked.bytes)).toBe('revoked')
+    expect(statusIn((await good).bytes)).toBe('good')
+    expect(await uses()).toBeLessThanOrEqual(before + 1)
+  })
+
+  test('what is wanted is made anew before it is over, what nobody asks for is forgotten', async () => {
+    const responder = ocspResponder(ctx)
+    const [wanted, once] = [await one(), await one()]
+    const first = await responder.answer(request(wanted.id))
+    await responder.answer(request(wanted.id))
+    await responder.answer(request(once.id))
+    const before = await uses()
+    ctx.clock.now += life / 2 - 1_000
+    await responder.renew()
+    expect(await uses()).toBe(before)
+    ctx.clock.now += 1_000
+    await responder.renew()
+    expect(await uses()).toBe(before + 1)
+    const second = await responder.answer(request(wanted.id))
+    expect(await uses()).toBe(before + 1)
+    expect(second.valid?.from).toBe((first.valid?.from ?? 0) + life / 2)
+    await responder.answer(request(once.id))
+    expect(await uses()).toBe(before + 2)
+    // Nobody has renewed it in time: it is not handed out to be over when it arrives.
+    ctx.clock.now += life - 30_000
+    expect((await responder.answer(request(wanted.id))).valid?.from).toBe(Math.floor(ctx.clock.now / 1000) * 1000)
+  })
+
+  test('serials that nobody has are kept nowhere, and take nothing from certificates that exist', async () => {
+    const responder = ocspResponder(ctx)
+    const row = await one()
+    await responder.answer(request(row.id))
+    const flood = await Promise.all(Array.from({ length: 500 }, async (_, at) => await responder.answer(request((0x4000 + at).toString(16)))))
+    expect(flood.filter(({ bytes }) => bytes.length < 10)).toHaveLength(100)
+    expect(flood.every(({ valid }) => valid === null)).toBe(true)
+    expect((await responder.answer(request((await one()).id))).bytes.length).toBeGreaterThan(100)
+    expect((await responder.answer(request(row.id))).valid).not.toBeNull()
+  })
+
+  test('of a CA that is gone nothing is handed out, whatever was kept', async () => {
+    const responder = ocspResponder(ctx)
+    const row = await one()
+    const before = request(row.id)
+    expect(statusIn((await responder.answer(before)).bytes)).toBe('good')
+    const alice = operator()
+    const bob: Caller = { ...operator(), id: 'bob' } as Caller
+    await prepareCa(ctx, alice, { root: false })
+    ctx.clock.now += 1_000
+    await distributeCa(ctx, alice)
+    const { approval } = await revokeCa(ctx, alice, 'issuing', { why: 'stolen', force: true })
+    await grantApproval(ctx, bob, approval ?? '')
+    await revokeCa(ctx, alice, 'issuing', { why: 'stolen', force: true })
+    expect(statusIn((await responder.answer(before)).bytes)).not.toBe('good')
   })
 
   test('a flood of new nonces is told to come later, unsigned', async () => {
@@ -409,4 +535,19 @@ const signatureOf = (der: Uint8Array): Uint8Array => {
   outer.next(tags.sequence)
   outer.next(tags.sequence)
   return readBits(outer.next(tags.bitString))
+}
+
+/** What a response with one answer says, read with our own reader; its signature is for openssl to judge. */
+const statusIn = (response: Uint8Array): 'good' | 'revoked' | 'unknown' | 'error' => {
+  const outer = inside(whole(response, tags.sequence))
+  outer.next(tags.enumerated)
+  if (outer.done) return 'error'
+  const bytes = inside(whole(outer.next(0xa0).content, tags.sequence))
+  bytes.next(tags.oid)
+  const data = inside(whole(bytes.next(tags.octetString).content, tags.sequence)).enter(tags.sequence)
+  data.next(0xa1)
+  data.next(tags.generalizedTime)
+  const single = data.enter(tags.sequence).enter(tags.sequence)
+  single.next(tags.sequence)
+  return ({ 0x80: 'good', 0xa1: 'revoked' } as const)[single.peek() ?? 0] ?? 'unknown'
 }

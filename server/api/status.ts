@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { maxOcspRequest } from '@fleetkey/protocol/x509/ocsp.ts'
@@ -22,6 +23,8 @@ const listPlace =
 
 /** Rounds of publishing while nothing happens, and how soon one follows a change: several changes share it. */
 const every = { round: 60_000, change: 500 } as const
+/** How long a cache between us and who asks may hand out an OCSP answer, whatever has happened since. */
+const cachedFor = 5 * 60_000
 /** Of a URL that holds an OCSP request in base64 (RFC 6960 §A.1). */
 const maxPath = Math.ceil(maxOcspRequest / 3) * 4 * 2
 
@@ -32,6 +35,8 @@ interface Answer {
   /** Milliseconds since 1970; null: nobody may keep it. */
   readonly until: number | null
   readonly etag?: string
+  /** Milliseconds since 1970. */
+  readonly modified?: number
 }
 
 const plain = (status: number, text: string): Answer => ({ status, type: 'text/plain', body: `${text}\n`, until: null })
@@ -77,10 +82,14 @@ export const statusService = (ctx: Context, base: string): StatusService => {
   const lists = statusLists(ctx, listPlace(base))
   const responder = ocspResponder(ctx)
 
-  const ocsp = async (request: Uint8Array | undefined): Promise<Answer> => {
+  /** `isShared`: by GET, which caches between here and who asks may answer (RFC 5019 §6). */
+  const ocsp = async (request: Uint8Array | undefined, isShared: boolean): Promise<Answer> => {
     if (request === undefined) return plain(400, 'no OCSP request')
-    const { bytes, until } = await responder.answer(request)
-    return { status: 200, type: 'application/ocsp-response', body: bytes, until }
+    const { bytes, valid } = await responder.answer(request)
+    const common = { status: 200, type: 'application/ocsp-response', body: bytes } as const
+    if (valid === null || !isShared) return { ...common, until: null }
+    const etag = `"${createHash('sha256').update(bytes).digest('hex')}"`
+    return { ...common, until: Math.min(valid.until, ctx.now() + cachedFor), etag, modified: valid.from }
   }
 
   const list = (name: string): Answer => {
@@ -95,9 +104,9 @@ export const statusService = (ctx: Context, base: string): StatusService => {
     const path = url.split('?')[0] ?? '/'
     if (path.length > maxPath) return plain(414, 'too long')
     const isRead = method === 'GET' || method === 'HEAD'
-    if (method === 'POST' && path === '/ocsp') return await ocsp(await readBody(request))
+    if (method === 'POST' && path === '/ocsp') return await ocsp(await readBody(request), false)
     if (!isRead) return plain(405, 'GET, HEAD, or POST to /ocsp')
-    if (path.startsWith('/ocsp/')) return await ocsp(requestIn(path.slice('/ocsp/'.length)))
+    if (path.startsWith('/ocsp/')) return await ocsp(requestIn(path.slice('/ocsp/'.length)), true)
     if (path.startsWith('/crl/')) return list(path.slice('/crl/'.length))
     const certificate = path.startsWith('/ca/') ? ctx.authority.certificates.get(path.slice('/ca/'.length)) : undefined
     if (certificate !== undefined) return { status: 200, type: 'application/pkix-cert', body: certificate, until: ctx.now() + 3_600_000 }
@@ -105,13 +114,17 @@ export const statusService = (ctx: Context, base: string): StatusService => {
   }
 
   const write = (request: IncomingMessage, response: ServerResponse, answer: Answer): void => {
-    const { status, type, body, until, etag } = answer
+    const { status, type, body, until, etag, modified } = answer
     const age = until === null ? 0 : Math.max(0, Math.floor((until - ctx.now()) / 1000))
     const headers = {
-      'cache-control': age === 0 ? 'no-store' : `public, max-age=${age}`,
+      ...(age === 0
+        ? { 'cache-control': 'no-store' }
+        : { 'cache-control': `max-age=${age}, public, no-transform, must-revalidate`, expires: new Date(ctx.now() + age * 1000).toUTCString() }),
       'x-content-type-options': 'nosniff',
       ...(etag === undefined ? {} : { etag }),
+      ...(modified === undefined ? {} : { 'last-modified': new Date(modified).toUTCString() }),
     }
+    // If-Modified-Since is not heard: two answers of one second may say different things.
     if (etag !== undefined && request.headers['if-none-match'] === etag) {
       response.writeHead(304, headers)
       return void response.end()
@@ -155,7 +168,6 @@ export const statusService = (ctx: Context, base: string): StatusService => {
     server,
     changed(rows) {
       lists.changed(rows)
-      responder.changed(rows)
       if (rounds === undefined) return
       soon ??= setTimeout(() => {
         soon = undefined
@@ -167,7 +179,7 @@ export const statusService = (ctx: Context, base: string): StatusService => {
       publish()
       rounds = setInterval(() => {
         publish()
-        responder.renew().catch((thrown: unknown) => ctx.log(`OCSP responder: ${toProblem(thrown).message.slice(0, 500)}`))
+        responder.renew().catch((thrown: unknown) => ctx.log(`OCSP answers: ${toProblem(thrown).message.slice(0, 500)}`))
       }, every.round)
     },
     async stop() {

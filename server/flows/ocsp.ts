@@ -5,37 +5,32 @@ import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { ocspError, ocspResponse, ocspResponseData, parseOcspRequest, type CertId, type OcspStatus } from '@fleetkey/protocol/x509/ocsp.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Certificate } from '../ca/certificate.ts'
+import { KeptAnswers, life, nameOf, type OcspAnswer } from '../ca/kept-answers.ts'
 import type { Context } from './context.ts'
 import { claimSpki, prepareCertificates, recordIssued, type Issuer } from './issue.ts'
 import { isDue } from './own-certificates.ts'
 import { perform } from './perform.ts'
+import { inChunks } from './rows.ts'
 import { issuerOf, issuers, type AuthorityName } from './status-lists.ts'
 
 const second = 1000
-const minute = 60_000
-/** How long an answer may be relied on, and how long one is handed out that was made before. */
-const validity = 10 * minute
-const kept = 5 * minute
-/** Answers that wait to be asked for again. */
-const maxKept = 50_000
-/** Signatures a second for strangers: whoever asks with ever new nonces gets no more of this machine. */
-const signatures = { perSecond: 200, burst: 400 } as const
+/**
+ * Signatures a second, of each kind by itself: answers about certificates that exist, which are kept and made ahead, and what a stranger can ask for without end,
+ * nonces and serials that nobody has. Neither takes anything from the other.
+ */
+const signatures = { ahead: { perSecond: 1000, burst: 2000 }, forOne: { perSecond: 200, burst: 400 } } as const
+/** Answers that are made anew at a time: one batch for the KMS. */
+const atOnce = 64
 
 const system: Caller = { kind: 'system', id: 'ocsp', from: 'server' }
-
-export interface OcspAnswer {
-  readonly bytes: Uint8Array
-  /** Until when a cache may hand it out; null: to nobody else. */
-  readonly until: number | null
-}
 
 export interface Responder {
   /** The answer to one request, always an OCSPResponse. */
   answer(request: Uint8Array): Promise<OcspAnswer>
-  /** Makes the certificates of responders that speak already, and whose time is up, anew: whether or not anybody asks. */
+  /**
+   * Makes anew, whether or not anybody asks, the certificates of responders that speak already, and answers that are wanted and half over. Run every minute.
+   */
   renew(): Promise<void>
-  /** Forgets what it has said of these. */
-  changed(certificates: readonly Certificate[]): void
 }
 
 interface Signing {
@@ -84,11 +79,11 @@ const namesOf = (issuer: Issuer, hash: CertId['hash']): { readonly name: Buffer;
   return { name: digest(issuer.subject), key: digest(bits) }
 }
 
-const limiter = (now: () => number): (() => boolean) => {
-  let [tokens, since]: [number, number] = [signatures.burst, now()]
+const limiter = (now: () => number, { perSecond, burst }: { readonly perSecond: number; readonly burst: number }): (() => boolean) => {
+  let [tokens, since]: [number, number] = [burst, now()]
   return () => {
     const at = now()
-    tokens = Math.min(signatures.burst, tokens + (Math.max(0, at - since) * signatures.perSecond) / second)
+    tokens = Math.min(burst, tokens + (Math.max(0, at - since) * perSecond) / second)
     since = at
     if (tokens < 1) return false
     tokens--
@@ -96,15 +91,26 @@ const limiter = (now: () => number): (() => boolean) => {
   }
 }
 
+const statusOf = ({ status, revokedAt, code }: Certificate, now: number): OcspStatus['status'] =>
+  status === 'valid' ? 'good' : { revokedAt: revokedAt ?? now, code: code ?? 'unspecified' }
+
+/** Everything of a row that an answer about it says. */
+const said = ({ status, revokedAt, code }: Certificate): string => `${status} ${revokedAt ?? ''} ${code ?? ''}`
+
 /**
- * Answers about certificates of both CAs, from their rows: good, revoked with time and reason (on hold too), unknown for whatever was not issued here. What was
- * said about one certificate without a nonce is said again for five minutes, unless its status changes; a nonce is signed anew (RFC 9654).
+ * Answers about certificates of both CAs: good, revoked with time and reason (on hold too), unknown for whatever was not issued here.
+ *
+ * What is asked without a nonce about a certificate that exists is answered from a store of answers that were made before (RFC 6960 §2.5, RFC 5019): the first
+ * question has it made, then it is made anew every quarter of an hour for as long as somebody asks. A kept answer saves the signature and decides nothing: the row
+ * is read for every request, and the answer goes out only while the row says the same. With a nonce (RFC 9654), about several certificates, or about one that was not
+ * issued here, it is signed for who asks.
  */
 export const ocspResponder = (ctx: Context): Responder => {
-  const said = new Map<string, { readonly answer: OcspAnswer; readonly until: number }>()
+  const kept = new KeptAnswers()
+  const underWay = new Map<string, Promise<OcspAnswer>>()
   const signing = new Map<AuthorityName, Signing>()
-  const bySerial = new Map<string, Set<string>>()
-  const maySign = limiter(ctx.now)
+  const mayPrepare = limiter(ctx.now, signatures.ahead)
+  const maySign = limiter(ctx.now, signatures.forOne)
   const namesNow = (): ReadonlyMap<string, AuthorityName> =>
     new Map(
       [...issuers(ctx)].flatMap(([authority, issuer]) =>
@@ -117,7 +123,7 @@ export const ocspResponder = (ctx: Context): Responder => {
   let names = namesNow()
   ctx.authority.onChange(async () => {
     names = namesNow()
-    said.clear()
+    kept.clear()
   })
   const authorityOf = (id: CertId): AuthorityName | undefined =>
     names.get(`${id.hash}/${Buffer.from(id.issuerNameHash).toString('hex')}/${Buffer.from(id.issuerKeyHash).toString('hex')}`)
@@ -130,62 +136,77 @@ export const ocspResponder = (ctx: Context): Responder => {
     return made
   }
 
-  /** `authority`: whose responder answers; about certificates of another CA it knows nothing. */
-  const statusOf = async (id: CertId, authority: AuthorityName): Promise<OcspStatus['status']> => {
-    if (authorityOf(id) !== authority) return 'unknown'
+  /** The certificate that is asked about, if this CA has issued it. */
+  const rowOf = async (id: CertId, authority: AuthorityName): Promise<Certificate | undefined> => {
+    if (authorityOf(id) !== authority) return undefined
     const row = await ctx.store.get('certificate', id.serial)
-    if (row === undefined || issuerOf(row) !== authority) return 'unknown'
-    return row.status === 'valid' ? 'good' : { revokedAt: row.revokedAt ?? ctx.now(), code: row.code ?? 'unspecified' }
+    return row === undefined || issuerOf(row) !== authority ? undefined : row
   }
 
-  const forget = (serial: string): void => {
-    for (const key of bySerial.get(serial) ?? []) said.delete(key)
-    bySerial.delete(serial)
-  }
-
-  const remember = (serial: string, key: string, answer: OcspAnswer): void => {
-    // Dropped meanwhile: what the answer says may be outdated.
-    if (bySerial.get(serial)?.has(key) === true) said.set(key, { answer, until: ctx.now() + kept })
-  }
-
-  /** Before the row is read: a change from then on drops the note. */
-  const note = (serial: string, key: string): void => {
-    if (bySerial.size >= maxKept) {
-      said.clear()
-      bySerial.clear()
-    }
-    bySerial.set(serial, (bySerial.get(serial) ?? new Set()).add(key))
-  }
-
-  const make = async (ids: readonly CertId[], nonce: Uint8Array | null): Promise<OcspAnswer> => {
-    const [first] = ids
-    const authority = (first === undefined ? undefined : authorityOf(first)) ?? 'issuing'
+  /** `authority`: whose responder answers. `rows`: what each certificate is; undefined where its responder knows nothing of it. */
+  const make = async (
+    authority: AuthorityName,
+    asked: readonly { readonly id: CertId; readonly row: Certificate | undefined }[],
+    nonce: Uint8Array | null,
+  ): Promise<OcspAnswer> => {
     const { key, certificate } = await signer(authority)
-    const at = Math.floor(ctx.now() / second) * second
-    const statuses: OcspStatus[] = []
-    for (const id of ids) statuses.push({ id, status: await statusOf(id, authority), thisUpdate: at, nextUpdate: at + validity })
-    const data = ocspResponseData({ responder: certificate.subject, producedAt: at, statuses, nonce })
+    const from = Math.floor(ctx.now() / second) * second
+    const until = Math.min(from + life, certificate.notAfter)
+    const statuses = asked.map(
+      ({ id, row }) => ({ id, status: row === undefined ? 'unknown' : statusOf(row, from), thisUpdate: from, nextUpdate: until }) as const,
+    )
+    const data = ocspResponseData({ responder: certificate.subject, producedAt: from, statuses, nonce })
     const [signature] = await ctx.kms.sign([{ key, purpose: 'ocsp-signing', data }])
     if (signature === undefined) throw new Problem('internal', 'the KMS gave no signature')
-    return { bytes: ocspResponse(data, signature, certificate.der), until: nonce === null ? at + kept : null }
+    return { bytes: ocspResponse(data, signature, certificate.der), valid: nonce === null ? { from, until } : null }
   }
 
-  const error = (which: Parameters<typeof ocspError>[0]): OcspAnswer => ({ bytes: ocspError(which), until: null })
+  const turnOf = (id: CertId, row: Certificate): string => `${nameOf(id)} ${said(row)}`
+
+  /** Makes one that is kept. */
+  const prepare = async (authority: AuthorityName, id: CertId, row: Certificate): Promise<OcspAnswer> => {
+    const turn = turnOf(id, row)
+    const making = make(authority, [{ id, row }], null)
+    underWay.set(turn, making)
+    try {
+      const answer = await making
+      kept.put(id, { said: said(row), answer })
+      return answer
+    } finally {
+      if (underWay.get(turn) === making) underWay.delete(turn)
+    }
+  }
+
+  /** What is known of one certificate, kept or made to be kept; undefined for one that was not issued here: serials can be invented without end. */
+  const fromStore = async (id: CertId): Promise<OcspAnswer | undefined> => {
+    const authority = authorityOf(id)
+    const row = authority === undefined ? undefined : await rowOf(id, authority)
+    if (authority === undefined || row === undefined) return undefined
+    const before = kept.get(id, ctx.now())
+    if (before?.said === said(row)) return before.answer
+    // Who asks while it is made waits for the same, unless the certificate has changed in between.
+    const making = underWay.get(turnOf(id, row))
+    if (making !== undefined) return await making
+    return mayPrepare() ? await prepare(authority, id, row) : error('tryLater')
+  }
+
+  const forOne = async (ids: readonly CertId[], nonce: Uint8Array | null): Promise<OcspAnswer> => {
+    if (!maySign()) return error('tryLater')
+    const [first] = ids
+    const authority = (first === undefined ? undefined : authorityOf(first)) ?? 'issuing'
+    const asked = await Promise.all(ids.map(async (id) => ({ id, row: await rowOf(id, authority) })))
+    return { ...(await make(authority, asked, nonce)), valid: null }
+  }
+
+  const error = (which: Parameters<typeof ocspError>[0]): OcspAnswer => ({ bytes: ocspError(which), valid: null })
 
   return {
     async answer(request) {
       try {
         const { ids, nonce } = parseOcspRequest(request)
         const [only] = ids
-        const isPlain = ids.length === 1 && nonce === null && only !== undefined && authorityOf(only) !== undefined
-        const key = isPlain ? Buffer.from(only.der).toString('base64') : ''
-        const before = isPlain ? said.get(key) : undefined
-        if (before !== undefined && before.until > ctx.now()) return before.answer
-        if (!maySign()) return error('tryLater')
-        if (isPlain) note(only.serial, key)
-        const answer = await make(ids, nonce)
-        if (isPlain) remember(only.serial, key, answer)
-        return answer
+        const found = only !== undefined && ids.length === 1 && nonce === null ? await fromStore(only) : undefined
+        return found ?? (await forOne(ids, nonce))
       } catch (thrown) {
         const problem = toProblem(thrown)
         if (problem.code === 'malformed') return error('malformedRequest')
@@ -197,9 +218,12 @@ export const ocspResponder = (ctx: Context): Responder => {
     },
     async renew() {
       for (const authority of issuers(ctx).keys()) if ((await ctx.store.get('setting', settingOf(authority))) !== undefined) await signer(authority)
-    },
-    changed(certificates) {
-      for (const { id } of certificates) forget(id)
+      await inChunks(kept.due(ctx.now()), atOnce, async (id) => {
+        const authority = authorityOf(id)
+        const row = authority === undefined ? undefined : await rowOf(id, authority)
+        if (authority === undefined || row === undefined) kept.drop(id)
+        else await prepare(authority, id, row)
+      })
     },
   }
 }
