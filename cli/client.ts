@@ -160,6 +160,8 @@ export const createClient = (connection: Connection): Client => {
     minVersion: 'TLSv1.3',
     keepAlive: true,
     maxSockets: 8,
+    // Idle for no longer than this: well before the server closes it.
+    timeout: 5_000,
     // Whoever has the key of exactly this certificate is the server, under whatever name it was reached.
     checkServerIdentity: (host: string, peer: PeerCertificate) => (pinned?.equals(peer.raw) === true ? undefined : checkServerIdentity(host, peer)),
   })

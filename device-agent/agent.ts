@@ -505,8 +505,8 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   const welcome = (body: BodyOf<'welcome'>): void => {
     const current = link
-    // One welcome per connection: a second one is a replay, and states an old time.
-    if (current === undefined || core.session !== null) return log('a second welcome')
+    const { session } = core
+    if (current === undefined || (session !== null && body.time <= session.since)) return log('a welcome that is no news')
     try {
       checkServerTime(current.connection, body.time)
     } catch (thrown) {
@@ -514,8 +514,9 @@ export const startAgent = (options: AgentOptions): Agent => {
       log(problem)
       return current.connection.destroy()
     }
-    remember(clock.hear(body.time))
-    dispatch({ on: 'welcome', session: body.session, reportEvery: body.reportEvery })
+    // Of two on one connection the second may be held back at will: it never sets the clock back.
+    if (session === null || body.time > clock.belief().now) remember(clock.hear(body.time))
+    dispatch({ on: 'welcome', session: body.session, time: body.time, reportEvery: body.reportEvery })
   }
 
   /** Makes the floor durable, from time to time. */

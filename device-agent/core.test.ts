@@ -91,7 +91,7 @@ const start = (more: Partial<Extract<Event, { on: 'start' }>> = {}): Event => ({
   ...more,
 })
 const reconnect: Event = { on: 'timer', name: 'reconnect' }
-const online: readonly Event[] = [start(), reconnect, { on: 'online' }, { on: 'welcome', session, reportEvery: 60 }]
+const online: readonly Event[] = [start(), reconnect, { on: 'online' }, { on: 'welcome', session, time: at, reportEvery: 60 }]
 const onlineWith = (...keys: readonly HeldKey[]): Core => play(initialCore, [start({ held: keys }), ...online.slice(1)])[0]
 const timerOf = (effects: readonly Effect[], name: string): number | undefined =>
   effects.flatMap((one) => (one.do === 'timer' && one.name === name ? [one.after] : []))[0]
@@ -310,11 +310,19 @@ describe('a session', () => {
     }
   })
 
-  test('a second welcome, or one outside a connection, is passed over', () => {
+  test.each([0, -1, -60_000])('a second welcome that is no newer (%d ms), or one outside a connection, is passed over', (age) => {
     const [core] = play(initialCore, online)
-    expect(advance(core, { on: 'welcome', session: nonce, reportEvery: 1 }, middle)).toEqual([core, []])
+    expect(advance(core, { on: 'welcome', session: nonce, time: at + age, reportEvery: 1 }, middle)).toEqual([core, []])
     const [waiting] = play(initialCore, [start()])
-    expect(advance(waiting, { on: 'welcome', session, reportEvery: 1 }, middle)).toEqual([waiting, []])
+    expect(advance(waiting, { on: 'welcome', session, time: at, reportEvery: 1 }, middle)).toEqual([waiting, []])
+  })
+
+  test('the welcome of an earlier connection came first: that of this one counts, and the reports begin anew under it', () => {
+    const [core] = play(initialCore, [...online, { on: 'timer', name: 'report' }])
+    const [now, effects] = advance(core, { on: 'welcome', session: nonce, time: at + 1, reportEvery: 60 }, middle)
+    expect(effects[0]).toEqual({ do: 'report', session: nonce, sequence: 0 })
+    expect(advance(now, { on: 'timer', name: 'report' }, middle)[1][0]).toEqual({ do: 'report', session: nonce, sequence: 1 })
+    expect(advance(now, { on: 'timer', name: 'renew' }, middle)[1]).toEqual([{ do: 'renew', session: nonce }])
   })
 
   test('no welcome in time: disconnects and tries again', () => {
@@ -471,7 +479,7 @@ describe('locked: the running firmware may not use the keys', () => {
 
   test('it proves itself anew at once, says nothing of what it holds, and takes nothing', () => {
     expect(play(initialCore, [start({ identity: null, locked: true }), reconnect])[1]).toEqual([{ do: 'enrol', purpose: 'return' }])
-    const [welcomed, effects] = advance(locked, { on: 'welcome', session, reportEvery: 60 }, middle)
+    const [welcomed, effects] = advance(locked, { on: 'welcome', session, time: at, reportEvery: 60 }, middle)
     expect(effects.map(({ do: what }) => what)).not.toContain('report')
     expect(advance(welcomed, { on: 'timer', name: 'report' }, middle)[1]).toEqual([])
     const [after, worked] = advance(welcomed, { on: 'work', work: delivery(1) }, middle)
@@ -479,7 +487,7 @@ describe('locked: the running firmware may not use the keys', () => {
   })
 
   test('unlocked it reports what it holds, and what was owed to the consumers goes on', () => {
-    const [welcomed] = advance(locked, { on: 'welcome', session, reportEvery: 60 }, middle)
+    const [welcomed] = advance(locked, { on: 'welcome', session, time: at, reportEvery: 60 }, middle)
     const owed = { type: 'take', key: 'site', epoch: 4, nonce, campaign: null } as const
     const [core, effects] = advance(welcomed, { on: 'unlocked', held: [held()], owed: [owed] }, middle)
     expect(core).toMatchObject({ locked: false, held: new Map([[held().key, held()]]) })
@@ -585,7 +593,7 @@ describe('any order of events', () => {
         { on: 'offline', why: 'lost' },
         { on: 'offline', why: 'refused' },
         { on: 'offline', why: 'over' },
-        { on: 'welcome', session, reportEvery: 30 },
+        { on: 'welcome', session, time: at, reportEvery: 30 },
         { on: 'enrolled', identity, locked: false },
         { on: 'enrol-failed', code: 'forbidden', retryAfter: 5 },
         { on: 'renewed', identity },

@@ -129,7 +129,8 @@ export interface Core {
   /** The keys do not open under the firmware that runs: nothing is said of what is held, and nothing is taken. */
   readonly locked: boolean
   readonly held: ReadonlyMap<string, HeldKey>
-  readonly session: { readonly nonce: Uint8Array; readonly reportEvery: number; readonly sequence: number } | null
+  /** `since`: the server's time in its welcome. */
+  readonly session: { readonly nonce: Uint8Array; readonly since: number; readonly reportEvery: number; readonly sequence: number } | null
   /** Attempts to connect since the last success. */
   readonly attempt: number
   /** No return leads on: the LDevID is over, or not the one that the server knows. */
@@ -168,7 +169,7 @@ export type Event =
   | { readonly on: 'timer'; readonly name: TimerName }
   | { readonly on: 'online' }
   | { readonly on: 'offline'; readonly why: 'lost' | 'refused' | 'over' | 'unreachable' }
-  | { readonly on: 'welcome'; readonly session: Uint8Array; readonly reportEvery: number }
+  | { readonly on: 'welcome'; readonly session: Uint8Array; readonly time: number; readonly reportEvery: number }
   | { readonly on: 'work'; readonly work: Work }
   | { readonly on: 'done'; readonly held: HeldKey | undefined }
   | { readonly on: 'failed'; readonly reason: string; readonly transient: boolean; readonly held: HeldKey | undefined }
@@ -446,9 +447,9 @@ const connecting = (core: Core, env: Environment): Next => {
 }
 
 const welcomed = (core: Core, event: Extract<Event, { on: 'welcome' }>, env: Environment): Next => {
-  // One welcome per connection: a second one is a replay or a fault of the broker.
-  if (core.phase !== 'online' || core.session !== null) return [core, []]
-  const session = { nonce: event.session, reportEvery: event.reportEvery, sequence: 0 }
+  // That of an earlier connection may come first, held up on its way, and the server takes no report under its nonce: the newest counts. An older one is a replay.
+  if (core.phase !== 'online' || (core.session !== null && event.time <= core.session.since)) return [core, []]
+  const session = { nonce: event.session, since: event.time, reportEvery: event.reportEvery, sequence: 0 }
   const renewIn = Math.max(core.renewAt - env.now, 0)
   return then(reporting({ ...core, session, notBefore: 0 }, env), (next) => [
     next,

@@ -251,6 +251,18 @@ describe('without identity', () => {
   })
 })
 
+test('a device that comes back while its welcome is being signed hears that of its new connection alone', async () => {
+  const older = ctx.bus.connect({ client: 'gw-1', device: 'gw-1' })
+  ctx.bus.disconnect(older)
+  const newer = ctx.bus.connect({ client: 'gw-1', device: 'gw-1' })
+  const bodies = (): readonly Body[] => ctx.bus.sent.map(({ bytes }) => readMessage(bytes, { max }).envelope.body)
+  await expect.poll(() => bodies().filter(({ type }) => type === 'approvals').length).toBe(2)
+  const welcomes = bodies().filter((body): body is BodyOf<'welcome'> => body.type === 'welcome')
+  expect(welcomes.map((body) => body.session)).toEqual([ctx.sessions.of(DeviceId.parse('gw-1'))?.nonce])
+  await handle(newer, await signMessage(envelope(report({ session: welcomes[0]?.session ?? new Uint8Array() })), own.signer))
+  expect(answered('gw-1')).not.toContain('conflict')
+})
+
 test('last contacts are stored together, once in a while, with one audit entry for all', async () => {
   const seen = async (id: string): Promise<number | undefined> => {
     const device = await ctx.store.get('device', id)

@@ -98,15 +98,17 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
 
   const answer = async (from: DeviceRef, bytes: Uint8Array): Promise<void> => void (await ctx.bus.send(from.client, bytes))
 
-  const welcome = async (session: Session): Promise<void> => {
-    const body: Body = { type: 'welcome', session: session.nonce, time: ctx.now(), reportEvery: services.reportEvery }
-    await answer(session.from, await messageTo(ctx, ctx.authority.roles.delivery, session.from.client, body))
+  const welcome = async ({ from, nonce }: Session, device: DeviceId): Promise<void> => {
+    const body: Body = { type: 'welcome', session: nonce, time: ctx.now(), reportEvery: services.reportEvery }
+    const bytes = await messageTo(ctx, ctx.authority.roles.delivery, from.client, body)
+    // Signed meanwhile, and the device has come back: its new connection has a welcome of its own, and must not take this one for it.
+    if (ctx.sessions.of(device)?.from.connection === from.connection) await answer(from, bytes)
   }
 
   /** What every connection of a device begins with. Approvals are there before its first report is answered: it may need them to open its keys. */
-  const greet = async (session: Session): Promise<void> => {
-    await welcome(session)
-    const device = session.from.device === null ? undefined : await ctx.store.get('device', session.from.device)
+  const greet = async (session: Session, id: DeviceId): Promise<void> => {
+    await welcome(session, id)
+    const device = await ctx.store.get('device', id)
     if (!hasIdentity(device)) return
     const renewed = await renewalAgain(ctx, session.from, device)
     if (renewed !== undefined) await answer(session.from, renewed)
@@ -266,9 +268,12 @@ export const deviceHandler = (ctx: Context, services: DeviceServices): ((from: D
       return
     }
     const session = sessionOf(from)
-    if (from.device === null) return
+    const { device } = from
+    if (device === null) return
     ctx.sessions.open(from, session.nonce)
-    session.turn = session.turn.then(() => greet(session)).catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
+    session.turn = session.turn
+      .then(() => greet(session, device))
+      .catch((thrown: unknown) => ctx.log(`welcome to ${from.client}: ${toProblem(thrown).message}`))
   })
 
   return async (from, bytes) => {

@@ -203,6 +203,8 @@ export const adminServer = (ctx: Base, tls: { readonly key: string; readonly cer
   })
   server.headersTimeout = 10_000
   server.requestTimeout = 60_000
+  // Longer than our clients keep a connection idle: none is closed under a request that is on its way.
+  server.keepAliveTimeout = 30_000
   server.maxConnections = 512
   server.on('tlsClientError', () => undefined)
   server.on('clientError', (_error, socket) => socket.destroy())
