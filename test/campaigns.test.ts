@@ -8,7 +8,7 @@ import type { Context, Store } from '@fleetkey/server/flows/context.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { mayBeCut } from '@fleetkey/server/flows/cut.ts'
 import { drive } from '@fleetkey/server/flows/drive.ts'
-import { addMembers, createGroup, removeMember } from '@fleetkey/server/flows/group.ts'
+import { addMembers, createGroup, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { destroyEpochs } from '@fleetkey/server/flows/old-epochs.ts'
 import { reportUsage } from '@fleetkey/server/flows/report-usage.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
@@ -84,6 +84,73 @@ test('an undisturbed rotation: installed everywhere, activated, the old one reti
   expect(await fleet.counts(id)).toEqual({ retired: 5 })
   expect((await fleet.epoch(1))?.state).toBe('destroyed')
   for (const device of fleet.devices) expect(device.epochs(telemetry)).toEqual([2])
+})
+
+describe('who is a target', () => {
+  const isTargets = ({ entries }: Parameters<Store['commit']>[0]): boolean => entries[0]?.detail.startsWith('targets ') === true
+  /** The context with something between the decision on a commit and the commit itself, once. */
+  const before = (ctx: Context, is: typeof isTargets, work: () => Promise<unknown>): Context => {
+    let done = false
+    const commit: Store['commit'] = async (changes, options) => {
+      if (!done && is(changes)) {
+        done = true
+        await work()
+      }
+      return await ctx.store.commit(changes, options)
+    }
+    return { ...ctx, store: Object.assign(Object.create(ctx.store) as Store, { commit }) }
+  }
+  /** Nothing rotates because somebody leaves. */
+  const stayingFleet = async (count: number): Promise<Fleet> => {
+    const fleet = await openFleet(count)
+    await setGroupPolicy(fleet.ctx, operator(), plant, { rotateOnLeave: false })
+    return fleet
+  }
+  const targetOf = async ({ ctx }: Fleet, id: string, at: string): Promise<Stage | undefined> => (await ctx.store.get('target', `${id}/gw-00${at}`))?.stage
+
+  test('not who leaves while its page is being written', async () => {
+    const fleet = await stayingFleet(3)
+    const id = await fleet.rotate()
+    const leaves = before(fleet.ctx, isTargets, async () => await removeMember(fleet.ctx, operator(), plant, DeviceId.parse('gw-002')))
+    await drive(leaves, id)
+    expect([await targetOf(fleet, id, '1'), await targetOf(fleet, id, '2'), await targetOf(fleet, id, '3')]).toEqual(['delivered', undefined, 'delivered'])
+    expect(await fleet.show(id)).toMatchObject({ sizes: [2] })
+  })
+
+  test('nor who is leaving when it is written: it is dropped again', async () => {
+    const fleet = await stayingFleet(3)
+    const id = await fleet.rotate()
+    const isLeaving: typeof isTargets = ({ entries }) => entries[0]?.action === 'group.change'
+    const driven = before(fleet.ctx, isLeaving, async () => {
+      await drive(fleet.ctx, id)
+      expect(await targetOf(fleet, id, '2')).toBe('delivered')
+    })
+    await removeMember(driven, operator(), plant, DeviceId.parse('gw-002'))
+    expect(await targetOf(fleet, id, '2')).toBe('left')
+    await fleet.settle()
+    expect(await fleet.show(id)).toMatchObject({ state: 'done' })
+  })
+
+  test('who joins behind a page that was written has the epoch all the same, and is none', async () => {
+    const fleet = await stayingFleet(4)
+    await removeMember(fleet.ctx, operator(), plant, DeviceId.parse('gw-001'))
+    await fleet.settle()
+    const id = await fleet.rotate()
+    const joins = before(
+      fleet.ctx,
+      ({ entries }) => entries[0]?.detail.includes('devices, ') === true,
+      async () => {
+        await addMembers(fleet.ctx, operator(), plant, { devices: [DeviceId.parse('gw-001')] })
+      },
+    )
+    await drive(joins, id)
+    await fleet.settle()
+    expect(await targetOf(fleet, id, '1')).toBeUndefined()
+    expect(await fleet.show(id)).toMatchObject({ state: 'done', sizes: [3] })
+    expect(fleet.devices.map((device) => device.current(telemetry))).toEqual(
+      Array.from({ length: 4 }, () => (fleet.devices[1] as AnsweringDevice).current(telemetry)),
+    )
+  })
 })
 
 describe('how fast', () => {

@@ -22,7 +22,7 @@ import { inTurn, othersFirst } from './turn.ts'
 
 const system: Caller = { kind: 'system', id: 'broadcast', from: 'server' }
 /** Members that get their places in one commit. */
-const atOnce = 500
+const atOnce = 50
 /** Wraps that are made before others have their turn. */
 const wrapsAtOnce = 128
 
@@ -161,7 +161,6 @@ export const notByBroadcast = (key: KeyId, group: GroupId): Problem =>
 
 const isServed = async (ctx: Context, group: Group, key: ManagedKey): Promise<boolean> => {
   const policy = deliveryPolicyOf(group)
-  // Counting a million takes its time: only where it decides.
   return isBroadcast(policy, policy.delivery === 'auto' ? await ctx.store.count('member', { group: group.id }) : 0, key)
 }
 

@@ -139,6 +139,7 @@ const whole = (value: string): string => value
 /** Indexes whose rows are counted as they change, so that a count costs the same however many rows there are; by what part of the value. */
 export const tallies = {
   device: { state: whole, acknowledged: whole, held: whole },
+  member: { group: whole },
   holding: { place: whole },
   target: { place: whole },
   // By day: the time of day ends the value.

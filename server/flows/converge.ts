@@ -1,4 +1,4 @@
-import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
+import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { BodyOf, Place } from '@fleetkey/protocol/messages.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { groupTopic } from '@fleetkey/protocol/topics.ts'
@@ -17,10 +17,10 @@ import { contactEvery } from './contacts.ts'
 import type { Context, OutboxMessage } from './context.ts'
 import { activateOf, deliveryOf } from './delivery.ts'
 import { duePolicy } from './measured.ts'
-import { entitledGroups, entitlementsOf, policyOf } from './membership.ts'
+import { entitledGroups, entitlementsOf, memberPages, policyOf } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
-import { findAll } from './rows.ts'
+import { findAll, inChunks } from './rows.ts'
 import { inSlots, isTurn } from './slots.ts'
 import { inTurn } from './turn.ts'
 
@@ -60,6 +60,25 @@ export const converge = async (ctx: Context, device: DeviceId, report: BodyOf<'r
 /** The same from what the server has recorded: something changed on this side while the device is connected. */
 export const convergeDevice = async (ctx: Context, device: DeviceId): Promise<void> =>
   await settle(ctx, device, { kind: 'system', id: 'converge', from: 'server' }, null)
+
+/** Devices that are served at a time. */
+const atOnce = 32
+
+/** The same for the connected members of these groups, `unless` it says otherwise of one; the others are served when they next report. */
+export const convergeMembers = async (
+  ctx: Context,
+  groups: readonly GroupId[],
+  unless: (device: DeviceId) => Promise<boolean> = async () => false,
+): Promise<void> => {
+  for await (const devices of memberPages(ctx, groups))
+    await inChunks(
+      devices.filter((device) => ctx.bus.online(device)),
+      atOnce,
+      async (device) => {
+        if (!(await unless(device))) await convergeDevice(ctx, device)
+      },
+    )
+}
 
 const settle = async (
   ctx: Context,

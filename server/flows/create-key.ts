@@ -8,9 +8,8 @@ import { gcmLimit } from '../keys/cryptoperiod.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Context } from './context.ts'
 import { addBroadcasts, deliveryPolicyOf, notByBroadcast, prepareGrant } from './broadcast.ts'
-import { convergeDevice } from './converge.ts'
+import { convergeMembers } from './converge.ts'
 import { perform } from './perform.ts'
-import { findAll, inChunks } from './rows.ts'
 
 /** What each protection can hold: a `tpm` key is an HMAC key inside the TPM, a `sealed` one an AES key in the agent's memory. */
 const algorithmOf: Readonly<Record<Protection, KeyAlgorithm>> = { sealed: 'A256GCM', tpm: 'HS256' }
@@ -72,7 +71,7 @@ export const createKey = async (
  */
 export const grantKey = async (ctx: Context, caller: Caller, key: KeyId, group: GroupId, history = false): Promise<{ devices: number }> => {
   await prepareGrant(ctx, key, group)
-  const members = await perform(
+  const devices = await perform(
     ctx,
     { caller, action: 'key.grant', subject: key, detail: `to group ${group}${history ? ', with its history' : ''}` },
     async (tx) => {
@@ -84,15 +83,11 @@ export const grantKey = async (ctx: Context, caller: Caller, key: KeyId, group: 
       tx.insert('grant', { id: `${key}/${group}`, key, group, grantedAt: ctx.now(), ...(history ? {} : { from: row.current }) })
       const epoch = await ctx.store.get('epoch', `${key}/${row.current}`)
       if (epoch !== undefined) await addBroadcasts(ctx, tx, row, epoch, to)
-      return await findAll(ctx.store, 'member', { where: { group } })
+      return await ctx.store.count('member', { group })
     },
   )
   // A crash here: the grant stands; every member gets the key with its next report.
   ctx.step('key.grant')
-  await inChunks(
-    members.filter(({ device }) => ctx.bus.online(device)),
-    32,
-    ({ device }) => convergeDevice(ctx, device),
-  )
-  return { devices: members.length }
+  await convergeMembers(ctx, [group])
+  return { devices }
 }

@@ -1,3 +1,4 @@
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import {
   gaveUp,
@@ -8,20 +9,20 @@ import {
   started,
   turnOf,
   unfinishedIn,
-  waveOf,
   withWave,
   type Campaign,
   type Stage,
   type Target,
 } from '../campaigns/campaign.ts'
 import { nextStep, type Step } from '../campaigns/next-step.ts'
+import { drawOf, Sample, waveAt } from '../campaigns/sample.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import { moved } from '../keys/states.ts'
 import { factsOf, findCampaign } from './campaign.ts'
 import { sendBroadcast } from './broadcast-wave.ts'
 import type { Context } from './context.ts'
-import { convergeDevice } from './converge.ts'
-import { entitledDevices } from './membership.ts'
+import { convergeDevice, convergeMembers } from './converge.ts'
+import { entitledAmong, entitledPages, groupsOf, memberPages } from './membership.ts'
 import { destroyEpochs } from './old-epochs.ts'
 import { perform, type Transaction } from './perform.ts'
 import { restartPass, sendPass } from './send-pass.ts'
@@ -32,8 +33,8 @@ import { inTurn } from './turn.ts'
 
 /** Devices that are worked on at a time: enough for group commit to pay, few enough to keep memory flat. */
 const atOnce = 64
-/** Targets of one commit. */
-const chunk = 500
+/** Targets of one commit: more would keep others waiting for longer. */
+const chunk = 100
 /** Old epochs that are kept for devices that have not come back, whoever orders the rotation: two less than a device holds. */
 const mostOverlaps = 14
 
@@ -107,31 +108,52 @@ const take = async (ctx: Context, campaign: Campaign, step: Exclude<Step, { do: 
   }
 }
 
-/** Writes the targets, a bounded number at a time. What a crash left is found and kept. */
+/**
+ * Writes the targets, a page of members in order of id at a time. A target is who is entitled to the key in the moment when its page is committed, in one order with whatever
+ * takes that from it: who leaves before is none, who leaves later is dropped. Who joins behind a page that is written is served as whoever joins while a rotation runs. What a crash left is
+ * found and kept.
+ */
 const prepare = async (ctx: Context, campaign: Campaign): Promise<void> => {
-  const { policy, id, key, to } = campaign
-  const devices = await entitledDevices(ctx, key, id)
-  const canaries =
-    policy.canary === null ? new Set<string>() : new Set((await findAll(ctx.store, 'member', { where: { group: policy.canary } })).map(({ device }) => device))
-  const others = devices.filter((device) => !canaries.has(device))
-  const first = policy.canary === null ? 0 : 1
-  const wanted = [
-    ...devices.filter((device) => canaries.has(device)).map((device) => ({ device, wave: 0 })),
-    ...others.map((device, at) => ({ device, wave: first + waveOf(at, others.length, policy.waves) })),
-  ]
-  for (let start = 0; start < wanted.length; start += chunk) {
-    const some = wanted.slice(start, start + chunk)
-    await perform(ctx, { caller: system, action: 'campaign.step', subject: id, detail: `targets ${start + 1} to ${start + some.length}` }, async (tx) => {
-      if ((await findCampaign(ctx, id))?.state !== 'preparing') return tx.note('not due any more')
-      for (const { device, wave } of some) {
+  const { id, key, to } = campaign
+  const bounds = await waveBounds(ctx, campaign)
+  for await (const members of memberPages(ctx, await groupsOf(ctx, key))) {
+    if (members.length === 0) continue
+    const detail = `targets from ${members[0]} to ${members.at(-1)}`
+    const isDue = await perform(ctx, { caller: system, action: 'campaign.step', subject: id, detail }, async (tx) => {
+      const now = await findCampaign(ctx, id)
+      if (now?.state !== 'preparing') return false
+      // Refused if one of them left meanwhile, which touches it as well (`dropTargets`).
+      tx.touch('campaign', now)
+      const devices = await entitledAmong(ctx, key, members)
+      for (const device of devices) {
         if ((await ctx.store.get('target', `${id}/${device}`)) !== undefined) continue
+        const wave = (await isCanary(ctx, campaign, device)) ? 0 : firstWave(campaign) + waveAt(bounds, drawOf(id, device))
         const current = campaign.from === to && (await ctx.store.get('holding', `${device}/${key}/${to}`))?.stage === 'active'
         tx.insert('target', newTarget({ campaign: id, device, wave, ...(current ? { stage: 'already-current' } : {}) }, ctx.now()))
       }
+      tx.note(`${devices.length} devices`)
+      return true
     })
+    if (!isDue) return
     // A crash here: these targets stand, the others follow after the restart.
     ctx.step('rotate.targets')
   }
+}
+
+/** Its canaries are a wave of their own, before those of the policy. */
+const firstWave = ({ policy }: Campaign): number => (policy.canary === null ? 0 : 1)
+
+const isCanary = async (ctx: Context, { policy }: Campaign, device: DeviceId): Promise<boolean> =>
+  policy.canary !== null && (await ctx.store.get('member', `${policy.canary}/${device}`)) !== undefined
+
+/** Where each wave ends in the order of the draws: who comes or goes until its page is written makes a wave larger or smaller, and moves nobody to another one. */
+const waveBounds = async (ctx: Context, campaign: Campaign): Promise<readonly number[]> => {
+  const { policy, id, key } = campaign
+  if (policy.waves.length === 1) return []
+  const sample = new Sample()
+  for await (const devices of entitledPages(ctx, key))
+    for (const device of devices) if (!(await isCanary(ctx, campaign, device))) sample.add(drawOf(id, device))
+  return sample.bounds(policy.waves)
 }
 
 const sizesOf = async (ctx: Context, campaign: Campaign): Promise<readonly number[]> =>
@@ -195,10 +217,8 @@ const retire = async (ctx: Context, tx: Transaction, campaign: Campaign): Promis
 
 /** Devices that joined since the rotation began hold the key without being targets. */
 const convergeOthers = async (ctx: Context, campaign: Campaign): Promise<void> => {
-  const devices = (await entitledDevices(ctx, campaign.key)).filter((device) => ctx.bus.online(device))
-  await inChunks(devices, atOnce, async (device) => {
-    if ((await ctx.store.get('target', `${campaign.id}/${device}`)) === undefined) await convergeDevice(ctx, device)
-  })
+  const isTarget = async (device: DeviceId): Promise<boolean> => (await ctx.store.get('target', `${campaign.id}/${device}`)) !== undefined
+  await convergeMembers(ctx, await groupsOf(ctx, campaign.key), isTarget)
 }
 
 /**

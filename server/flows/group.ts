@@ -7,7 +7,7 @@ import { defaultPolicy, wholePolicy } from '../fleet/policy.ts'
 import type { ManagedKey } from '../keys/key.ts'
 import { deliveryPolicyOf, notByBroadcast, touchSeats } from './broadcast.ts'
 import type { Context } from './context.ts'
-import { convergeDevice } from './converge.ts'
+import { convergeDevice, convergeMembers } from './converge.ts'
 import { hex } from './message.ts'
 import { owe, settle } from './owed-rotation.ts'
 import { perform } from './perform.ts'
@@ -73,18 +73,9 @@ export const setGroupPolicy = async (ctx: Context, caller: Caller, id: GroupId, 
   // A crash here: the policy holds; the start-up sweep judges the members by it.
   ctx.step('group.policy')
   await settleAppraisal(ctx, owed)
-  if (now.policy.assurance !== before.assurance || now.policy.history !== wholePolicy(before).history) await convergeMembers(ctx, id)
+  // Who is entitled has changed: members get what they lack and erase what they may not hold.
+  if (now.policy.assurance !== before.assurance || now.policy.history !== wholePolicy(before).history) await convergeMembers(ctx, [id])
   return now
-}
-
-/** Who is entitled has changed: connected members get what they lack and erase what they may not hold; the others do when they next report. */
-const convergeMembers = async (ctx: Context, id: GroupId): Promise<void> => {
-  const members = await findAll(ctx.store, 'member', { where: { group: id } })
-  await inChunks(
-    members.filter(({ device }) => ctx.bus.online(device)),
-    32,
-    async ({ device }) => await convergeDevice(ctx, device),
-  )
 }
 
 const devicesOf = async (ctx: Context, wanted: Wanted): Promise<readonly DeviceId[]> => {

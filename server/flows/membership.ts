@@ -1,9 +1,8 @@
-import { createHash } from 'node:crypto'
 import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { canReceive, isMeasured, type EnrolledDevice, type Group, type GroupPolicy, type Member } from '../fleet/device.ts'
 import { isAssured, strictestPolicy, wholePolicy } from '../fleet/policy.ts'
 import type { Context } from './context.ts'
-import { findAll } from './rows.ts'
+import { findAll, idsWhere } from './rows.ts'
 import { othersFirst } from './turn.ts'
 
 /** The policy that holds for a device: the strictest of its groups. */
@@ -55,67 +54,87 @@ export const entitlementsOf = async (ctx: Context, device: EnrolledDevice): Prom
   return all.filter((_one, at) => keys[at]?.protection !== 'tpm')
 }
 
-/** Members that are judged before others have their turn. */
-const atOnce = 100
-/** Devices that are hashed, or sorted, before others have their turn. */
-const inOrder = 1_000
+/** Members that are read, and judged, before others have their turn. */
+const atOnce = 50
 
-/** Enrolled members of the groups that the key is granted to and that can hold it, in an order that nobody chose (by hash): waves are fair samples. */
-export const entitledDevices = async (ctx: Context, key: KeyId, salt = ''): Promise<readonly DeviceId[]> => {
-  const [row, grants] = await Promise.all([ctx.store.get('key', key), findAll(ctx.store, 'grant', { where: { key } })])
-  const devices = new Set<DeviceId>()
-  for (const { group } of grants)
-    await eachEntitled(ctx, group, (members) => members.forEach(({ device }) => void devices.add(device)), { needsTpm: row?.protection === 'tpm' })
-  return await byHash(devices, salt)
+/** Ids of the next members of groups in order of device, each once, from the index alone. `whole`: nobody is behind them. `after`: exclusive. */
+export const nextMembers = async (
+  ctx: Context,
+  groups: readonly string[],
+  of: { readonly after: string | undefined; readonly limit: number },
+): Promise<{ readonly devices: readonly DeviceId[]; readonly whole: boolean }> => {
+  const { after, limit } = of
+  const streams = await Promise.all(
+    groups.map(async (group) => {
+      const ids = await idsWhere(ctx.store, 'member', { index: 'group', value: group, limit, after: after === undefined ? undefined : `${group}/${after}` })
+      return ids.map((id) => id.slice(group.length + 1) as DeviceId)
+    }),
+  )
+  // Each stream is whole up to its last member when it was cut: what lies behind the nearest of these waits for the next page.
+  const horizon = streams
+    .filter((ids) => ids.length === limit)
+    .map((ids) => ids.at(-1) ?? '')
+    .toSorted()[0]
+  const devices = [...new Set(streams.flat())].filter((device) => horizon === undefined || device <= horizon).toSorted()
+  return { devices, whole: horizon === undefined }
 }
 
-/** In the order of their hashes: by the first digits of them, then within these, which are few. A whole fleet takes many turns of the event loop. */
-const byHash = async (devices: ReadonlySet<DeviceId>, salt: string): Promise<readonly DeviceId[]> => {
-  const parts = new Map<string, { readonly id: DeviceId; readonly at: string }[]>()
-  let done = 0
-  for (const id of devices) {
-    const at = createHash('sha256').update(`${salt}/${id}`).digest('hex')
-    const part = parts.get(at.slice(0, 3))
-    if (part === undefined) parts.set(at.slice(0, 3), [{ id, at }])
-    else part.push({ id, at })
-    if (++done % inOrder === 0) await othersFirst()
-  }
-  const ordered: DeviceId[] = []
-  let turn = 0
-  for (const digits of [...parts.keys()].toSorted()) {
-    for (const { id } of (parts.get(digits) ?? []).toSorted((one, other) => (one.at < other.at ? -1 : 1))) ordered.push(id)
-    if (ordered.length - turn < inOrder) continue
-    turn = ordered.length
+/** Members of groups in order of device, each once, a page at a time. Other work has its turn between two pages: who joins or leaves behind a page that was read is missed. */
+export const memberPages = async function* (ctx: Context, groups: readonly GroupId[]): AsyncGenerator<readonly DeviceId[], void> {
+  for (let after: string | undefined; ;) {
+    const { devices, whole } = await nextMembers(ctx, groups, { after, limit: atOnce })
+    yield devices
+    after = devices.at(-1)
+    if (whole) return
     await othersFirst()
   }
-  return ordered
 }
 
-/** Those of these members that are enrolled and whose assurance is what the group demands; only those with a TPM when that is needed. */
-const entitledOf = async (ctx: Context, group: Group, members: readonly Member[], needsTpm: boolean): Promise<readonly Member[]> => {
+/** Groups that a key is granted to. */
+export const groupsOf = async (ctx: Context, key: KeyId): Promise<readonly GroupId[]> =>
+  (await findAll(ctx.store, 'grant', { where: { key } })).map(({ group }) => group)
+
+/** Which of these devices are entitled to the key now, in their order: enrolled members of a group that it is granted to, as trusted as that demands, that can hold it. */
+export const entitledAmong = async (ctx: Context, key: KeyId, devices: readonly DeviceId[]): Promise<readonly DeviceId[]> => {
+  const [row, ids] = await Promise.all([ctx.store.get('key', key), groupsOf(ctx, key)])
+  const groups = (await Promise.all(ids.map(async (id) => await ctx.store.get('group', id)))).filter((group) => group !== undefined)
+  const judged = await Promise.all(
+    devices.map(async (id) => {
+      const device = await ctx.store.get('device', id)
+      if (device?.state !== 'enrolled' || !canReceive(device.keys) || (row?.protection === 'tpm' && !isMeasured(device))) return []
+      for (const group of groups)
+        if (isAssured(device.assurance, group.policy.assurance) && (await ctx.store.get('member', `${group.id}/${id}`)) !== undefined) return [id]
+      return []
+    }),
+  )
+  return judged.flat()
+}
+
+/** Devices that are entitled to a key, in order of id, a page at a time, each as it stands when its page is read (`memberPages`). */
+export const entitledPages = async function* (ctx: Context, key: KeyId): AsyncGenerator<readonly DeviceId[], void> {
+  for await (const devices of memberPages(ctx, await groupsOf(ctx, key))) yield await entitledAmong(ctx, key, devices)
+}
+
+/** Those of these members that are enrolled and whose assurance is what the group demands. */
+const entitledOf = async (ctx: Context, group: Group, members: readonly Member[]): Promise<readonly Member[]> => {
   const rows = await Promise.all(members.map(async ({ device }) => await ctx.store.get('device', device)))
   return members.filter((_member, at) => {
     const row = rows[at]
-    return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance) && (!needsTpm || isMeasured(row))
+    return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance)
   })
 }
 
 /**
- * Enrolled members of a group whose assurance is what the group demands, a page at a time, by device; only those with a TPM when that is needed. Other work has its
- * turn between two pages: what changes meanwhile may be missed.
+ * Enrolled members of a group whose assurance is what the group demands, a page at a time, by device. Other work has its turn between two pages: what changes
+ * meanwhile may be missed.
  */
-export const eachEntitled = async (
-  ctx: Context,
-  id: GroupId,
-  work: (members: readonly Member[]) => void,
-  of: { readonly needsTpm?: boolean } = {},
-): Promise<void> => {
+export const eachEntitled = async (ctx: Context, id: GroupId, work: (members: readonly Member[]) => void): Promise<void> => {
   const group = await ctx.store.get('group', id)
   if (group === undefined) return
   let after: string | undefined
   for (;;) {
     const page = await ctx.store.find('member', { prefix: `${id}/`, limit: atOnce, ...(after === undefined ? {} : { after }) })
-    work(await entitledOf(ctx, group, page, of.needsTpm === true))
+    work(await entitledOf(ctx, group, page))
     after = page.at(-1)?.id
     if (page.length < atOnce) return
     await othersFirst()
@@ -134,7 +153,6 @@ export const stillEntitled = async (ctx: Context, id: GroupId, devices: readonly
         ctx,
         group,
         some.filter((member) => member !== undefined),
-        false,
       )),
     )
   }

@@ -2,7 +2,7 @@ import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { inStage } from '../campaigns/campaign.ts'
 import type { EnrolledDevice, IdentifiedDevice, VerdictRecord } from '../fleet/device.ts'
 import { dropSeats } from './broadcast.ts'
-import { targetsOf } from './campaign.ts'
+import { runningCampaign, targetsOf } from './campaign.ts'
 import type { Context } from './context.ts'
 import { keysOf, policyOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
@@ -53,8 +53,12 @@ export const dropTargets = async (
   device: DeviceId,
   as: { readonly stage: 'quarantined' | 'left'; readonly why: string; readonly keys?: readonly KeyId[] },
 ): Promise<readonly string[]> => {
-  const dropped = (await targetsOf(ctx, device, as.keys ?? (await keysOf(ctx, device)))).filter(({ target }) => unfinished.includes(target.stage))
+  const keys = as.keys ?? (await keysOf(ctx, device))
+  const dropped = (await targetsOf(ctx, device, keys)).filter(({ target }) => unfinished.includes(target.stage))
   for (const { target } of dropped) tx.update('target', inStage(target, as.stage, ctx.now(), as.why))
+  // While targets are written, each page of them and this are in order: the page leaves the device out, or the device is found among them here.
+  for (const campaign of await Promise.all(keys.map(async (key) => await runningCampaign(ctx, key))))
+    if (campaign?.state === 'preparing') tx.touch('campaign', campaign)
   return dropped.map(({ campaign }) => campaign.id)
 }
 

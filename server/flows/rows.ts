@@ -1,4 +1,5 @@
 import type { IndexOf, Query, Store, Table, Tables } from './context.ts'
+import { othersFirst } from './turn.ts'
 
 const pageSize = 1000
 
@@ -13,7 +14,13 @@ export const findAll = async <T extends Table>(store: Store, table: T, query: Om
   }
 }
 
-/** Every row that matches, a page at a time: for sets that have no bound. What `work` does to a row does not change which others are found. */
+/** Rows of a set without a bound that are read before others have their turn. */
+const turnSize = 100
+
+/**
+ * Every row that matches, a page at a time, for sets that have no bound: other work has its turn between two pages, so nothing of this belongs into a commit. What
+ * `work` does to a row does not change which others are found.
+ */
 export const eachPage = async <T extends Table>(
   store: Store,
   table: T,
@@ -22,10 +29,11 @@ export const eachPage = async <T extends Table>(
 ): Promise<void> => {
   let after: string | undefined
   for (;;) {
-    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(after === undefined ? {} : { after }), limit: pageSize } as Query<T>)
+    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(after === undefined ? {} : { after }), limit: turnSize } as Query<T>)
     await work(page)
     after = page.at(-1)?.id
-    if (page.length < pageSize) return
+    if (page.length < turnSize) return
+    await othersFirst()
   }
 }
 

@@ -5,6 +5,7 @@ import type { Context } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { inChunks } from './rows.ts'
 import { freeSlots, wasRefused } from './slots.ts'
+import { othersFirst } from './turn.ts'
 
 /**
  * How far this process has got in sending an installing campaign to its connected targets: once through those that have nothing yet after each opening of a wave,
@@ -27,7 +28,8 @@ const passesOf = ({ store }: Context): Map<string, Pass> => {
   return known
 }
 
-const pageSize = 1000
+/** Targets that are looked at before others have their turn. */
+const pageSize = 100
 const atOnce = 64
 
 /** Its connected targets are gone through again: some may have nothing yet. */
@@ -46,6 +48,7 @@ export const sendPass = async (ctx: Context, campaign: Campaign): Promise<void> 
     const free = await freeSlots(ctx, campaign)
     if (free <= 0) break
     pass = await sendPage(ctx, campaign, pass, free)
+    await othersFirst()
   }
   known.set(id, pass)
 }

@@ -5,8 +5,10 @@ import { canReceive, hasIdentity, isMeasured, type Device, type Group } from '..
 import { isAssured } from '../fleet/policy.ts'
 import { holdingPlace, type Holding, type ManagedKey } from '../keys/key.ts'
 import type { Context } from './context.ts'
+import { groupsOf, nextMembers } from './membership.ts'
 import type { Page } from './readers.ts'
 import { findAll, idsWhere } from './rows.ts'
+import { othersFirst } from './turn.ts'
 
 /** How far a device is that has not proven an epoch: out of service, not entitled to it, or on its way. */
 export type UnprovenStage = 'not-enrolled' | 'quarantined' | 'suspended' | 'not-entitled' | 'pending' | 'delivered' | 'installed' | 'failed'
@@ -23,7 +25,7 @@ export interface Unproven {
 }
 
 /** Members that are read at a time, and how much is looked at before a page ends early: what was read from indexes, and what had to be read whole. */
-const chunk = 2_000
+const chunk = 500
 const bounds = { members: 20_000, devices: 2_000 } as const
 
 /** Ids in the order of a store that sorts `<device>/…`: the slash decides between a name and a longer one. */
@@ -43,27 +45,6 @@ const provenOf = async (ctx: Context, key: ManagedKey, from: number, devices: re
       if (ids.length < chunk || after.slice(0, after.indexOf('/') + 1) > last) break
     }
   return found
-}
-
-/** The next members of groups in order of device, each once. `whole`: nobody is behind them. */
-const nextMembers = async (ctx: Context, groups: readonly string[], after: string | undefined): Promise<{ devices: readonly string[]; whole: boolean }> => {
-  const streams = await Promise.all(
-    groups.map(async (group) => {
-      const ids = await idsWhere(ctx.store, 'member', {
-        index: 'group',
-        value: group,
-        limit: chunk,
-        after: after === undefined ? undefined : `${group}/${after}`,
-      })
-      return ids.map((id) => id.slice(group.length + 1))
-    }),
-  )
-  const horizon = streams
-    .filter((ids) => ids.length === chunk)
-    .map((ids) => ids.at(-1) ?? '')
-    .toSorted()[0]
-  const devices = [...new Set(streams.flat())].filter((device) => horizon === undefined || device <= horizon).toSorted()
-  return { devices, whole: horizon === undefined }
 }
 
 interface Standing {
@@ -129,7 +110,7 @@ export const unprovenDevices = async (
   if (key === undefined) throw new Problem('not-found', `no key ${id}`)
   const epoch = of.epoch ?? key.latest
   if ((await ctx.store.get('epoch', `${id}/${epoch}`)) === undefined) throw new Problem('not-found', `no epoch ${epoch} of key ${id}`)
-  const granted = (await findAll(ctx.store, 'grant', { where: { key: id } })).map(({ group }) => group)
+  const granted = await groupsOf(ctx, id)
   const groups = (await Promise.all(granted.map(async (group) => await ctx.store.get('group', group)))).filter((group) => group !== undefined)
   const campaign = (await findAll(ctx.store, 'campaign', { where: { key: id } })).find(({ to }) => Number(to) === epoch)
   const proven = await ctx.store.count('holding', { place: holdingPlace(id, epoch, 'active') })
@@ -137,19 +118,20 @@ export const unprovenDevices = async (
   let { after } = of
   let [members, read] = [0, 0]
   for (;;) {
-    const { devices, whole } = await nextMembers(ctx, granted, after)
+    const { devices, whole } = await nextMembers(ctx, granted, { after, limit: chunk })
     const passed = await provenOf(ctx, key, epoch, devices)
     members += devices.length
     for (const device of devices) {
       after = device
       if (passed.has(device)) continue
       const found = await standingOf(ctx, { device, key, epoch, groups, campaign: campaign?.id })
-      read++
+      if (++read % 100 === 0) await othersFirst()
       if (found !== undefined) items.push(found)
       if (items.length === of.limit || read >= bounds.devices) return { epoch, proven, items, next: whole && device === devices.at(-1) ? null : device }
     }
     if (whole) return { epoch, proven, items, next: null }
     if (members >= bounds.members) return { epoch, proven, items, next: after ?? null }
+    await othersFirst()
   }
 }
 

@@ -116,6 +116,10 @@ test('rows from before an index was there are in it, and counted', async () => {
   db.prepare('INSERT INTO "certificate" VALUES (?, 1, ?, ?, ?, ?, ?)').run(row.id, encode(row), row.device, row.spkiHash, row.fingerprint, row.status)
   const device = { id: 'gw-1', version: 1, state: 'registered', serial: 'GW-1', model: 'm', batch: 'b', registeredAt: 1, lastRefusal: null }
   db.prepare('INSERT INTO "device" VALUES (?, 1, ?, ?, ?, ?)').run(device.id, encode(device), device.state, device.batch, device.serial)
+  for (const id of ['gw-1', 'gw-2']) {
+    const member = { id: `plant/${id}`, version: 1, group: 'plant', device: id, joinedAt: 1 }
+    db.prepare('INSERT INTO "member" VALUES (?, 1, ?, ?, ?)').run(member.id, encode(member), member.group, member.device)
+  }
   db.close()
   const store = await openSqliteStore(folder)
   try {
@@ -124,6 +128,7 @@ test('rows from before an index was there are in it, and counted', async () => {
     expect(await store.tally('certificate', 'calendar', { from: '', to: '~' })).toEqual([{ value: place, rows: 1 }])
     expect(await store.tally('device', 'acknowledged', { from: '', to: '~' })).toEqual([])
     expect(await store.count('device', { state: 'registered' })).toBe(1)
+    expect(await store.tally('member', 'group', { from: '', to: '~' })).toEqual([{ value: 'plant', rows: 2 }])
   } finally {
     await store.close()
   }
