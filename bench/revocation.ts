@@ -9,6 +9,7 @@ import type { EnrolledDevice } from '@fleetkey/server/fleet/device.ts'
 import type { Context, Write } from '@fleetkey/server/flows/context.ts'
 import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
+import { listMaker } from '@fleetkey/server/api/list-maker.ts'
 import { statusLists, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { operator, testContext } from '../test/harness.ts'
@@ -161,7 +162,7 @@ export const measureLists = async (entries: number): Promise<ListFigures> => {
       const device = DeviceId.parse('gw-1')
       const rows = Array.from({ length: entries }, () => certificate('revoked', device, ctx.now()))
       const more = (): Certificate[] => Array.from({ length: 100 }, () => certificate('revoked', device, ctx.now()))
-      const lists: StatusLists = statusLists(ctx, (name) => `http://crl.test/crl/${name}`)
+      const lists: StatusLists = statusLists(ctx, 'http://crl.test/crl/', listMaker)
       await lists.publish()
       const complete = await timed(async () => {
         lists.changed(rows)
@@ -179,6 +180,7 @@ export const measureLists = async (entries: number): Promise<ListFigures> => {
         for (let count = 0; count < 2; count++) createHash('sha256').update(whole).digest()
         for (let count = 0; count < 36; count++) sign('sha256', Buffer.alloc(200), key)
       })
+      await lists.close()
       rounds.push({ complete, again, delta, floor, bytes: whole.length })
     } finally {
       await ctx.close()

@@ -19,6 +19,7 @@ import { prepareCertificates } from '@fleetkey/server/flows/issue.ts'
 import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
 import { activateCa, distributeCa, prepareCa } from '@fleetkey/server/flows/rollover.ts'
 import { askApproval } from '@fleetkey/server/flows/second-person.ts'
+import { listMaker } from '@fleetkey/server/api/list-maker.ts'
 import { statusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
@@ -107,8 +108,9 @@ const sha256 = (bytes: Uint8Array): Uint8Array => new Uint8Array(createHash('sha
 type Case = readonly [check: string, what: string, grade: Finding['grade'], found: RegExp, spoil: () => Promise<void> | void]
 
 const lists = async (): Promise<() => NonNullable<ReturnType<Around['lists']>>> => {
-  const made = statusLists(ctx, (name) => `http://crl.test/crl/${name}`)
+  const made = statusLists(ctx, 'http://crl.test/crl/', listMaker)
   await made.publish()
+  await made.close()
   return () => [...made.all()].map(([name, { thisUpdate, nextUpdate }]) => ({ name, thisUpdate, nextUpdate }))
 }
 

@@ -14,8 +14,9 @@ import type { Caller } from '@fleetkey/server/access/caller.ts'
 import { statusPlaces } from '@fleetkey/server/api/status.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import { pointOf } from '@fleetkey/server/ca/revocation-list.ts'
-import { issuerOf, statusLists, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { life } from '@fleetkey/server/ca/kept-answers.ts'
+import { listMaker } from '@fleetkey/server/api/list-maker.ts'
+import { issuerOf, statusLists, type ListMaker, type StatusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
 import { revokeCa } from '@fleetkey/server/flows/revoke-ca.ts'
 import { distributeCa, prepareCa } from '@fleetkey/server/flows/rollover.ts'
@@ -291,7 +292,15 @@ describe('lists and answers', () => {
     await perform(ctx, intent, (tx) => ended.forEach((row) => tx.update('certificate', row)))
     return ended
   }
-  const open = (): StatusLists => statusLists(ctx, (name) => `http://crl.test/${name}`)
+  const opened: StatusLists[] = []
+  afterEach(async () => {
+    for (const lists of opened.splice(0)) await lists.close()
+  })
+  const open = (start = listMaker): StatusLists => {
+    const lists = statusLists(ctx, 'http://crl.test/crl/', start)
+    opened.push(lists)
+    return lists
+  }
   const serials = (lists: StatusLists, name = 'issuing.crl'): readonly string[] => [...parseCrl(lists.get(name)?.bytes ?? new Uint8Array()).revoked.keys()]
 
   test('numbers grow over restarts, whatever a crash leaves', async () => {
@@ -354,6 +363,31 @@ describe('lists and answers', () => {
     ctx.kms.sign = sign
     await lists.publish()
     expect(serials(lists)).toEqual(rows.map(({ id }) => id))
+  })
+
+  test('a thread that ends loses no entry, and what was begun fails', async () => {
+    const makers: ListMaker[] = []
+    const lists = open(() => {
+      const maker = listMaker()
+      makers.push(maker)
+      return maker
+    })
+    await lists.publish()
+    const rows = await end(await issue(2), 'revoked')
+    lists.changed(rows.slice(0, 1))
+    const publishing = lists.publish({ complete: true })
+    await makers[0]?.close()
+    await expect(publishing).rejects.toMatchObject({ code: 'unavailable', reason: 'crl.thread' })
+    // It is not told of this one: the store is.
+    lists.changed(rows.slice(1))
+    const before = lists.get('issuing.crl')?.number ?? Infinity
+    await lists.publish()
+    expect(makers).toHaveLength(2)
+    expect(lists.get('issuing.crl')?.number).toBeGreaterThan(before)
+    expect(serials(lists).toSorted()).toEqual(rows.map(({ id }) => id).toSorted())
+    lists.changed(await end(await issue(1), 'revoked'))
+    await lists.publish()
+    expect(lists.get('issuing-delta.crl')?.number).toBeGreaterThan(lists.get('issuing.crl')?.number ?? Infinity)
   })
 
   test('the sixteen points add up to the whole list', async () => {

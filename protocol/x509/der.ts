@@ -234,16 +234,24 @@ export const readTime = (element: Element): number => {
   return at
 }
 
+/** Bytes of tag and length before a content of this length. */
+export const headLength = (length: number): number => (length < 0x80 ? 2 : length < 0x100 ? 3 : length < 0x1_0000 ? 4 : length < 0x100_0000 ? 5 : 6)
+
+/** Writes tag and length of an element at the start of `bytes`; where its content begins. */
+export const writeHead = (bytes: Uint8Array, tag: number, length: number): number => {
+  const size = headLength(length)
+  bytes[0] = tag
+  bytes[1] = size === 2 ? length : 0x80 | (size - 2)
+  for (let at = 2; at < size; at++) bytes[at] = (length >>> (8 * (size - 1 - at))) & 0xff
+  return size
+}
+
 /** One element of this tag around the joined contents. */
 export const der = (tag: number, ...contents: readonly Uint8Array[]): Uint8Array => {
   let length = 0
   for (const content of contents) length += content.length
-  const more = length < 0x80 ? 0 : length < 0x100 ? 1 : length < 0x1_0000 ? 2 : length < 0x100_0000 ? 3 : 4
-  const bytes = Buffer.alloc(2 + more + length)
-  bytes[0] = tag
-  bytes[1] = more === 0 ? length : 0x80 | more
-  for (let at = 0; at < more; at++) bytes[2 + at] = (length >>> (8 * (more - 1 - at))) & 0xff
-  let at = 2 + more
+  const bytes = Buffer.alloc(headLength(length) + length)
+  let at = writeHead(bytes, tag, length)
   for (const content of contents) {
     bytes.set(content, at)
     at += content.length

@@ -3,23 +3,22 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { maxOcspRequest } from '@fleetkey/protocol/x509/ocsp.ts'
 import type { StatusPlaces } from '../ca/tbs.ts'
-import { pointOf } from '../ca/revocation-list.ts'
+import { listName, pointOf } from '../ca/revocation-list.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import type { Context } from '../flows/context.ts'
 import { ocspResponder } from '../flows/ocsp.ts'
-import { authorityName, listName, statusLists } from '../flows/status-lists.ts'
+import { authorityName, statusLists } from '../flows/status-lists.ts'
+import { listMaker } from './list-maker.ts'
 
 /** Where the lists, the responder and the issuer's certificate are, under the base URL of the listener; for certificates of the CA with this key. */
 export const statusPlaces = (base: string, key: string): StatusPlaces => ({
-  crl: (serial) => listPlace(base)(listName({ authority: authorityName(key), point: pointOf(serial), delta: false })),
+  crl: (serial) => `${listPlace(base)}${listName({ authority: authorityName(key), point: pointOf(serial), delta: false })}`,
   ocsp: `${base}/ocsp`,
   issuer: `${base}/ca/${authorityName(key)}.cer`,
 })
 
-const listPlace =
-  (base: string) =>
-  (name: string): string =>
-    `${base}/crl/${name}`
+/** URL to which the names of lists are appended. */
+const listPlace = (base: string): string => `${base}/crl/`
 
 /** Rounds of publishing while nothing happens, and how soon one follows a change: several changes share it. */
 const every = { round: 60_000, change: 500 } as const
@@ -79,7 +78,7 @@ export interface StatusService {
  * header, body, time and connections; it knows no token and changes nothing. `base`: the URL that lists name each other by.
  */
 export const statusService = (ctx: Context, base: string): StatusService => {
-  const lists = statusLists(ctx, listPlace(base))
+  const lists = statusLists(ctx, listPlace(base), listMaker)
   const responder = ocspResponder(ctx)
 
   /** `isShared`: by GET, which caches between here and who asks may answer (RFC 5019 §6). */
@@ -191,6 +190,7 @@ export const statusService = (ctx: Context, base: string): StatusService => {
         server.closeAllConnections()
       })
       await work
+      await lists.close()
     },
   }
 }

@@ -1,4 +1,19 @@
-import { bitString, boolean, der, enumerated, explicit, integer, number, octetString, oid, sequence, time } from '@fleetkey/protocol/x509/der.ts'
+import {
+  bitString,
+  boolean,
+  der,
+  enumerated,
+  explicit,
+  headLength,
+  integer,
+  number,
+  octetString,
+  oid,
+  sequence,
+  tags,
+  time,
+  writeHead,
+} from '@fleetkey/protocol/x509/der.ts'
 import { ecdsaSha256 } from '@fleetkey/protocol/x509/csr.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { crlReasons, type CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
@@ -43,7 +58,7 @@ export interface ListOrder {
 }
 
 /** TBSCertList (RFC 5280 §5.1.2), version 2: what the issuer signs with ECDSA and SHA-256. */
-export const tbsCertList = (issuer: IssuerName, of: ListOrder): Uint8Array =>
+export const tbsCertList = (issuer: Pick<IssuerName, 'subject' | 'spki'>, of: ListOrder): Uint8Array =>
   sequence(
     number(1),
     ecdsaSha256,
@@ -64,5 +79,30 @@ export const tbsCertList = (issuer: IssuerName, of: ListOrder): Uint8Array =>
     ),
   )
 
-/** The list of a TBSCertList and its DER signature. */
-export const certListOf = (tbs: Uint8Array, signature: Uint8Array): Uint8Array => sequence(tbs, ecdsaSha256, bitString(signature))
+/** A TBSCertList with room around it for what makes a list of it: no list is copied once more to be signed. */
+export interface UnsignedList {
+  readonly room: Uint8Array
+  readonly tbs: Uint8Array
+}
+
+/** Tag and length of what is the longest; algorithm and signature. */
+const before = headLength(0xffff_ffff)
+const behind = 128
+
+/** `bytes`: a TBSCertList. */
+export const unsignedList = (bytes: Uint8Array): UnsignedList => {
+  const room = new Uint8Array(before + bytes.length + behind)
+  room.set(bytes, before)
+  return { room, tbs: room.subarray(before, before + bytes.length) }
+}
+
+/** The list of a TBSCertList and its DER signature, in the room of the former. */
+export const certListIn = ({ room, tbs }: UnsignedList, signature: Uint8Array): Uint8Array => {
+  const rest = Buffer.concat([ecdsaSha256, bitString(signature)])
+  if (rest.length > behind) throw new Error(`a signature of ${signature.length} bytes`)
+  const length = tbs.length + rest.length
+  const start = before - headLength(length)
+  writeHead(room.subarray(start), tags.sequence, length)
+  room.set(rest, before + tbs.length)
+  return room.subarray(start, before + length)
+}

@@ -1,5 +1,6 @@
 import type { Certificate } from './certificate.ts'
-import { entryOf, removalOf } from './crl.ts'
+import { entryOf, removalOf, tbsCertList, unsignedList, type ListOrder, type UnsignedList } from './crl.ts'
+import type { IssuerName } from './tbs.ts'
 
 /**
  * Every certificate belongs to one of 16 distribution points for good: a hexadecimal digit of its serial that is random (the first byte is not). A list of one
@@ -19,6 +20,9 @@ interface Part {
 
 const joined = (part: Part): Uint8Array => (part.joined ??= Buffer.concat([...part.entries.values()].map(({ bytes }) => bytes)))
 
+/** What of a certificate its lists say. */
+export type Listed = Pick<Certificate, 'id' | 'status' | 'revokedAt' | 'code' | 'notAfter'>
+
 /**
  * What one CA has revoked and not dropped yet, ready to be signed: each change is encoded once, when it happens, and joins with what lies there. In memory;
  * made again from the certificates at every start.
@@ -37,7 +41,7 @@ export class RevocationList {
   }
 
   /** Takes the certificate as it is now: revoked, on hold, or off hold at `at`. */
-  put(certificate: Pick<Certificate, 'id' | 'status' | 'revokedAt' | 'code' | 'notAfter'>, at: number): void {
+  put(certificate: Listed, at: number): void {
     const { id, status, notAfter } = certificate
     const part = this.#of(pointOf(id))
     if (status === 'valid') {
@@ -81,4 +85,58 @@ export class RevocationList {
         }
     }
   }
+}
+
+const day = 86_400_000
+/** How long lists may be relied on. */
+const validity = { complete: 7 * day, delta: day } as const
+
+/** `issuing-7-delta.crl` */
+export const listName = (of: { readonly authority: string; readonly point: Point | null; readonly delta: boolean }): string =>
+  `${of.authority}${of.point === null ? '' : `-${of.point}`}${of.delta ? '-delta' : ''}.crl`
+
+/** One round of a CA's lists. Times are milliseconds since 1970, of whole seconds. */
+export interface RoundOrder {
+  readonly authority: string
+  readonly issuer: Pick<IssuerName, 'subject' | 'spki'>
+  readonly number: number
+  readonly at: number
+  /** Complete lists with empty deltas to them, or deltas to the complete list with number `base`. */
+  readonly complete: boolean
+  readonly base: number
+  /** URL to which the names of lists are appended. */
+  readonly place: string
+}
+
+/** A list that lacks its signature. */
+export interface MadeList extends UnsignedList {
+  readonly name: string
+  readonly number: number
+  readonly thisUpdate: number
+  readonly nextUpdate: number
+}
+
+/** The lists of one round, ready to be signed. After complete ones deltas begin anew. */
+export const makeLists = (list: RevocationList, of: RoundOrder): readonly MadeList[] => {
+  const made: MadeList[] = []
+  const make = (name: string, order: Omit<ListOrder, 'number' | 'thisUpdate'>): void => {
+    const { number, at: thisUpdate } = of
+    made.push({ name, number, thisUpdate, nextUpdate: order.nextUpdate, ...unsignedList(tbsCertList(of.issuer, { ...order, number, thisUpdate })) })
+  }
+  // The root revokes a handful in its life: one list will do.
+  const scopes: readonly (Point | null)[] = of.authority.startsWith('root') ? [null] : [null, ...points]
+  const changed = new Set(list.changed())
+  for (const point of scopes) {
+    const name = listName({ authority: of.authority, point, delta: false })
+    const delta = listName({ authority: of.authority, point, delta: true })
+    const where = point === null ? null : `${of.place}${name}`
+    if (of.complete)
+      make(name, { nextUpdate: of.at + validity.complete, body: list.complete(point), base: null, point: where, freshest: `${of.place}${delta}` })
+    // A delta goes with the complete list of its time as well; those where nothing happened stay as they are.
+    const body = of.complete ? new Uint8Array(0) : list.delta(point)
+    if (of.complete || point === null || changed.has(point))
+      make(delta, { nextUpdate: of.at + validity.delta, body, base: of.base, point: where, freshest: null })
+  }
+  if (of.complete) list.begin(of.at)
+  return made
 }
