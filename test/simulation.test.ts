@@ -1,12 +1,15 @@
 import { randomInt } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { openBoard } from './simulation/board.ts'
 import { diceOf } from './simulation/dice.ts'
 import { openNetwork } from './simulation/network.ts'
 import { runSchedule, type Outcome } from './simulation/schedule.ts'
 import { startSimulatedServer } from './simulation/server.ts'
 import { virtualTime } from './simulation/time.ts'
-import { alice, keys, makeFleet, type Fleet } from './simulation/world.ts'
+import { alice, group, keys, makeFleet, type Fleet } from './simulation/world.ts'
 
 const long = process.env['FLEETKEY_LONG'] === '1'
 const schedules = long ? 5_000 : 500
@@ -65,6 +68,48 @@ test('a campaign that met a full disk goes on when there is room again, though n
     expect(await store.get('campaign', campaign)).toMatchObject({ state: 'activating' })
     crash()
   } finally {
+    time.end()
+  }
+})
+
+test('a device that joined during a rotation erases the old epoch when the others do, not at its next report', async () => {
+  const time = virtualTime(fleet.at)
+  const dice = diceOf(3)
+  const network = openNetwork({ time, dice })
+  const store = fleet.store.fork()
+  const log = (): void => undefined
+  const boards = fleet.boards.map((made) => openBoard({ ...made, network, time, dice, log, trust: fleet.trust, inUse: log }))
+  try {
+    const { ctx } = await startSimulatedServer({
+      store,
+      kms: fleet.kms,
+      network,
+      time,
+      random: dice.bytes,
+      log,
+      step: log,
+      isFull: () => false,
+      begun: log,
+    })
+    for (const board of boards) board.switchOn()
+    const [joiner] = boards
+    const device = DeviceId.parse(joiner?.device)
+    await setGroupPolicy(ctx, alice, group, { rotateOnLeave: false, rotateOnJoin: false, history: true })
+    await removeMember(ctx, alice, group, device)
+    await time.run(60_000)
+    const [, { id: key }] = keys
+    const { campaign } = await startRotation(ctx, alice, key, { because: 'somebody joins it' })
+    await time.run(60_000)
+    await addMembers(ctx, alice, group, { devices: [device] })
+    await time.run(60_000)
+    const held = (): readonly number[] => joiner?.agent?.status().holdings.flatMap((one) => (one.key === key ? [one.epoch] : [])) ?? []
+    expect([held(), (await store.get('campaign', campaign))?.state]).toEqual([[1, 2], 'activating'])
+    await time.run(900_000, async () => (await store.get('campaign', campaign))?.state === 'done')
+    await time.run(2_000)
+    expect(held()).toEqual([2])
+    expect((await store.get('holding', `${device}/${key}/1`))?.stage).toBe('retired')
+  } finally {
+    for (const board of boards) board.cut()
     time.end()
   }
 })

@@ -101,7 +101,8 @@ const take = async (ctx: Context, campaign: Campaign, step: Exclude<Step, { do: 
       return await convergeOthers(ctx, campaign)
     case 'retire':
       await change(`epochs below ${campaign.to} retire`, (tx, now) => retire(ctx, tx, now))
-      return await toTargets('active')
+      await toTargets('active')
+      return await convergeOthers(ctx, campaign)
     case 'finish':
       await change('done', (tx, now) => tx.update('campaign', { ...inState(now, 'done'), finishedAt: ctx.now() }))
       return await destroyEpochs(ctx, campaign.key)
@@ -215,7 +216,7 @@ const retire = async (ctx: Context, tx: Transaction, campaign: Campaign): Promis
     if (epoch.overlap === true && epoch.epoch < campaign.to) tx.update('epoch', withoutOverlap(epoch))
 }
 
-/** Devices that joined since the rotation began hold the key without being targets. */
+/** Devices that joined since the rotation began hold the key, old epochs that they may read included, without being targets. */
 const convergeOthers = async (ctx: Context, campaign: Campaign): Promise<void> => {
   const isTarget = async (device: DeviceId): Promise<boolean> => (await ctx.store.get('target', `${campaign.id}/${device}`)) !== undefined
   await convergeMembers(ctx, await groupsOf(ctx, campaign.key), isTarget)
