@@ -13,6 +13,7 @@ import type { Backend } from '@fleetkey/server/kms/orders.ts'
 import { openAwsHolder } from '@fleetkey/server/kms/aws/holder.ts'
 import { startKms, type SupervisedKms } from '@fleetkey/server/kms/supervisor.ts'
 import { awsBackend, startAwsKms, type AwsKms } from './aws-kms.ts'
+import { moveFromFiles } from './moving.ts'
 import { hasProgram } from './programs.ts'
 import { openWorld, until, using } from './world.ts'
 
@@ -230,4 +231,14 @@ test('a whole server on it: a device enrols and its key is rotated; a restart fi
   } finally {
     await world.stop()
   }
+})
+
+test('a server moves from files to it: CA and KEK, with its fleet connected; the keys in files are gone', { timeout: 240_000 }, async () => {
+  const options = ['--kms', 'aws', '--aws-region', aws.region, '--aws-endpoint', aws.endpoint]
+  expect(await moveFromFiles({ options, env: aws.credentials, place: 'aws' })).toMatchObject({ 'root-ca-2': 'aws', 'issuing-ca-2': 'aws', 'kek-2': 'aws' })
+  expect(aws.keys().map(({ tags, state }) => [tags['fleetkey-key'], state])).toEqual([
+    ['root-ca-2', 'Enabled'],
+    ['issuing-ca-2', 'Enabled'],
+    ['kek-2', 'Enabled'],
+  ])
 })

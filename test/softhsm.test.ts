@@ -9,8 +9,9 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import { boolean, der, explicit, number, octetString, sequence, tags } from '@fleetkey/protocol/x509/der.ts'
 import type { Backend } from '@fleetkey/server/kms/orders.ts'
 import { startKms, type SupervisedKms } from '@fleetkey/server/kms/supervisor.ts'
+import { moveFromFiles } from './moving.ts'
 import { hasSoftHsm, openMoodyToken, openSoftHsm, pin, serverOptions, type SoftHsm } from './softhsm.ts'
-import { openWorld, until, using, type PlainMachine } from './world.ts'
+import { openWorld, until, using } from './world.ts'
 
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text))
 
@@ -301,50 +302,10 @@ describe.skipIf(!hasSoftHsm())('a PKCS#11 token', () => {
 describe.skipIf(!hasSoftHsm())('a server moves from files into a token', () => {
   test('CA and KEK, with its fleet connected; the keys in files are gone', { timeout: 240_000 }, async () => {
     const place = mkdtempSync(join(tmpdir(), 'fk-move-'))
-    const args: string[] = []
-    const world = await openWorld({ args })
     try {
-      const machines = [await world.simulated('GATEWAY-1'), await world.simulated('GATEWAY-2')]
-      const plain: PlainMachine = { serial: 'METER-1' }
-      const batch = await world.enlist([...machines, plain], 'plant')
-      // Made before the move, used after it.
-      const token = await world.token(batch)
-      await world.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed' } })
-      await world.client.call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
-      const agents = machines.map((machine) => world.agent(machine))
-      await until('they use their key', () => using(agents, 'telemetry', 1), 60_000)
-
-      args.push(...serverOptions(openSoftHsm(place).backend))
-      await world.restart()
-      await until('they are back', () => agents.every((agent) => agent.status().connected), 60_000)
-      const { client } = world
-      const known = async (): Promise<void> => await until('both know it', async () => (await client.call('ca.status')).readiness.acknowledged === 2, 60_000)
-      await client.call('ca.prepare', { body: { root: true } })
-      await client.call('ca.distribute')
-      await known()
-      await client.call('ca.activate', { body: {} })
-      await known()
-      await client.call('ca.taint', { body: { within: 1 } })
-      await until('both have renewed', async () => (await client.call('ca.status')).generations[0]?.devices === 0, 60_000)
-      await client.call('ca.retire', { body: {} })
-      expect(await client.call('kms.rotate-kek')).toMatchObject({ kek: 'kek-2', former: ['kek'] })
-      expect(await client.call('kms.retire-kek')).toMatchObject({ kek: 'kek-2', former: [] })
-
-      const placed = async (): Promise<Record<string, string>> =>
-        Object.fromEntries((await world.client.call('kms.status')).keys.map(({ name, place: where }) => [name, where]))
-      expect(await placed()).toMatchObject({ 'root-ca-2': 'pkcs11', 'issuing-ca-2': 'pkcs11', 'kek-2': 'pkcs11', 'delivery-signing': 'file' })
-      for (const gone of ['root-ca', 'issuing-ca', 'kek']) expect(await placed()).not.toHaveProperty(gone)
-      const files = readdirSync(join(world.folder, 'server', 'kms'))
-      expect(files.filter((name) => /^(?:root-ca|issuing-ca|kek)(?:-\d+)?\.key\.cbor$/.test(name))).toEqual([])
-
-      await world.restart()
-      await until('they are back', () => agents.every((agent) => agent.status().connected), 60_000)
-      const late = world.agent(plain, { token })
-      await until('the token lets the third in', () => using([late], 'telemetry', 1), 60_000)
-      await world.client.call('key.rotate', { params: { id: 'telemetry' }, body: {} })
-      await until('they use the next', () => using([...agents, late], 'telemetry', 2), 60_000)
+      const options = serverOptions(openSoftHsm(place).backend)
+      expect(await moveFromFiles({ options, place: 'pkcs11' })).toMatchObject({ 'root-ca-2': 'pkcs11', 'issuing-ca-2': 'pkcs11', 'kek-2': 'pkcs11' })
     } finally {
-      await world.stop()
       rmSync(place, { recursive: true, force: true })
     }
   })
