@@ -189,7 +189,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     tls = fresh
     bus.renew(fresh)
     est?.renew(fresh)
-    admin?.setSecureContext({ key: fresh.key, cert: fresh.cert, minVersion: 'TLSv1.3' })
+    admin?.renew(fresh)
   }
   let signedBy = authority.key
   authority.onChange(async () => {
@@ -251,7 +251,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   // Who is connected has seen the certificate of a sealed server, and shall send no token over that.
   if (httpsPort === undefined) httpsPort = await listenAdmin(tls)
   else {
-    admin?.setSecureContext({ key: tls.key, cert: tls.cert, minVersion: 'TLSv1.3' })
+    admin?.renew(tls)
     admin?.closeIdleConnections()
   }
   const httpPort = status === undefined || settings.httpPort === null ? null : await listen(status.server, settings.httpPort, settings.host)
@@ -327,6 +327,8 @@ const tenantIs = async (ctx: Base): Promise<void> => {
 
 /** The process: one line when ready (JSON with --json), orderly stop on SIGINT and SIGTERM. Exit code 1 for a wrong setting, 5 when it cannot start. */
 export const runServer = async (argv: readonly string[], around: Surroundings = {}): Promise<void> => {
+  // Whatever it makes, database and its journal included, is for its own user alone.
+  process.umask(0o077)
   let settings: Settings
   let running: RunningServer | undefined
   const stopped = new AbortController()

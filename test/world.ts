@@ -140,7 +140,7 @@ const onSwtpm = async (serial: string, ca: EkCa, of: Release): Promise<Machine &
 }
 
 /** The server in a process of its own: of many connections, only their one end counts against what this process may open. */
-const serverApart = async (args: readonly string[], fault: NodeJS.ProcessEnv): Promise<RunningServer> => {
+const serverApart = async (args: readonly string[], fault: NodeJS.ProcessEnv, lines: string[]): Promise<RunningServer> => {
   let ready: Omit<RunningServer, 'cliFile' | 'stop'> & { readonly cli: string } = { mqttPort: 0, httpsPort: 0, httpPort: null, estPort: null, cli: '' }
   const process_ = await supervise({
     script: './server-process.ts',
@@ -148,6 +148,7 @@ const serverApart = async (args: readonly string[], fault: NodeJS.ProcessEnv): P
     fault,
     isReady: (line) => line.startsWith('{"ready":true'),
     onLine: (line) => void (line.startsWith('{"ready":true') && (ready = JSON.parse(line) as typeof ready)),
+    onError: (text) => void lines.push(text),
   })
   return { ...ready, cliFile: ready.cli, stop: process_.stop }
 }
@@ -219,7 +220,7 @@ export const openWorld = async (
   const lines: string[] = []
   const start = async (mqtt: number, https: number): Promise<RunningServer> => {
     const args = ['--data', join(folder, 'server'), '--mqtt-port', String(mqtt), '--https-port', String(https), ...(of.args ?? [])]
-    if (of.apart === true) return await serverApart(args, of.fault ?? {})
+    if (of.apart === true) return await serverApart(args, of.fault ?? {}, lines)
     return await startServer(readSettings(args, of.env ?? {}), {
       log: (line) => void lines.push(line),
       ...(of.step === undefined ? {} : { step: of.step }),

@@ -58,6 +58,9 @@ const chainOf = (socket: TLSSocket): readonly Uint8Array[] => {
   return chain
 }
 
+/** Of its path what may stand in a log: no query, which may hold what somebody took for the place of a token. */
+const shown = ({ url = '' }: IncomingMessage): string => (url.split('?')[0] ?? '').slice(0, 100)
+
 /** HTTP Basic (RFC 7617). */
 const basicOf = (request: IncomingMessage): EstRequest['basic'] => {
   const header = request.headers.authorization
@@ -106,14 +109,14 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
     const path = request.url ?? '/'
     const name = path.startsWith(root) ? path.slice(root.length) : ''
     const operation = Object.hasOwn(operations, name) ? operations[name] : undefined
-    if (operation === undefined) return refuseEst('est.path', `${request.method} ${path.slice(0, 100)}`)
+    if (operation === undefined) return refuseEst('est.path', `${request.method} ${shown(request)}`)
     if (request.method !== operation.method) return refuseEst('est.method', `${request.method} ${name}`)
     return await operation.answer(request)
   }
 
   const refused = (request: IncomingMessage, response: ServerResponse, thrown: unknown): void => {
     const problem = toProblem(thrown)
-    if (problem.code === 'internal') ctx.log(`est ${request.method} ${(request.url ?? '').slice(0, 100)}: ${problem.message.slice(0, 1000)}`)
+    if (problem.code === 'internal') ctx.log(`est ${request.method} ${shown(request)}: ${problem.message.slice(0, 1000)}`)
     // What a flow refused it has audited; what never came that far is counted with its source.
     else if (problem.reason?.startsWith('est.') === true && isEarly(problem)) count(request, problem)
     if (response.headersSent) return void response.destroy()
@@ -135,7 +138,7 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
       {
         caller: { from: addressPrefix((request.socket as TLSSocket | null)?.remoteAddress ?? '') },
         action: 'est.enrol',
-        subject: (request.url ?? '').slice(0, 64),
+        subject: shown(request).slice(0, 64),
       },
       problem,
       ctx.now(),

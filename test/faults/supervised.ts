@@ -24,6 +24,8 @@ export const supervise = async (of: {
   /** At every start. */
   readonly env?: NodeJS.ProcessEnv
   readonly onLine: (line: string) => void
+  /** What it says on standard error, as it comes. */
+  readonly onError?: (text: string) => void
   readonly isReady: (line: string) => boolean
   readonly onReady?: () => void
 }): Promise<Supervised> => {
@@ -36,7 +38,10 @@ export const supervise = async (of: {
       env: { ...process.env, ...of.env, ...env },
     })
     child.stdin?.on('error', () => undefined)
-    child.stderr?.on('data', (chunk: Buffer) => (errors = (errors + chunk.toString()).slice(-20_000)))
+    child.stderr?.on('data', (chunk: Buffer) => {
+      errors = (errors + chunk.toString()).slice(-20_000)
+      of.onError?.(chunk.toString())
+    })
     if (child.stdout !== null)
       createInterface({ input: child.stdout }).on('line', (line) => {
         if (of.isReady(line)) {

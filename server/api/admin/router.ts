@@ -1,14 +1,16 @@
-import { createHash } from 'node:crypto'
+import { constants, createHash } from 'node:crypto'
 import { createServer, type Server } from 'node:https'
 import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { SecureContextOptions } from 'node:tls'
 import { operations, type BodyOut, type Operation, type OperationName, type ParamsOf, type QueryOut, type ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { Problem, problemStatus, toProblem } from '@fleetkey/protocol/problem.ts'
-import { actions, type Action } from '../../access/authorise.ts'
+import { actions, authorise, type Action } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
 import type { Base } from '../../flows/context.ts'
 import { refuse } from '../../flows/perform.ts'
 import { addressPrefix } from '../address.ts'
 import { openApi } from '../openapi.ts'
+import { jsonIn } from './json.ts'
 
 /** One authenticated, parsed request. */
 export interface Call<N extends OperationName> {
@@ -39,7 +41,12 @@ const notServed = ({ ready }: Served): Problem =>
 const smallBody = 64 << 10
 /** A batch manifest of 100,000 rows is about 12 MB; base64 adds a third. */
 const largeBody = 24 << 20
-const largeBodies: ReadonlySet<OperationName> = new Set(['endorsement.import', 'endorsement.policy.set', 'batch.import', 'release.import'])
+const largeBodies: ReadonlyMap<OperationName, Action> = new Map([
+  ['endorsement.import', 'endorsement.import'],
+  ['endorsement.policy.set', 'endorsement.policy'],
+  ['batch.import', 'batch.import'],
+  ['release.import', 'release.import'],
+])
 
 interface Route {
   readonly name: OperationName
@@ -83,7 +90,7 @@ const readBody = async (request: IncomingMessage, max: number): Promise<Buffer> 
 }
 
 /** Who holds this bearer token (RFC 6750). Only the hash is stored and looked up, so the comparison leaks nothing of a token. */
-const authenticate = async (ctx: Base, request: IncomingMessage): Promise<Caller> => {
+const authenticate = async (ctx: Base, request: IncomingMessage, asked: string): Promise<Caller> => {
   const from = addressPrefix(request.socket.remoteAddress ?? '')
   const token = /^Bearer ([A-Za-z0-9_-]{20,200})$/.exec(request.headers.authorization ?? '')?.[1]
   const hash = token === undefined ? '' : createHash('sha256').update(token).digest('hex')
@@ -93,7 +100,8 @@ const authenticate = async (ctx: Base, request: IncomingMessage): Promise<Caller
   const problem = new Problem('unauthenticated', token === undefined ? 'no bearer token' : known === undefined ? 'unknown token' : 'expired token', {
     reason: 'token',
   })
-  ctx.refusals.count({ caller: { from }, action: 'fleet.read', subject: (request.url ?? '').slice(0, 100) }, problem, ctx.now())
+  // What was asked for by its name: a path or query may hold what somebody took for the place of a token.
+  ctx.refusals.count({ caller: { from }, action: 'fleet.read', subject: asked }, problem, ctx.now())
   throw problem
 }
 
@@ -103,14 +111,6 @@ const parsed = <T>(schema: Operation['body'], value: unknown, what: string): T =
   if (result.success) return result.data as T
   const issue = result.error.issues[0]
   throw new Problem('malformed', `${what}${issue === undefined ? '' : ` ${issue.path.join('.')}: ${issue.message}`}`)
-}
-
-const json = (text: string): unknown => {
-  try {
-    return text === '' ? {} : JSON.parse(text)
-  } catch (cause) {
-    throw new Problem('malformed', 'the body is not JSON', { cause })
-  }
 }
 
 const answer = (response: ServerResponse, status: number, type: string, body: unknown, headers: Readonly<Record<string, string>> = {}): void => {
@@ -125,34 +125,37 @@ const stranger = (request: IncomingMessage): Caller => {
 }
 
 const handle = async (ctx: Base, served: Served, request: IncomingMessage, response: ServerResponse): Promise<void> => {
-  const url = new URL(request.url ?? '/', 'https://fleetkey')
-  if (request.method === 'GET' && url.pathname === '/healthz') return answer(response, 200, 'application/json', { ok: true })
-  if (request.method === 'GET' && url.pathname === '/readyz') {
+  // As it was sent: a path that would have to be normalised is one that nobody serves, and whatever stands before this server has seen the same path.
+  const [path = '', ...rest] = (request.url ?? '/').split('?')
+  const search = new URLSearchParams(rest.join('?'))
+  if (request.method === 'GET' && path === '/healthz') return answer(response, 200, 'application/json', { ok: true })
+  if (request.method === 'GET' && path === '/readyz') {
     const state = served.ready()
     return answer(response, state.ready ? 200 : 503, 'application/json', state)
   }
-  if (request.method === 'GET' && url.pathname === '/openapi.json') return answer(response, 200, 'application/json', openApi())
+  if (request.method === 'GET' && path === '/openapi.json') return answer(response, 200, 'application/json', openApi())
   const { handlers, streams } = served
-  if (request.method === 'GET' && url.pathname === '/api/1/audit/export') {
+  if (request.method === 'GET' && path === '/api/1/audit/export') {
     if (streams === undefined) throw notServed(served)
-    const caller = await authenticate(ctx, request)
+    const caller = await authenticate(ctx, request, 'audit.export')
     return await audited(ctx, { caller, name: 'audit.export', method: 'GET' }, async () => await streams.auditExport(caller, response))
   }
-  const found = matchRoute(request.method ?? '', url.pathname)
-  if (found === undefined) throw new Problem('not-found', `${request.method} ${url.pathname}`)
+  const found = matchRoute(request.method ?? '', path)
+  if (found === undefined) throw new Problem('not-found', `${request.method} ${path}`)
   const { name, operation } = found.route
   const handler = handlers[name] as ((call: unknown) => Promise<unknown>) | undefined
   // Before any token is looked at: there is nobody to whom a sealed server says more.
   if (handler === undefined) throw notServed(served)
-  const caller = operation.open === true ? stranger(request) : await authenticate(ctx, request)
+  const caller = operation.open === true ? stranger(request) : await authenticate(ctx, request, name)
   const done = await audited(ctx, { caller, name, method: operation.method }, async () => {
+    // The flow asks again; whoever may not do it has nothing read for it.
+    const large = largeBodies.get(name)
+    if (large !== undefined) authorise(caller, large)
     const body =
-      operation.body === undefined
-        ? undefined
-        : parsed(operation.body, json((await readBody(request, largeBodies.has(name) ? largeBody : smallBody)).toString('utf8')), 'body')
-    const unknown = [...url.searchParams.keys()].find((key) => !Object.hasOwn(operation.query?.shape ?? {}, key))
+      operation.body === undefined ? undefined : parsed(operation.body, jsonIn(await readBody(request, large === undefined ? smallBody : largeBody)), 'body')
+    const unknown = [...search.keys()].find((key) => !Object.hasOwn(operation.query?.shape ?? {}, key))
     if (unknown !== undefined) throw new Problem('malformed', `query ${unknown.slice(0, 100)}: unknown`)
-    const query = parsed(operation.query, Object.fromEntries(url.searchParams), 'query')
+    const query = parsed(operation.query, Object.fromEntries(search), 'query')
     return await handler({ caller, params: found.params, query, body })
   })
   answer(response, 200, 'application/json', done, served.ready().sealed ? { connection: 'close' } : {})
@@ -181,7 +184,7 @@ const audited = async <T>(ctx: Base, of: { readonly caller: Caller; readonly nam
 /** Operators are told why (they are authenticated); an internal fault and a missing token show no more than the code. */
 const answerProblem = (ctx: Base, request: IncomingMessage, response: ServerResponse, thrown: unknown): void => {
   const problem = toProblem(thrown)
-  if (problem.code === 'internal') ctx.log(`admin ${request.method} ${(request.url ?? '').slice(0, 200)}: ${problem.message}`)
+  if (problem.code === 'internal') ctx.log(`admin ${request.method} ${(request.url ?? '').split('?')[0]?.slice(0, 200)}: ${problem.message}`)
   if (response.headersSent) return void response.destroy()
   const detail = problem.code === 'internal' || problem.code === 'unauthenticated' ? {} : { detail: problem.message }
   const retry = problem.retryAfterSeconds === undefined ? {} : { 'retry-after': String(problem.retryAfterSeconds) }
@@ -196,9 +199,22 @@ const answerProblem = (ctx: Base, request: IncomingMessage, response: ServerResp
   )
 }
 
+interface OwnTls {
+  readonly key: string
+  readonly cert: string
+}
+
+const context = ({ key, cert }: OwnTls): SecureContextOptions => ({
+  key,
+  cert,
+  minVersion: 'TLSv1.3',
+  // No resumption: who saw the certificate of a sealed server looks at the next one anew.
+  secureOptions: constants.SSL_OP_NO_TICKET,
+})
+
 /** The HTTPS admin API (TLS 1.3, bearer tokens, problem+json after RFC 9457). Not listening yet. `served` is asked at each request. */
-export const adminServer = (ctx: Base, tls: { readonly key: string; readonly cert: string }, served: () => Served): Server => {
-  const server = createServer({ key: tls.key, cert: tls.cert, minVersion: 'TLSv1.3', maxHeaderSize: 16 << 10 }, (request, response) => {
+export const adminServer = (ctx: Base, tls: OwnTls, served: () => Served): Server & { renew(tls: OwnTls): void } => {
+  const server = createServer({ ...context(tls), maxHeaderSize: 16 << 10 }, (request, response) => {
     handle(ctx, served(), request, response).catch((thrown: unknown) => answerProblem(ctx, request, response, thrown))
   })
   server.headersTimeout = 10_000
@@ -208,5 +224,5 @@ export const adminServer = (ctx: Base, tls: { readonly key: string; readonly cer
   server.maxConnections = 512
   server.on('tlsClientError', () => undefined)
   server.on('clientError', (_error, socket) => socket.destroy())
-  return server
+  return Object.assign(server, { renew: (fresh: OwnTls) => server.setSecureContext(context(fresh)) })
 }
