@@ -1,8 +1,9 @@
 import { mkdirSync } from 'node:fs'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { rootOf } from '../audit/tree.ts'
-import type { Store, Verdict } from '../flows/context.ts'
-import { decodeRow, requireEntries } from './rows.ts'
+import type { Store, Tables, Verdict } from '../flows/context.ts'
+import { requireEntries } from './rows.ts'
+import { readCache } from './sqlite/cache.ts'
 import { openDatabase } from './sqlite/database.ts'
 import { diskState, isDiskError, unavailable } from './sqlite/disk.ts'
 import { groupCommit, type Pending } from './sqlite/group-commit.ts'
@@ -53,8 +54,16 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
   }
   keepReserve(disk.failed)
 
+  const cache = readCache()
+  const runGroup = (group: readonly Pending[]): ReturnType<typeof run> => {
+    try {
+      return run(group, head)
+    } finally {
+      for (const { writes } of group) cache.wrote(writes)
+    }
+  }
   const settle = (group: readonly Pending[]): void => {
-    const done = run(group, head)
+    const done = runGroup(group)
     head = done.head
     // A crash here: the group is on the disk, its callers do not know; they ask again and find it done.
     step('store.committed')
@@ -149,11 +158,11 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
 
   return {
     async get(table, id) {
-      const bytes = read(() => rows.get(table, id))
-      return bytes === undefined ? undefined : decodeRow(bytes)
+      return read(() => cache.get(table, id, () => rows.get(table, id))) as Tables[typeof table] | undefined
     },
     async find(table, query) {
-      return read(() => rows.find(table, { ...query, where: query.where ?? {} })).map((bytes) => decodeRow(bytes))
+      const search = { ...query, where: query.where ?? {} }
+      return read(() => cache.find(table, search, () => rows.find(table, search))) as readonly Tables[typeof table][]
     },
     async count(table, where) {
       return read(() => rows.count(table, where ?? {}))

@@ -146,11 +146,13 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
   const searches = new Map<string, Compiled>()
   const scans = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
 
-  const conditions = (name: Table, where: RowQuery['where']): { fields: readonly string[]; terms: SQL[] } => {
+  const fieldsIn = (name: Table, where: RowQuery['where']): readonly string[] => {
     const fields = Object.keys(where).filter((field) => where[field] !== undefined)
     for (const field of fields) indexNamed(name, field)
-    return { fields, terms: fields.map((field) => eq(rowTables[name][field] as SQLiteColumn, sql.placeholder(`where_${field}`))) }
+    return fields
   }
+  const conditions = (name: Table, fields: readonly string[]): readonly SQL[] =>
+    fields.map((field) => eq(rowTables[name][field] as SQLiteColumn, sql.placeholder(`where_${field}`)))
 
   const search = (key: string, make: () => Parameters<typeof compile>[1]): Compiled => {
     const found = searches.get(key) ?? compile(connection, make())
@@ -175,11 +177,11 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
   return {
     get: (table, id) => prepared[table].get.get({ id }) as Buffer | undefined,
     find(name, { where, prefix, after, limit }) {
-      const { fields, terms } = conditions(name, where)
+      const fields = fieldsIn(name, where)
       const table = rowTables[name]
       const statement = search(`${name} ${fields.join()} ${prefix === undefined} ${after === undefined}`, () => {
         const all = [
-          ...terms,
+          ...conditions(name, fields),
           ...(prefix === undefined ? [] : [gte(table.id, sql.placeholder('prefix')), lte(table.id, sql.placeholder('last'))]),
           ...(after === undefined ? [] : [gt(table.id, sql.placeholder('after'))]),
         ]
@@ -193,7 +195,7 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
       return statement.all({ ...valuesOf(fields, where), prefix, last: `${prefix}${lastOfPrefix}`, after, limit }) as Buffer[]
     },
     count(name, where) {
-      const { fields, terms } = conditions(name, where)
+      const fields = fieldsIn(name, where)
       const [field = ''] = fields
       const value = where[field]
       // One tallied value: it was counted when its rows changed, unless the tally is by a part of it.
@@ -203,7 +205,7 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
         db
           .select({ n: count() })
           .from(rowTables[name])
-          .where(and(...terms)),
+          .where(and(...conditions(name, fields))),
       )
       return (statement.get(valuesOf(fields, where)) as number | undefined) ?? 0
     },
