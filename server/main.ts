@@ -170,7 +170,11 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     sessions: liveSessions(),
     recoveries: settings.recoveries,
     wake: bell.wake,
-    certificatesChanged: (rows) => status?.changed(rows),
+    certificatesChanged(rows) {
+      status?.changed(rows)
+      // Its CONNECT would be refused with a ticket as well: so that nothing rests on that alone.
+      if (rows.some((row) => row.status !== 'valid')) bus.forgetTickets()
+    },
   }
   const name = settings.names[0] ?? (settings.host === '0.0.0.0' || settings.host === '::' ? 'localhost' : settings.host)
   // Lists name each other by URL: where nobody has said what it is, by one that only tells them apart.
@@ -193,6 +197,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   }
   let signedBy = authority.key
   authority.onChange(async () => {
+    bus.forgetTickets()
     if (authority.key === signedBy) return
     await renewTls()
     signedBy = authority.key

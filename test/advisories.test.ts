@@ -15,7 +15,6 @@ import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { importSpki } from '@fleetkey/protocol/x509/public-key.ts'
 import { actions } from '@fleetkey/server/access/authorise.ts'
-import { embeddedBus } from '@fleetkey/server/api/broker/embedded.ts'
 import { estServer } from '@fleetkey/server/api/est.ts'
 import { checkRequests } from '@fleetkey/server/attestation/requests.ts'
 import { defaultProfiles, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
@@ -357,25 +356,12 @@ describe('who gets a certificate, and by which', () => {
     expect(others).toEqual([['ca.settle', ['system']]])
   })
 
-  test('SPIRE 1.14.3 (#6715): no listener resumes a session, whatever ticket it gave', async () => {
-    const tls = await serverTls(ctx, ctx.authority, [])
-    const bus = await embeddedBus({
-      host: '127.0.0.1',
-      port: 0,
-      tls,
-      admit: async () => ({ refused: 'forbidden' }),
-      now: () => ctx.clock.now,
-      log: () => undefined,
-    })
-    await bus.start(async () => undefined)
-    const http = estServer(ctx, tls)
+  test('SPIRE 1.14.3 (#6715): EST resumes no session; what a device may that resumes one is decided as ever (resumed-sessions.test.ts)', async () => {
+    const http = estServer(ctx, await serverTls(ctx, ctx.authority, []))
     await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve))
     try {
-      for (const [port, maxVersion] of [
-        [bus.port, 'TLSv1.3'],
-        [(http.address() as AddressInfo).port, 'TLSv1.3'],
-        [(http.address() as AddressInfo).port, 'TLSv1.2'],
-      ] as const) {
+      const { port } = http.address() as AddressInfo
+      for (const maxVersion of ['TLSv1.3', 'TLSv1.2'] as const) {
         const session = await new Promise<Buffer | undefined>((resolve, reject) => {
           let given: Buffer | undefined
           const socket = connectTls({ port, host: '127.0.0.1', rejectUnauthorized: false, maxVersion }, () => void setTimeout(() => socket.destroy(), 300))
@@ -393,7 +379,6 @@ describe('who gets a certificate, and by which', () => {
         expect(again).toBe(false)
       }
     } finally {
-      await bus.stop()
       http.closeAllConnections()
       await new Promise((resolve) => void http.close(resolve))
     }

@@ -329,15 +329,46 @@ describe('TLS', () => {
       }),
   )
 
-  test('no session is resumed: every connection proves its key anew', async () =>
+  /** Connects, with a session or anew: whether TLS resumed it, and the session that it can be resumed by. */
+  const come = async (bus: EmbeddedBus, session?: Buffer): Promise<{ readonly resumed: boolean; readonly session: Buffer }> => {
+    const wire = await dial(bus.port, session === undefined ? {} : { session })
+    const given = new Promise<Buffer>((resolve) => void wire.socket.once('session', resolve))
+    expect(await wire.connect({ id: 'sensor-1' })).toBe(0)
+    const resumed = wire.socket.isSessionReused()
+    // Tickets come with a full handshake only.
+    const done = { resumed, session: resumed && session !== undefined ? session : await given }
+    await wire.close()
+    return done
+  }
+
+  test('a session is resumed, until its tickets are forgotten or the certificate of the server is another', async () =>
     await withBroker({}, async ({ bus }) => {
-      const first = await dial(bus.port)
-      const session = await new Promise<Buffer | undefined>((resolve) => {
-        first.socket.once('session', resolve)
-        void first.connect({ id: 'sensor-1' }).then(() => setTimeout(() => resolve(first.socket.getSession()), 100))
-      })
-      const second = await dial(bus.port, session === undefined ? {} : { session })
-      expect(second.socket.isSessionReused()).toBe(false)
+      const first = await come(bus)
+      expect(first.resumed).toBe(false)
+      expect(first.session.length).toBeLessThan(4 << 10)
+      expect([(await come(bus, first.session)).resumed, (await come(bus, first.session)).resumed]).toEqual([true, true])
+      bus.forgetTickets()
+      const forgotten = await come(bus, first.session)
+      expect([forgotten.resumed, (await come(bus, forgotten.session)).resumed]).toEqual([false, true])
+      bus.renew(await serverTls(ctx, ctx.authority, ['localhost']))
+      expect((await come(bus, forgotten.session)).resumed).toBe(false)
+    }))
+
+  test('and no longer than tickets live; another process has other keys', async () =>
+    await withBroker({ limits: { tickets: 1 } }, async ({ bus }) => {
+      const { session } = await come(bus)
+      await withBroker({}, async (other) => expect((await come(other.bus, session)).resumed).toBe(false))
+      await sleep(2_100)
+      expect((await come(bus, session)).resumed).toBe(false)
+    }))
+
+  test('a resumed session gives another exporter: a connection proof is good for one connection', async () =>
+    await withBroker({}, async ({ bus }) => {
+      const exporterOf = ({ socket }: Wire): string => socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0)).toString('hex')
+      const { session } = await come(bus)
+      const [one, other] = [await dial(bus.port, { session }), await dial(bus.port, { session })]
+      expect([one.socket.isSessionReused(), other.socket.isSessionReused()]).toEqual([true, true])
+      expect(exporterOf(one)).not.toBe(exporterOf(other))
     }))
 
   test('the same exporter on both ends', async () =>

@@ -16,6 +16,7 @@ import { addStation, removeStation, revokeStation } from '@fleetkey/server/flows
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { withdrawRelease } from '@fleetkey/server/flows/withdraw-release.ts'
 import { operator, station, testContext, type TestContext } from './harness.ts'
+import { dial } from './mqtt-wire.ts'
 import { openWorld, until, using, type Machine, type World } from './world.ts'
 
 /** Milliseconds until an order acts everywhere (I11), on a machine that has other things to do; the bench holds it to one second. */
@@ -58,8 +59,14 @@ describe('with real boards', () => {
     if (agent === undefined) throw new Error('no agent')
     let done: Awaited<ReturnType<typeof suspend>> | undefined
     const suspend = async () => await call().call('device.suspend', { params: { id: first }, body: { reason: 'under repair' } })
+    const { socket } = await dial(world.server.mqttPort)
+    const session = await new Promise<Buffer>((resolve) => void socket.once('session', resolve))
+    const resumes = async (): Promise<boolean> => (await dial(world.server.mqttPort, { session })).socket.isSessionReused()
+    expect(await resumes()).toBe(true)
     expect(await cutBy(first, agent, async () => (done = await suspend()))).toBeLessThan(acts)
     expect(done).toMatchObject({ already: false, keys: ['telemetry'] })
+    // Nor does anybody resume what began before.
+    expect(await resumes()).toBe(false)
     await until('it has tried to connect', async () => (await show(first)).lastRefusal?.reason === 'certificate.held', 60_000)
     expect(agent.status()).toMatchObject({ connected: false })
     const view = await show(first)

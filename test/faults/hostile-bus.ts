@@ -120,6 +120,7 @@ export const hostileBus = (seed: string): HostileBus => {
       health: bus.health,
       stop: bus.stop,
       renew: bus.renew,
+      forgetTickets: bus.forgetTickets,
     }),
   }
 }

@@ -1,4 +1,4 @@
-import { constants } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { createServer as createTlsServer, type SecureContextOptions, type TLSSocket } from 'node:tls'
 import { Aedes } from 'aedes'
@@ -10,6 +10,7 @@ import { judgeConnect, judgeForward, judgePublish, judgeSubscribe, limitPackets,
 import { brokerLimits, type BrokerLimits } from './limits.ts'
 import { quietLines } from './lines.ts'
 import { certificateOf, exporterOf, turns, type Peer } from './peer.ts'
+import { noEmitter, noStorage } from './unkept.ts'
 
 export interface EmbeddedBusOptions {
   readonly host: string
@@ -29,8 +30,10 @@ export interface EmbeddedBusOptions {
 export interface EmbeddedBus extends Bus {
   /** Where it listens, once started. */
   readonly port: number
-  /** New connections see this certificate. */
+  /** New connections see this certificate; tickets given under the one before are not taken any more. */
   renew(tls: { readonly key: string; readonly cert: string }): void
+  /** No ticket that was given before is taken any more: whoever offers one proves its key anew. */
+  forgetTickets(): void
 }
 
 const minute = 60_000
@@ -51,7 +54,8 @@ const refusal = (returnCode: 2 | 3 | 4 | 5, why: string): Error & { returnCode: 
 
 /**
  * MQTT broker in this process: TLS 1.3 only, every device on one listener. The peer's certificate is asked for and not judged by TLS; `admit` decides on every
- * CONNECT, also before an older connection of the same id is taken over. PUBACK leaves when the handler's promise has resolved, so it means durable;
+ * CONNECT, also before an older connection of the same id is taken over, and alike whether TLS resumed a session or not: the ticket holds the certificate whose key
+ * was proven when the session began. PUBACK leaves when the handler's promise has resolved, so it means durable;
  * when the handler rejects the connection is closed without it. Limits: `limits.ts`.
  */
 export const embeddedBus = async (options: EmbeddedBusOptions): Promise<EmbeddedBus> => {
@@ -168,6 +172,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
   }
 
   const broker = await Aedes.createBroker({
+    persistence: noStorage(),
+    mq: noEmitter(),
     concurrency: 0,
     drainTimeout: limits.drain,
     connectTimeout: limits.connect,
@@ -256,9 +262,11 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     cert: tls.cert,
     minVersion: 'TLSv1.3',
     ecdhCurve: 'X25519MLKEM768:X25519:P-256',
-    // No resumption: every connection proves its key anew.
-    secureOptions: constants.SSL_OP_NO_TICKET,
+    // Tickets are encrypted under keys that this context makes and nobody writes down: with another context, or another process, they are worth nothing.
+    sessionTimeout: limits.tickets,
+    sessionIdContext: 'devices',
   })
+  const forgetTickets = (): void => tlsServer.setTicketKeys(randomBytes(48))
   const tlsServer = createTlsServer({
     ...context(options.tls),
     requestCert: true,
@@ -267,6 +275,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     // A list would be copied for each connection, and each copy keep a slab of the buffer pool in memory.
     ALPNCallback: ({ protocols: offered }) => alpnProtocols.find((one) => offered.includes(one)),
   })
+  const oldTickets = setInterval(forgetTickets, limits.tickets * 1_000)
+  oldTickets.unref()
   let connection = 0
   tlsServer.on('secureConnection', (socket) => {
     const from = addressPrefix(socket.remoteAddress ?? '')
@@ -376,8 +386,10 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     onPresence: (hear) => void listeners.push(hear),
     health: () => ({ listening, connections: sockets.size }),
     renew: (tls) => tlsServer.setSecureContext(context(tls)),
+    forgetTickets,
     async stop() {
       listening = false
+      clearInterval(oldTickets)
       const ended = new Promise<void>((resolve) => listener.close(() => resolve()))
       for (const socket of sockets) socket.destroy()
       await Promise.all([...peers.values()].map(async (peer) => await peer.closed))

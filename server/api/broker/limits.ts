@@ -2,6 +2,8 @@
 export interface BrokerLimits {
   /** TLS handshake, milliseconds. */
   readonly handshake: number
+  /** Seconds for which a session may be resumed, and after which tickets are encrypted under another key: none is ever taken for longer. */
+  readonly tickets: number
   /** From the handshake to CONNECT; a TPM may be busy before it can sign the proof. */
   readonly connect: number
   /** The server's own decision on CONNECT. */
@@ -39,6 +41,7 @@ export interface BrokerLimits {
 
 export const brokerLimits: BrokerLimits = {
   handshake: 10_000,
+  tickets: 3_600,
   connect: 30_000,
   authenticate: 5_000,
   enrolment: 300_000,
