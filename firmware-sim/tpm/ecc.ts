@@ -8,6 +8,8 @@ interface Curve {
   readonly name: string
   readonly size: number
   readonly prime: bigint
+  /** y² = x³ - 3x + b. */
+  readonly b: bigint
   readonly order: bigint
 }
 
@@ -18,6 +20,7 @@ const curves: ReadonlyMap<number, Curve> = new Map([
       name: 'prime256v1',
       size: 32,
       prime: BigInt('0xffffffff00000001000000000000000000000000ffffffffffffffffffffffff'),
+      b: BigInt('0x5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604b'),
       order: BigInt('0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551'),
     },
   ],
@@ -27,6 +30,7 @@ const curves: ReadonlyMap<number, Curve> = new Map([
       name: 'secp384r1',
       size: 48,
       prime: BigInt('0xfffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffeffffffff0000000000000000ffffffff'),
+      b: BigInt('0xb3312fa7e23ee7e4988e056be3f82d19181d9c6efe8141120314088f5013875ac656398d8a2ed19d2a85c8edd3ec2aef'),
       order: BigInt('0xffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973'),
     },
   ],
@@ -91,12 +95,19 @@ export const isScalar = (id: number, scalar: Uint8Array): boolean => {
   return scalar.length <= size && big(scalar) > 0n && big(scalar) < order
 }
 
-/** Scalar times point, both coordinates: ECDH gives x only. Refuses with ECC_POINT a point off the curve. */
+/**
+ * Scalar times point, both coordinates. ECDH gives x only: y follows from the x of the next multiple (Brier and Joye, "Weierstraß Elliptic Curves and Side-Channel
+ * Attacks", 2002, Proposition 3, with a = -3). Refuses with ECC_POINT a point off the curve.
+ */
 export const multiply = (id: number, scalar: Uint8Array, of: Coordinates): Coordinates => {
-  const { prime, size } = curveOf(id)
-  const point = affine(id, of)
-  const x = shared(id, scalar, of)
-  return { x, y: bytesOf(times(big(scalar), point, prime).y, size) }
+  const { prime, order, b, size } = curveOf(id)
+  const product = shared(id, scalar, of)
+  const [x, y, x1, k] = [big(of.x), big(of.y), big(product), big(scalar)]
+  // There is no next multiple: this one is the negative of the point.
+  if (k === order - 1n) return { x: product, y: bytesOf(prime - y, size) }
+  const next = big(shared(id, bytesOf(k + 1n, size), of))
+  const twice = 2n * b + (x * x1 - 3n) * (x + x1) - next * (x - x1) ** 2n
+  return { x: product, y: bytesOf(modulo(twice * inverse(2n * y, prime), prime), size) }
 }
 
 /** x coordinate of scalar times point. */
@@ -121,64 +132,14 @@ export const isOnCurve = (id: number, point: Coordinates): boolean => {
   }
 }
 
-/** Jacobian coordinates; z = 0 is the point at infinity. */
-interface Jacobian {
-  readonly x: bigint
-  readonly y: bigint
-  readonly z: bigint
+/** The x of the sum of two points; undefined when it is the point at infinity. */
+const xOfSum = (id: number, one: Coordinates, other: Coordinates): bigint | undefined => {
+  const { prime } = curveOf(id)
+  const [x1, y1, x2, y2] = [big(one.x), big(one.y), big(other.x), big(other.y)]
+  if (x1 === x2) return y1 === y2 ? big(shared(id, Uint8Array.of(2), one)) : undefined
+  const slope = ((y2 - y1) * inverse(x2 - x1, prime)) % prime
+  return modulo(slope * slope - x1 - x2, prime)
 }
-
-const infinity: Jacobian = { x: 1n, y: 1n, z: 0n }
-const affine = (id: number, { x, y }: Coordinates): Jacobian => {
-  if (!isOnCurve(id, { x, y })) throw new Refusal(rc.eccPoint)
-  return { x: big(x), y: big(y), z: 1n }
-}
-
-/** Doubling for a = -3 (dbl-2001-b). */
-const double = ({ x, y, z }: Jacobian, p: bigint): Jacobian => {
-  const delta = (z * z) % p
-  const gamma = (y * y) % p
-  const beta = (x * gamma) % p
-  const alpha = (3n * (x - delta) * (x + delta)) % p
-  const next = modulo(alpha * alpha - 8n * beta, p)
-  return { x: next, y: modulo(alpha * (4n * beta - next) - 8n * gamma * gamma, p), z: modulo((y + z) * (y + z) - gamma - delta, p) }
-}
-
-const add = (a: Jacobian, b: Jacobian, p: bigint): Jacobian => {
-  if (a.z === 0n) return b
-  if (b.z === 0n) return a
-  const [za, zb] = [(a.z * a.z) % p, (b.z * b.z) % p]
-  const [ua, ub] = [(a.x * zb) % p, (b.x * za) % p]
-  const [sa, sb] = [(a.y * b.z * zb) % p, (b.y * a.z * za) % p]
-  if (ua === ub) return sa === sb ? double(a, p) : infinity
-  const h = modulo(ub - ua, p)
-  const r = modulo(sb - sa, p)
-  const hh = (h * h) % p
-  const hhh = (h * hh) % p
-  const v = (ua * hh) % p
-  const x = modulo(r * r - hhh - 2n * v, p)
-  return { x, y: modulo(r * (v - x) - sa * hhh, p), z: (h * a.z * b.z) % p }
-}
-
-const toAffine = ({ x, y, z }: Jacobian, p: bigint): { x: bigint; y: bigint } => {
-  const inverted = inverse(z, p)
-  const square = (inverted * inverted) % p
-  return { x: (x * square) % p, y: (y * square * inverted) % p }
-}
-
-/** u·A + v·B with one run of doublings (Shamir's trick). */
-const sumOfProducts = (u: bigint, a: Jacobian, v: bigint, b: Jacobian, p: bigint): Jacobian => {
-  const both = add(a, b, p)
-  let sum = infinity
-  for (let at = Math.max(u.toString(2).length, v.toString(2).length) - 1; at >= 0; at--) {
-    sum = double(sum, p)
-    const [inU, inV] = [(u >> BigInt(at)) & 1n, (v >> BigInt(at)) & 1n]
-    if (inU === 1n || inV === 1n) sum = add(sum, inU === 1n && inV === 1n ? both : inU === 1n ? a : b, p)
-  }
-  return sum
-}
-
-const times = (scalar: bigint, point: Jacobian, p: bigint): { x: bigint; y: bigint } => toAffine(sumOfProducts(scalar, point, 0n, infinity, p), p)
 
 /** A digest as ECDSA takes it: its leftmost bits, as many as the order has (FIPS 186-5 §6.4.1). */
 const truncated = (digest: Uint8Array, size: number): bigint => big(digest.subarray(0, size))
@@ -194,13 +155,14 @@ export const signEcdsa = (id: number, key: Uint8Array, digest: Uint8Array, rando
   }
 }
 
-/** Whether r, s is an ECDSA signature over this digest (FIPS 186-5 §6.4.2). */
+/** Whether r, s is an ECDSA signature over this digest (FIPS 186-5 §6.4.2). Refuses with ECC_POINT a key off the curve. */
 export const verifyEcdsa = (id: number, key: Coordinates, digest: Uint8Array, signature: { r: Uint8Array; s: Uint8Array }): boolean => {
-  const { order, prime, size } = curveOf(id)
+  const { order, size } = curveOf(id)
   const [r, s] = [big(signature.r), big(signature.s)]
   if (r === 0n || s === 0n || r >= order || s >= order) return false
   const w = inverse(s, order)
-  const generator = publicPoint(id, Uint8Array.of(1))
-  const sum = sumOfProducts((truncated(digest, size) * w) % order, { x: big(generator.x), y: big(generator.y), z: 1n }, (r * w) % order, affine(id, key), prime)
-  return sum.z !== 0n && toAffine(sum, prime).x % order === r
+  const u = modulo(truncated(digest, size) * w, order)
+  const multiple = multiply(id, bytesOf((r * w) % order, size), key)
+  const x = u === 0n ? big(multiple.x) : xOfSum(id, publicPoint(id, bytesOf(u, size)), multiple)
+  return x !== undefined && x % order === r
 }
