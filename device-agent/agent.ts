@@ -34,6 +34,7 @@ import { prepareRenewal, renewedIdentity } from './renew.ts'
 import { safeClock } from './safe-clock.ts'
 import type { SecureElement } from './secure-element.ts'
 import { openUsage, type UsageCounters } from './usage.ts'
+import { openTlsMemory } from './tls.ts'
 import { isTpmTrouble } from './tpm-trouble.ts'
 import { openTrust, type Trust } from './trust.ts'
 import { isTainted, judgeBundle, sourceOf, trustStore } from './trust-bundle.ts'
@@ -357,7 +358,7 @@ export const startAgent = (options: AgentOptions): Agent => {
 
   // --- connection ---
 
-  const common = { server: settings.server, tenant: settings.tenant, dial: options.dial }
+  const common = { server: settings.server, tenant: settings.tenant, dial: options.dial, memory: openTlsMemory() }
 
   const disconnect = (): void => {
     const old = link

@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import { constants } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -13,6 +14,7 @@ import { checkServerTime, ConnectionRefused, openConnection, type Connection, ty
 import { random } from './test-keys.ts'
 import { testCertificate } from './test-certificates.ts'
 import { day, keyPair, testServer } from './test-server.ts'
+import { openTlsMemory, type TlsMemory } from './tls.ts'
 
 const now = Date.now()
 const pki = testServer({ start: now })
@@ -59,6 +61,8 @@ interface ServerOptions {
   readonly chain?: Uint8Array
   readonly versions?: SecureVersion
   readonly wantsClients?: readonly Uint8Array[]
+  /** Options of TLS, such as SSL_OP_NO_TICKET. */
+  readonly secureOptions?: number
 }
 /** A TLS server that says whatever the case wants; its port. */
 const serve = async (of: ServerOptions = {}): Promise<number> => {
@@ -68,6 +72,7 @@ const serve = async (of: ServerOptions = {}): Promise<number> => {
       cert: pem(of.certificate ?? certificate) + pem(of.chain ?? pki.issuing.der),
       maxVersion: of.versions ?? 'TLSv1.3',
       ALPNProtocols: ['mqtt'],
+      ...(of.secureOptions === undefined ? {} : { secureOptions: of.secureOptions }),
       ...(of.wantsClients === undefined ? {} : { requestCert: true, rejectUnauthorized: true, ca: of.wantsClients.map(pem) }),
     },
     (socket) => {
@@ -315,6 +320,118 @@ describe('a server that sends garbage', () => {
     )
     expect(await closed).not.toBe('')
     expect(closes.length).toBe(1)
+  })
+})
+
+describe('a session that is resumed', () => {
+  /** Connects by its memory, breaks the connection, and so on; whether the server saw each session resumed. `before`: something to be done before the second one. */
+  const twice = async (more: (again: boolean) => Partial<ConnectionOptions> = () => ({}), of: ServerOptions = {}, before?: () => void) => {
+    const reused: boolean[] = []
+    const always = { memory: openTlsMemory(), trust: pki.trust() }
+    const port = await serve({ ...of, onSocket: (socket) => void reused.push(socket.isSessionReused()) })
+    const first = await open(port, { ...always, ...more(false) })
+    first.connection.destroy()
+    before?.()
+    const second = await open(port, { ...always, ...more(true) })
+    return { port, always, reused, first: first.connection, second: second.connection }
+  }
+
+  test('the next connection takes the ticket, with an exporter and a proof of its own', async () => {
+    const passwords: boolean[] = []
+    const answer: Answer = (socket, type, content) => {
+      const proof = connectProof('plant', 'd-1', deviceCertificate, socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0)))
+      if (type === 1) passwords.push(verifySignature(ldevid.spki, proof, Buffer.from(content.subarray(-86).toString(), 'base64url')))
+      broker(socket, type, content)
+    }
+    const { reused, first, second, always, port } = await twice(undefined, { answer, wantsClients: [pki.root.der, pki.issuing.der] })
+    expect(reused).toEqual([false, true])
+    expect(passwords).toEqual([true, true])
+    expect(second.exporter).not.toEqual(first.exporter)
+    expect(second.server).toEqual(first.server)
+    // Each of its two tickets once; the handshake that is then in full brings two more.
+    second.destroy()
+    for (let more = 0; more < 4; more++) (await open(port, always)).connection.destroy()
+    expect(reused).toEqual([false, true, true, false, true, true])
+  })
+
+  test('never without a memory, and never to enrol', async () => {
+    expect((await twice(() => ({ memory: undefined }))).reused).toEqual([false, false])
+    expect((await twice(() => ({ credentials: null }))).reused).toEqual([false, false])
+  })
+
+  test('only under the same certificate and key, trust and server', async () => {
+    const [trust, renewed] = [pki.trust(), keyPair()]
+    const memory = openTlsMemory()
+    const renewedCertificate = pki.issue({ subject: 'd-1', spki: device.spki })
+    const changed: Readonly<Record<string, Partial<ConnectionOptions>>> = {
+      certificate: { credentials: { ...credentials, certificates: [renewedCertificate, pki.issuing.der] } },
+      chain: { credentials: { ...credentials, certificates: [deviceCertificate] } },
+      key: {
+        credentials: { key: renewed.private, certificates: [pki.issue({ subject: 'd-1', spki: renewed.spki }), pki.issuing.der], sign: ldevid.sign },
+      },
+      trust: { trust: trust.with({ chain: [], keys: [] }) },
+      nothing: {},
+    }
+    for (const [name, change] of Object.entries(changed))
+      expect([name, (await twice((again) => ({ trust, ...(again ? change : {}) }))).reused]).toEqual([name, [false, name === 'nothing']])
+    const reused: boolean[] = []
+    for (let server = 0; server < 2; server++) {
+      const { connection } = await open(await serve({ onSocket: (socket) => void reused.push(socket.isSessionReused()) }), { memory, trust })
+      connection.destroy()
+    }
+    expect(reused).toEqual([false, false])
+  })
+
+  test('a ticket that did not lead to a connection is not shown again', async () => {
+    let deaf = false
+    const reused: boolean[] = []
+    const port = await serve({
+      onSocket: (socket) => void reused.push(socket.isSessionReused()),
+      answer: (socket, type, content) => (deaf && type === 1 ? void socket.destroy() : broker(socket, type, content)),
+    })
+    const [kept, trust, taken] = [openTlsMemory(), pki.trust(), new Set<string>()]
+    const memory: TlsMemory = {
+      ...kept,
+      take(of) {
+        const ticket = kept.take(of)
+        if (ticket !== undefined) taken.add(ticket.session.toString('hex'))
+        return ticket
+      },
+    }
+    ;(await open(port, { memory, trust })).connection.destroy()
+    deaf = true
+    await expect(open(port, { memory, trust })).rejects.toThrow()
+    deaf = false
+    await open(port, { memory, trust })
+    expect(reused).toEqual([false, true, true])
+    expect(taken.size).toBe(2)
+  })
+
+  test('refused where it is resumed, the credentials are shown anew', async () => {
+    const refusing: Answer = (socket, type, content) => (type === 1 && socket.isSessionReused() ? void socket.write(connack(5)) : broker(socket, type, content))
+    expect((await twice(undefined, { answer: refusing })).reused).toEqual([false, true, false])
+    const refused: Answer = (socket, type, content) => (sockets.size > 1 && type === 1 ? void socket.write(connack(5)) : broker(socket, type, content))
+    sockets.clear()
+    await expect(twice(undefined, { answer: refused })).rejects.toThrow(ConnectionRefused)
+  })
+
+  test('a server that gives no tickets, or has forgotten them, is met in full', async () => {
+    const trust = pki.trust()
+    expect((await twice(() => ({ trust }), { secureOptions: constants.SSL_OP_NO_TICKET })).reused).toEqual([false, false])
+    expect(
+      (
+        await twice(
+          () => ({ trust }),
+          {},
+          () => servers.at(-1)?.setTicketKeys(Buffer.from(random(48))),
+        )
+      ).reused,
+    ).toEqual([false, false])
+  })
+
+  test('the certificate that the server showed in full is judged again by the time of now', async () => {
+    const times = (again: boolean) => ({ time: { now, floor: again ? now + 366 * day : now, signed: false } })
+    await expect(twice(times)).rejects.toThrow(/was over before the time that the server signed last/)
   })
 })
 

@@ -1,27 +1,19 @@
-import { checkServerIdentity, connect, type TLSSocket } from 'node:tls'
-import { isIP } from 'node:net'
-import type { Duplex } from 'node:stream'
-import type { KeyObject } from 'node:crypto'
+import { checkServerIdentity, type TLSSocket } from 'node:tls'
 import { connectProof, exporterLabel } from '@fleetkey/protocol/transcript.ts'
-import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import type { Certificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
-import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { MqttClient } from 'mqtt'
 import { judgedAt, type Belief } from './device-clock.ts'
-import type { Trust } from './trust.ts'
+import { openTls, type ClientCertificate, type Tls, type TlsOptions } from './tls.ts'
+import { parseOnce } from './trust.ts'
 
 /** Proof of a device with an identity: its TLS key and certificate, and the LDevID key in the TPM. */
-export interface Credentials {
-  readonly key: KeyObject
-  /** DER, leaf first. */
-  readonly certificates: readonly Uint8Array[]
+export interface Credentials extends ClientCertificate {
   /** LDevID signature, raw r‖s. */
   sign(data: Uint8Array): Promise<Uint8Array>
 }
 
-export interface ConnectionOptions {
-  readonly server: { readonly host: string; readonly port: number }
-  readonly trust: Trust
+export interface ConnectionOptions extends TlsOptions {
   readonly time: Belief
   readonly tenant: string
   /** Client id. */
@@ -30,8 +22,6 @@ export interface ConnectionOptions {
   /** `groups`: topics of groups, beside its own. A server that refuses one of them has its reasons: the connection goes on without it. */
   readonly topics: { readonly up: string; readonly down: string; readonly groups?: readonly string[] }
   readonly keepAliveSeconds?: number
-  /** A connection to the server, which may still be on its way; TCP of this machine unless told. */
-  readonly dial?: ((to: ConnectionOptions['server']) => Duplex) | undefined
   onMessage(bytes: Uint8Array): void
   /** Called once, after the connection was open. */
   onClose(why: string): void
@@ -65,78 +55,31 @@ export class ConnectionRefused extends Error {
   }
 }
 
-/** As long as a server that many want to reach at once lets a socket wait for its turn. */
-const handshakeDeadline = 60_000
 /** A TPM may be busy with other work when the proof is to be signed. */
 const connackDeadline = 30_000
 
 /** DECRYPT_ERROR: the issuer has the name the server knows, and another key (a CA that was made anew). */
 const credentialAlert = /ALERT_(CERTIFICATE|BAD_CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED|UNSUPPORTED_CERTIFICATE|DECRYPT_ERROR)/
 
-/** What the server has sent: its certificate first, then the others in its order, which need not be a chain. */
-const shown = (socket: TLSSocket): readonly Uint8Array[] => {
-  const found = new Map<string, Uint8Array>()
-  for (let one = socket.getPeerX509Certificate(); one !== undefined && !found.has(one.fingerprint256); one = one.issuerCertificate)
-    found.set(one.fingerprint256, Uint8Array.from(one.raw))
-  return [...found.values()]
-}
+/** Hosts that a certificate was found to name: this is asked at every connection of every device in this process. */
+const named = new WeakMap<Certificate, string>()
 
-const openTls = async (of: ConnectionOptions, abort: AbortSignal | undefined): Promise<TLSSocket> => {
-  const { credentials, server } = of
-  return await new Promise((resolve, reject) => {
-    const socket = connect({
-      ...(of.dial === undefined ? { host: server.host, port: server.port } : { socket: of.dial(server) }),
-      ...(isIP(server.host) === 0 ? { servername: server.host } : {}),
-      // Judged below: OpenSSL would ask the system's clock, which may show 1970 or 2106.
-      rejectUnauthorized: false,
-      minVersion: 'TLSv1.3',
-      ALPNProtocols: ['mqtt'],
-      ...(credentials === null
-        ? {}
-        : {
-            key: credentials.key.export({ format: 'pem', type: 'pkcs8' }) as string,
-            cert: credentials.certificates.map((der) => toPem('CERTIFICATE', der)).join(''),
-          }),
-    })
-    const timer = setTimeout(() => fail(new Error(`no TLS session with ${server.host}:${server.port} within ${handshakeDeadline / 1000} s`)), handshakeDeadline)
-    const settled = (): void => {
-      clearTimeout(timer)
-      abort?.removeEventListener('abort', aborted)
-      socket.off('error', fail)
-      socket.off('close', closed)
-    }
-    const fail = (error: Error): void => {
-      settled()
-      // Whatever it says afterwards is of no interest.
-      socket.on('error', () => undefined)
-      socket.destroy()
-      reject(error)
-    }
-    const closed = (): void => fail(new Error('the server closed the connection during the handshake'))
-    const aborted = (): void => fail(new Error('aborted'))
-    socket.once('error', fail)
-    socket.once('close', closed)
-    abort?.addEventListener('abort', aborted)
-    if (abort?.aborted === true) return aborted()
-    socket.once('secureConnect', () => {
-      settled()
-      // Nagle's algorithm and delayed acknowledgements together cost 40 ms a message.
-      socket.setNoDelay(true)
-      resolve(socket)
-    })
-  })
+const checkName = (leaf: Certificate, host: string, socket: TLSSocket): void => {
+  if (named.get(leaf) === host) return
+  const wrongName = checkServerIdentity(host, socket.getPeerCertificate())
+  if (wrongName !== undefined) throw wrongName
+  named.set(leaf, host)
 }
 
 /**
  * Life of the certificate that the server of this session has proven to own. Throws unless it is a server certificate for that host which leads to a root of
  * ours (RFC 5280 by our own validator), and is not over by signed time.
  */
-const serverOf = (of: ConnectionOptions, socket: TLSSocket): Connection['server'] => {
-  const [leaf, ...issuers] = shown(socket)
+const serverOf = (of: ConnectionOptions, { socket, shown }: Tls): Connection['server'] => {
+  const [leaf, ...issuers] = shown
   if (leaf === undefined) throw new Error('the server showed no certificate')
-  const wrongName = checkServerIdentity(of.server.host, socket.getPeerCertificate())
-  if (wrongName !== undefined) throw wrongName
-  const life = parseCertificate(Uint8Array.from(leaf))
+  const life = parseOnce(leaf)
+  checkName(life, of.server.host, socket)
   const at = judgedAt(life, of.time, null)
   // Time that an earlier connection signed may be long ago, or may have been wrong: what this one signs decides.
   const provisional = at === undefined ? undefined : Math.min(Math.max(at, life.notBefore), life.notAfter)
@@ -161,22 +104,28 @@ export const passwordOf = async (of: Pick<ConnectionOptions, 'tenant' | 'client'
  * One client object per connection; it never reconnects by itself. Rejects with ConnectionRefused when the credentials were refused.
  */
 export const openConnection = async (of: ConnectionOptions, abort?: AbortSignal): Promise<Connection> => {
-  const socket = await openTls(of, abort).catch((error: unknown) => {
+  const tls = await openTls(of, abort).catch((error: unknown) => {
     const code = typeof error === 'object' && error !== null && 'code' in error ? String(error.code) : ''
     throw credentialAlert.test(code) ? new ConnectionRefused(`TLS: ${code}`, { cause: error }) : error
   })
+  const { socket, offered } = tls
   // Until MQTT.js listens; an error without a listener would end the process.
   socket.on('error', () => undefined)
   try {
     const exporter = new Uint8Array(socket.exportKeyingMaterial(32, exporterLabel, Buffer.alloc(0)))
-    const server = serverOf(of, socket)
+    const server = serverOf(of, tls)
     const { credentials } = of
     const login = credentials === null ? {} : { username: of.client, password: await passwordOf(of, credentials, exporter) }
     if (socket.destroyed) throw new Error('the server closed the connection')
-    return await openMqtt(of, socket, { exporter, server, login, abort })
+    const connection = await openMqtt(of, socket, { exporter, server, login, abort })
+    tls.remember()
+    return connection
   } catch (error) {
     socket.destroy()
-    throw error
+    if (!(offered && error instanceof ConnectionRefused)) throw error
+    // The server may have forgotten what it knew of the session: the credentials are refused only when they were shown anew.
+    of.memory?.forgetTickets()
+    return await openConnection(of, abort)
   }
 }
 

@@ -1,9 +1,9 @@
-import { createHash } from 'node:crypto'
+import { createHash, type KeyObject } from 'node:crypto'
 import type { Body } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
-import { keyId, readMessage, verifyMessage, type SignedMessage } from '@fleetkey/protocol/signed.ts'
+import { keyId, p256Key, readMessage, verifyWith, type SignedMessage } from '@fleetkey/protocol/signed.ts'
 import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
-import { validateChain } from '@fleetkey/protocol/x509/path.ts'
+import { validateChain, type PathQuestion, type PathResult } from '@fleetkey/protocol/x509/path.ts'
 import { roleEku, type Role } from '@fleetkey/protocol/x509/roles.ts'
 import { judgedAt, type Belief } from './device-clock.ts'
 
@@ -29,17 +29,33 @@ export interface Trust {
   /** The same trust with newer chain and key certificates added; the roots stay those of the configuration. */
   with(more: { readonly chain: readonly Uint8Array[]; readonly keys: readonly Uint8Array[] }): Trust
   /**
-   * Public key (DER SubjectPublicKeyInfo) behind this kid, if a certificate says that it may sign for one of these roles at the time `stated`, else now.
+   * Public key (P-256) behind this kid, if a certificate says that it may sign for one of these roles at the time `stated`, else now.
    * Throws Problem('unauthenticated').
    */
-  signerOf(kid: Uint8Array, roles: readonly Role[], time: Belief, stated?: number | null): Uint8Array
+  signerOf(kid: Uint8Array, roles: readonly Role[], time: Belief, stated?: number | null): KeyObject
   /** Throws Problem('unauthenticated') unless this leaf (DER) leads to a root at `now`, and is for this purpose (OID) where one is named. */
   check(leaf: Uint8Array, intermediates: readonly Uint8Array[], now: number, eku?: string): Certificate
 }
 
+/** The key of a certificate of the server: its kid, and itself once it was needed. */
+interface SigningKey {
+  readonly kid: Uint8Array
+  readonly key: () => KeyObject
+}
+
+const signingKeys = new WeakMap<Certificate, SigningKey>()
+const signingKeyOf = (certificate: Certificate): SigningKey => {
+  const known = signingKeys.get(certificate)
+  if (known !== undefined) return known
+  let imported: KeyObject | undefined
+  const made = { kid: keyId(certificate.spki), key: () => (imported ??= p256Key(certificate.spki)) }
+  signingKeys.set(certificate, made)
+  return made
+}
+
 /** Thousands of agents in one process share what they parsed. */
 const parsed = new Map<string, Certificate>()
-const parseOnce = (der: Uint8Array): Certificate => {
+export const parseOnce = (der: Uint8Array): Certificate => {
   const name = Buffer.from(der).toString('base64')
   const known = parsed.get(name)
   if (known !== undefined) return known
@@ -69,16 +85,19 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
   /** Validated before: until the first certificate of the chain ends. */
   const valid = new Map<string, { readonly from: number; readonly until: number }>()
 
+  /** Remembers a chain that holds: whatever else is shown later, it is one. */
+  const validated = (name: string, now: number, question: Omit<PathQuestion, 'at'>): PathResult | undefined => {
+    const known = valid.get(name)
+    if (known !== undefined && now >= known.from && now <= known.until) return undefined
+    const result = validateChain({ ...question, at: now })
+    if (result.ok)
+      valid.set(name, { from: Math.max(...result.chain.map(({ notBefore }) => notBefore)), until: Math.min(...result.chain.map(({ notAfter }) => notAfter)) })
+    return result
+  }
+
   const believed = (leaf: Certificate, role: Role, time: Belief, stated: number | null): boolean => {
     const now = judgedAt(leaf, time, stated)
-    if (now === undefined) return false
-    const name = `${role}/${leaf.fingerprint}`
-    const known = valid.get(name)
-    if (known !== undefined && now >= known.from && now <= known.until) return true
-    const result = validateChain({ leaf, ...vouching, at: now, eku: roleEku[role] })
-    if (!result.ok) return false
-    valid.set(name, { from: Math.max(...result.chain.map(({ notBefore }) => notBefore)), until: Math.min(...result.chain.map(({ notAfter }) => notAfter)) })
-    return true
+    return now !== undefined && validated(`${role}/${leaf.fingerprint}`, now, { leaf, ...vouching, eku: roleEku[role] })?.ok !== false
   }
 
   return {
@@ -86,7 +105,7 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
     chain,
     with: (more) => trustOf(roots, distinct([...more.chain.map(parseOnce), ...chain]), distinct([...more.keys.map(parseOnce), ...keys]), denied),
     signerOf(kid, roles, time, stated = null) {
-      const candidates = keys.filter(({ spki }) => Buffer.compare(keyId(spki), kid) === 0)
+      const candidates = keys.filter((one) => Buffer.compare(signingKeyOf(one).kid, kid) === 0)
       const found = candidates.find((leaf) => roles.some((role) => believed(leaf, role, time, stated)))
       if (found === undefined)
         throw new Problem(
@@ -96,14 +115,14 @@ const trustOf = (roots: readonly Certificate[], allOfChain: readonly Certificate
             reason: 'server.signer',
           },
         )
-      return found.spki
+      return signingKeyOf(found).key()
     },
     check(leaf, intermediates, now, eku) {
-      const certificate = parseCertificate(Uint8Array.from(leaf))
+      const certificate = parseOnce(leaf)
       const between = [...intermediates.map(parseOnce), ...chain].filter(counts)
-      const purpose = eku === undefined ? {} : { eku }
-      const result = validateChain({ leaf: certificate, intermediates: between, roots: roots.filter(counts), at: now, ...purpose })
-      if (!result.ok)
+      const question = { leaf: certificate, intermediates: between, roots: roots.filter(counts), ...(eku === undefined ? {} : { eku }) }
+      const result = validated(`${eku ?? 'any'}/${certificate.fingerprint}`, now, question)
+      if (result?.ok === false)
         throw new Problem('unauthenticated', `a certificate that does not lead to our root: ${result.why} at ${result.at}`, { reason: 'certificate.chain' })
       return certificate
     },
@@ -159,6 +178,8 @@ export const readFromServer = (
   if (envelope.tenant !== of.tenant) throw new Problem('forbidden', `a message of tenant ${envelope.tenant}`, { reason: 'message.tenant' })
   const isMine = envelope.body.type === 'broadcast' ? of.groups?.has(envelope.device) === true : envelope.device === of.client
   if (!isMine) throw new Problem('forbidden', `a message to ${envelope.device}`, { reason: 'message.device' })
-  verifyMessage(message, of.trust.signerOf(message.kid, roles, of.time, statedIn(envelope.body)))
+  const signer = of.trust.signerOf(message.kid, roles, of.time, statedIn(envelope.body))
+  if (!verifyWith(signer, message.tbs, message.signature))
+    throw new Problem('unauthenticated', 'the signature does not verify', { reason: 'message.signature' })
   return message
 }
