@@ -384,3 +384,32 @@ describe('who gets a certificate, and by which', () => {
     }
   })
 })
+
+describe('the table of docs/threat-model.md', () => {
+  const at = (path: string): string => readFileSync(new URL(path, root), 'utf8')
+  const [, part = ''] = at('docs/threat-model.md').split('## What went wrong elsewhere')
+  const rows = (part.split('\n## ')[0] ?? '')
+    .split('\n')
+    .filter((line) => line.startsWith('| '))
+    .slice(1)
+    .map((line) => line.slice(2, -2).split(' | '))
+  const files = (here: string): string[] => [...here.matchAll(/`(test\/[a-z0-9-]+\.test\.ts)`/g)].map(([, name]) => name ?? '')
+
+  test('has every pattern', () => expect(rows.length).toBeGreaterThanOrEqual(40))
+  // A row that begins with a test names one that is called after its first advisory.
+  test.each(rows.filter(([, , here = '']) => here.startsWith('`test/')).map(([what = '', ids = '', here = '']) => [what, ids, here] as const))(
+    '%s: each file that it names is there, the first one with its advisory',
+    (_what, ids, here) => {
+      const names = ids.match(/CVE-\d{4}-\d+|GHSA-[a-z0-9-]+|SPIRE \d[\d.]+|#\d+|AWS claim provisioning/g) ?? []
+      const texts = files(here).map(at)
+      if (!here.includes('row by row')) expect(names.some((name) => texts[0]?.includes(name))).toBe(true)
+    },
+  )
+})
+
+test('none of the libraries that went wrong is installed', () => {
+  const { packages } = JSON.parse(readFileSync(new URL('package-lock.json', root), 'utf8')) as { packages: Record<string, unknown> }
+  const installed = Object.keys(packages).map((path) => path.split('node_modules/').at(-1))
+  expect(installed.length).toBeGreaterThan(50)
+  for (const name of ['node-forge', 'jsonwebtoken', 'jws', 'jsrsasign', 'elliptic']) expect(installed).not.toContain(name)
+})

@@ -1,4 +1,4 @@
-import { createHash, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
+import { createHash, createHmac, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import { chunkFrameMax, split } from '@fleetkey/protocol/chunks.ts'
@@ -115,7 +115,8 @@ const answered = (client = 'gw-1'): string[] =>
   })
 const lastEntry = async (): Promise<{ outcome: string; code: string | null; detail: string } | undefined> => (await ctx.entries()).at(-1)
 
-const cases: readonly [string, () => Promise<Uint8Array>, string, string][] = [
+type Case = readonly [string, () => Promise<Uint8Array>, string, string]
+const cases: readonly Case[] = [
   ['nothing', async () => new Uint8Array(0), 'malformed', 'cose.tag'],
   ['random bytes', async () => randomBytes(300), 'malformed', 'cose.tag'],
   ['a message that ends early', async () => (await signMessage(envelope(report()), own.signer)).subarray(0, 60), 'malformed', 'cbor.invalid'],
@@ -138,6 +139,25 @@ const cases: readonly [string, () => Promise<Uint8Array>, string, string][] = [
     'unauthenticated',
     'message.signature',
   ],
+  ...([7, 5, -8, 0] as const).map((alg): Case => [
+    // The algorithm was taken from the message, and a public key for the secret of an HMAC.
+    `node-jws GHSA-869p-cjfg-cm3x: under the algorithm ${alg}, keyed with its own public key`,
+    async () => {
+      const protectedHeader = encode(
+        new Map<number, unknown>([
+          [1, alg],
+          [4, own.signer.kid],
+        ]),
+      )
+      const payload = encode(envelope(report()))
+      const tag = createHmac('sha512', own.spki)
+        .update(encode(['Signature1', protectedHeader, new Uint8Array(0), payload]))
+        .digest()
+      return Buffer.concat([Uint8Array.of(0xd2), encode([protectedHeader, {}, payload, new Uint8Array(tag)])])
+    },
+    'unsupported',
+    'cose.algorithm',
+  ]),
   [
     'in the name of another device',
     async () => await signMessage(envelope(report(), { device: DeviceId.parse('gw-2') }), own.signer),

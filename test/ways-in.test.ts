@@ -16,7 +16,7 @@ import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid
 import { manifestJson } from '@fleetkey/firmware-sim/factory/manifest.ts'
 import { buildRelease, referenceValues, simulatedImages } from '@fleetkey/firmware-sim/release/release.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
-import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { DeviceId, EnrolmentId, TenantId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { readMessage, signMessage } from '@fleetkey/protocol/signed.ts'
 import { tlsBinding } from '@fleetkey/protocol/transcript.ts'
@@ -171,6 +171,59 @@ const ways: readonly Way[] = (Object.keys(methods) as Name[]).flatMap((method): 
   [`${method}: renewal`, [async () => await enrol(method)], async () => await renew(method), 1],
 ])
 const everyWay: readonly Way[] = [...ways, ...est]
+
+// A constant nonce was hidden by the comment that silenced its linter: one quote was good for ever.
+describe('Keylime CVE-2026-6420: what a device proves itself over is new each time, and good once', () => {
+  const many = process.env['FLEETKEY_LONG'] === '1' ? 10_000 : 200
+
+  test.each(['tpm2', 'idevid', 'token'] as const)(`%s, ${many} challenges`, { timeout: 300_000 }, async (method) => {
+    const { attester, serial } = boards[method]
+    const hello = await attester.hello({ serial, purpose: 'enrol', random: random(32), agent: 'test' })
+    const parts: Uint8Array[] = []
+    for (let at = 0; at < many; at++) {
+      const client = EnrolmentId.parse(`e-${randomBytes(16).toString('hex')}`)
+      const from = ctx.bus.connect({ client })
+      const envelope = { v: 1 as const, tenant: TenantId.parse('plant'), device: client, from: 'device' as const, id: random(16), seq: 1, body: hello }
+      await side.handle(from, await signMessage(envelope, attester.signer))
+      const [bytes] = ctx.bus.take(client)
+      const { body } = readMessage(bytes ?? new Uint8Array(), { max }).envelope
+      if (body.type !== 'challenge') throw new Error(`answered by ${body.type}`)
+      expect([body.random.length, body.challenge.length]).toEqual([32, 16])
+      parts.push(body.random, body.challenge)
+      if (body.demanded.method === 'tpm2') parts.push(body.demanded.credential.blob, body.demanded.credential.secret)
+      ctx.bus.disconnect(from)
+    }
+    expect(new Set(parts.map((part) => Buffer.from(part).toString('hex'))).size).toBe(parts.length)
+    // Not one bit of them stands still: each is set in about half.
+    const randoms = parts.filter((part) => part.length === 32)
+    for (let bit = 0; bit < 256; bit++) {
+      const set = randoms.filter((part) => (((part[bit >> 3] ?? 0) >> (bit & 7)) & 1) === 1).length
+      expect(set).toBeGreaterThan(randoms.length * 0.2)
+      expect(set).toBeLessThan(randoms.length * 0.8)
+    }
+  })
+
+  test.each(['tpm2', 'idevid', 'token'] as const)('%s, answered twice', async (method) => {
+    const { serial } = boards[method]
+    let again: (() => Promise<void>) | undefined
+    const heard: string[] = []
+    const handle: ServerSide['handle'] = async (from, bytes) => {
+      await side.handle(from, bytes)
+      again = async () => {
+        await side.handle(from, bytes)
+        heard.push(...ctx.bus.take(from.client).map((answer) => readMessage(answer, { max }).envelope.body.type))
+      }
+    }
+    expect(await attemptAt({ ctx, handle }, boards[method])).toBe('admitted')
+    const before = await ctx.store.count('certificate')
+    const fresh = signed.length
+    for (let times = 0; times < 3; times++) await again?.()
+    // The same answer, or none: nothing is proven by it a second time, and nothing issued.
+    expect(heard.every((type) => type === 'refusal' || type === 'identity')).toBe(true)
+    expect([await ctx.store.count('certificate'), signed.length]).toEqual([before, fresh])
+    expect((await ctx.store.get('device', DeviceId.parse(serial.toLowerCase())))?.state).toBe('enrolled')
+  })
+})
 
 describe('every certificate had its intent before it was signed, by way', () => {
   test.each(everyWay)('%s', async (_name, before, way, certificates) => {
