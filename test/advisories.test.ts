@@ -395,16 +395,16 @@ describe('the table of docs/threat-model.md', () => {
     .map((line) => line.slice(2, -2).split(' | '))
   const files = (here: string): string[] => [...here.matchAll(/`(test\/[a-z0-9-]+\.test\.ts)`/g)].map(([, name]) => name ?? '')
 
-  test('has every pattern', () => expect(rows.length).toBeGreaterThanOrEqual(40))
   // A row that begins with a test names one that is called after its first advisory.
-  test.each(rows.filter(([, , here = '']) => here.startsWith('`test/')).map(([what = '', ids = '', here = '']) => [what, ids, here] as const))(
-    '%s: each file that it names is there, the first one with its advisory',
-    (_what, ids, here) => {
-      const names = ids.match(/CVE-\d{4}-\d+|GHSA-[a-z0-9-]+|SPIRE \d[\d.]+|#\d+|AWS claim provisioning/g) ?? []
-      const texts = files(here).map(at)
-      if (!here.includes('row by row')) expect(names.some((name) => texts[0]?.includes(name))).toBe(true)
-    },
-  )
+  const tested = rows.filter(([, , here = '']) => here.startsWith('`test/') && !here.includes('row by row'))
+
+  test('has every pattern', () => expect(rows.length).toBeGreaterThanOrEqual(40))
+  test.each(tested)('%s: each file that it names is there, the first one with its advisory', (_what, ids = '', here = '') => {
+    const [first = ''] = files(here).map(at)
+    expect((ids.match(/CVE-\d{4}-\d+|GHSA-[a-z0-9-]+|SPIRE \d[\d.]+|#\d+|AWS claim provisioning/g) ?? []).filter((name) => first.includes(name))).not.toEqual(
+      [],
+    )
+  })
 })
 
 test('none of the libraries that went wrong is installed', () => {
