@@ -86,6 +86,33 @@ test('an undisturbed rotation: installed everywhere, activated, the old one reti
   for (const device of fleet.devices) expect(device.epochs(telemetry)).toEqual([2])
 })
 
+test('nobody is given up before it was told, however busy the server was', async () => {
+  let late = 0
+  const fleet = await openFleet(3, { onStep: (name) => name === 'rotate.prepare' && (fleet.ctx.clock.now += late) })
+  late = 2 * hour
+  const id = await fleet.rotate({ deadline: hour })
+  await drive(fleet.ctx, id)
+  expect(await fleet.counts(id)).toEqual({ delivered: 3 })
+  await fleet.settle()
+  expect(await fleet.counts(id)).toEqual({ retired: 3 })
+})
+
+test('who was given up while it installed and is connected is told of the epoch once it is in use, not at its next report', async () => {
+  const fleet = await openFleet(3)
+  const id = await fleet.rotate({ deadline: hour })
+  await drive(fleet.ctx, id)
+  // Lost on its way.
+  expect(fleet.ctx.bus.take('gw-001')).toHaveLength(1)
+  await fleet.devices[1]?.answer(fleet.ctx)
+  await fleet.devices[2]?.answer(fleet.ctx)
+  fleet.ctx.clock.now += hour
+  await drive(fleet.ctx, id)
+  expect(await fleet.show(id)).toMatchObject({ state: 'activating' })
+  await fleet.settle()
+  expect(await fleet.counts(id)).toEqual({ retired: 3 })
+  for (const device of fleet.devices) expect(device.epochs(telemetry)).toEqual([2])
+})
+
 describe('who is a target', () => {
   const isTargets = ({ entries }: Parameters<Store['commit']>[0]): boolean => entries[0]?.detail.startsWith('targets ') === true
   /** The context with something between the decision on a commit and the commit itself, once. */

@@ -41,10 +41,17 @@ const mostOverlaps = 14
 /** Takes every step that a campaign can take now. When to look again even if nothing happens; null when only an event can change it. */
 export const drive = async (ctx: Context, id: string): Promise<number | null> =>
   await inTurn(ctx.store, `campaign/${id}`, async () => {
+    let isTold = false
     for (;;) {
       const campaign = await findCampaign(ctx, id)
       if (campaign === undefined) return null
       const step = nextStep(campaign, await factsOf(ctx, campaign))
+      if (step.do === 'time-out' && campaign.state === 'installing' && !isTold) {
+        // Whoever is connected is told before it is given up: this server may have had no time for it until now.
+        isTold = true
+        await sendPass(ctx, campaign)
+        continue
+      }
       if (step.do !== 'wait') {
         await take(ctx, campaign, step)
         continue
@@ -68,7 +75,7 @@ const take = async (ctx: Context, campaign: Campaign, step: Exclude<Step, { do: 
     // A crash here: the step is done or not done as a whole; the clock asks again after the restart.
     ctx.step(`rotate.${step.do}`)
   }
-  const toTargets = async (stage: 'installed' | 'active'): Promise<void> => {
+  const toTargets = async (stage: 'installed' | 'timed-out' | 'active'): Promise<void> => {
     const published = new Set<string>()
     for (let wave = 0; wave < campaign.waves; wave++) await convergeTargets(ctx, campaign, { wave, stage, published })
   }
@@ -98,6 +105,8 @@ const take = async (ctx: Context, campaign: Campaign, step: Exclude<Step, { do: 
     case 'activate':
       await change(`epoch ${campaign.to} active`, (tx, now) => activate(ctx, tx, now))
       await toTargets('installed')
+      // Given up while they installed, and connected: they are not left with the old epoch until their next report.
+      await toTargets('timed-out')
       return await convergeOthers(ctx, campaign)
     case 'retire':
       await change(`epochs below ${campaign.to} retire`, (tx, now) => retire(ctx, tx, now))
