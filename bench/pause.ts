@@ -3,17 +3,21 @@ import { DeviceId, Epoch, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import type { Member } from '@fleetkey/server/fleet/device.ts'
 import type { Changes, Context, Store, Write } from '@fleetkey/server/flows/context.ts'
+import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { mayBeCut } from '@fleetkey/server/flows/cut.ts'
 import { drive } from '@fleetkey/server/flows/drive.ts'
 import { createGroup, removeMember } from '@fleetkey/server/flows/group.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { statusLists } from '@fleetkey/server/flows/status-lists.ts'
 import { othersFirst } from '@fleetkey/server/flows/turn.ts'
 import { unprovenDevices } from '@fleetkey/server/flows/unproven.ts'
 import { holdingPlace, type Holding } from '@fleetkey/server/keys/key.ts'
+import { listMaker } from '@fleetkey/server/api/list-maker.ts'
+import { startKms } from '@fleetkey/server/kms/supervisor.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { operator, testContext } from '../test/harness.ts'
-import { enrolled, entry } from './revocation.ts'
+import { certificate, enrolled, entry } from './revocation.ts'
 
 const [group, key, other] = [GroupId.parse('fleet'), KeyId.parse('telemetry'), KeyId.parse('commands')]
 const nameOf = (at: number): DeviceId => DeviceId.parse(`d-${String(at).padStart(7, '0')}`)
@@ -110,55 +114,103 @@ const recording = (store: Store): { readonly store: Store; take(): readonly Chan
   }
 }
 
-/** Runs what goes through a whole fleet of so many members, one after the other. */
+/** Measures one piece of work after the other on a store, and what it committed once more by itself. */
+const meter = async (folder: string, store: Store, clock: { now: number }) => {
+  const [kept, bare] = [recording(store), await openSqliteStore(join(folder, 'floor'))]
+  const figures: PauseFigure[] = []
+  return {
+    store: kept.store,
+    figures,
+    async measure(name: string, work: () => Promise<unknown>): Promise<void> {
+      kept.take()
+      clock.now += 1_000
+      const began = performance.now()
+      const found = await pauseOf(work)
+      const took = (performance.now() - began) / 1_000
+      const commits = kept.take().map(({ writes, entries }, at) => ({
+        entries,
+        // Into an empty store everything is an insertion, also what changed a row.
+        writes: writes.flatMap((write): Write[] =>
+          write.do === 'delete' ? [] : [{ ...write, do: 'insert', row: { ...write.row, id: `${name}/${at}/${write.row.id}` } } as Write],
+        ),
+      }))
+      const floor = await pauseOf(async () => {
+        for (const changes of commits) {
+          await bare.commit(changes)
+          await othersFirst()
+        }
+      })
+      figures.push({ name, ...found, took, floor })
+    },
+    close: async () => await bare.close(),
+  }
+}
+
+/** What is asked of a whole fleet of so many members, one after the other. */
 export const measurePauses = async (folder: string, members: number): Promise<readonly PauseFigure[]> => {
   const base = await testContext()
-  const [kept, bare] = [recording(await openSqliteStore(join(folder, 'store'))), await openSqliteStore(join(folder, 'floor'))]
-  const ctx: Context = { ...base, store: kept.store }
-  const figures: PauseFigure[] = []
-  const measure = async (name: string, work: () => Promise<unknown>): Promise<void> => {
-    kept.take()
-    base.clock.now += 1_000
-    const began = performance.now()
-    const found = await pauseOf(work)
-    const took = (performance.now() - began) / 1_000
-    const commits = kept.take().map(({ writes, entries }, at) => ({
-      entries,
-      // Into an empty store everything is an insertion, also what changed a row.
-      writes: writes.flatMap((write): Write[] =>
-        write.do === 'delete' ? [] : [{ ...write, do: 'insert', row: { ...write.row, id: `${name}/${at}/${write.row.id}` } } as Write],
-      ),
-    }))
-    const floor = await pauseOf(async () => {
-      for (const changes of commits) {
-        await bare.commit(changes)
-        await othersFirst()
-      }
-    })
-    figures.push({ name, ...found, took, floor })
-  }
+  const store = await openSqliteStore(join(folder, 'store'))
+  const { measure, figures, ...by } = await meter(folder, store, base.clock)
+  const ctx: Context = { ...base, store: by.store }
   try {
     await furnish(ctx, members)
-    const rotation = async (): Promise<string> => {
-      const policy = { waves: [{ devices: 10 }, 0.1, 1], overlap: 'strict' } as const
-      return (await startRotation(ctx, operator(), key, { policy, because: 'bench', mayCut: members, supersede: 'aborted' })).campaign
-    }
+    // What the pages of members cost alone: their rows and those of their devices, ten a turn.
+    await measure('read', async () => {
+      for (let at = 0; at < members; at++) {
+        await Promise.all([store.get('member', `${group}/${nameOf(at)}`), store.get('device', nameOf(at))])
+        if (at % 10 === 0) await othersFirst()
+      }
+    })
     await measure('place-and-grant', async () => await grantKey(ctx, operator(), key, group))
     await measure('grant', async () => await grantKey(ctx, operator(), other, group))
     await measure('cut-preview', async () => await mayBeCut(ctx, key, { limit: 100 }))
     await measure('not-proven', async () => await unprovenDevices(ctx, key, { limit: 100 }))
     await measure('evict', async () => await removeMember(ctx, operator(), group, nameOf(0)))
-    const running = (await ctx.store.get('key', other))?.campaign ?? ''
-    await measure('order', rotation)
-    const campaign = (await ctx.store.get('key', key))?.campaign ?? ''
-    await measure('prepare', async () => await drive(ctx, campaign))
-    await measure('prepare-urgent', async () => await drive(ctx, running))
-    base.clock.now += 3_600_001
-    await measure('time-out', async () => await drive(ctx, campaign))
+    const policy = { waves: [{ devices: 10 }, 0.1, 1], overlap: 'strict' } as const
+    const order = { policy, because: 'bench', mayCut: members, supersede: 'aborted' } as const
+    let staged = ''
+    await measure('order', async () => (staged = (await startRotation(ctx, operator(), key, order)).campaign))
+    await measure('prepare-waves', async () => await drive(ctx, staged))
+    const urgent = (await ctx.store.get('key', other))?.campaign ?? ''
+    await measure('prepare', async () => await drive(ctx, urgent))
+    base.clock.now += 60_000
+    await measure('time-out', async () => await drive(ctx, urgent))
     return figures
   } finally {
-    await kept.store.close()
-    await bare.close()
+    await store.close()
+    await by.close()
+    await base.close()
+  }
+}
+
+/** Lists of so many revoked certificates, signed by the process that holds the keys: after a start, all of them once more, and a delta of a hundred. */
+export const measureListPauses = async (folder: string, certificates: number): Promise<readonly PauseFigure[]> => {
+  const base = await testContext()
+  const kms = await startKms({ folder: join(folder, 'kms'), log: () => undefined })
+  const store = await openSqliteStore(join(folder, 'certificates'))
+  const { measure, figures, ...by } = await meter(folder, store, base.clock)
+  try {
+    const own = { ...base, kms, store: by.store }
+    const ctx: Context = { ...own, authority: await openAuthority(own) }
+    const rows = (count: number): Certificate[] => Array.from({ length: count }, () => certificate('revoked', nameOf(0), ctx.now()))
+    for (let start = 0; start < certificates; start += 500)
+      await store.commit({
+        writes: rows(Math.min(500, certificates - start)).map((row): Write => ({ table: 'certificate', do: 'insert', row })),
+        entries: [entry],
+      })
+    const lists = statusLists(ctx, 'http://crl.test/crl/', listMaker)
+    await measure('crl-start', async () => await lists.publish())
+    await measure('crl-complete', async () => await lists.publish({ complete: true }))
+    await measure('crl-delta', async () => {
+      lists.changed(rows(100))
+      await lists.publish()
+    })
+    await lists.close()
+    return figures
+  } finally {
+    await store.close()
+    await by.close()
+    await kms.close()
     await base.close()
   }
 }

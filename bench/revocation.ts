@@ -19,7 +19,7 @@ export const median = (values: readonly number[]): number => values.toSorted((on
 const hex = (bytes: number): string => randomBytes(bytes).toString('hex')
 
 /** A row as a revoked or valid certificate has it, with bytes of the usual size. */
-const certificate = (status: Certificate['status'], device: DeviceId, now: number): Certificate => ({
+export const certificate = (status: Certificate['status'], device: DeviceId, now: number): Certificate => ({
   id: `4${hex(16).slice(1)}`,
   version: 0,
   profile: 'device-identity',

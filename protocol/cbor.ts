@@ -20,6 +20,11 @@ const reserve = (more: number): void => {
 /** A larger buffer is not kept. */
 const usual = 1 << 20
 
+/** Pieces that are complete, where a value is written in pieces. */
+let pieces: Uint8Array[] | undefined
+/** A byte string of so many bytes or more is a piece of its own then: no key or secret is as long. */
+const apart = 256 << 10
+
 /** Head of an item: major type and argument in the shortest form (RFC 8949 §3). */
 const head = (major: number, value: number): void => {
   reserve(9)
@@ -147,7 +152,11 @@ const write = (value: unknown): void => {
   if (value === null) return head(7, 22)
   if (value instanceof Uint8Array) {
     head(2, value.length)
-    return raw(value)
+    if (pieces === undefined || value.length < apart) return raw(value)
+    pieces.push(new Uint8Array(buffer.subarray(0, end)), value)
+    buffer.fill(0, 0, end)
+    end = 0
+    return
   }
   if (Array.isArray(value)) {
     head(4, value.length)
@@ -171,6 +180,18 @@ export const encode = (value: unknown): Uint8Array => {
     buffer.fill(0, 0, end)
     end = 0
     if (buffer.length > usual) buffer = Buffer.allocUnsafe(64 << 10)
+  }
+}
+
+/** The same as pieces that follow each other: long byte strings as they are, which are not copied and must not change while the pieces are in use; none is the key of a map. */
+export const encodePieces = (value: unknown): readonly Uint8Array[] => {
+  const made: Uint8Array[] = []
+  pieces = made
+  try {
+    made.push(encode(value))
+    return made
+  } finally {
+    pieces = undefined
   }
 }
 

@@ -1,4 +1,4 @@
-import { decode, encode } from './cbor.ts'
+import { decode, encode, encodePieces } from './cbor.ts'
 import { Problem } from './problem.ts'
 
 /** One value on a byte stream: its length in 4 bytes, big-endian, then deterministic CBOR. */
@@ -8,6 +8,14 @@ export const frame = (value: unknown): Uint8Array => {
   bytes.writeUInt32BE(body.length)
   bytes.set(body, 4)
   return bytes
+}
+
+/** The same as pieces that follow each other: long byte strings are not copied (`encodePieces`). */
+export const framePieces = (value: unknown): readonly Uint8Array[] => {
+  const pieces = encodePieces(value)
+  const length = Buffer.allocUnsafe(4)
+  length.writeUInt32BE(pieces.reduce((sum, piece) => sum + piece.length, 0))
+  return pieces.length === 1 ? [Buffer.concat([length, ...pieces])] : [length, ...pieces]
 }
 
 /** Cuts a byte stream into the values of its frames. A frame longer than `max` is refused before its body is kept. */

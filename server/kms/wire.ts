@@ -234,10 +234,10 @@ export const readSplit = (value: unknown, count: number): { readonly set: string
 }
 
 /** What is written in one turn of the event loop leaves in one call of the system: a storm signs for hundreds of devices at a time. */
-export const writeTogether = (socket: Socket, bytes: Uint8Array): void => {
+export const writeTogether = (socket: Socket, ...pieces: readonly Uint8Array[]): void => {
   if (socket.writableCorked === 0) {
     socket.cork()
     setImmediate(() => socket.uncork())
   }
-  socket.write(bytes)
+  for (const piece of pieces) socket.write(piece)
 }
