@@ -33,8 +33,9 @@ const install = () => {
 const node = () => {
   const pinned = join(modules, '.bin', 'node')
   if (existsSync(pinned)) return pinned
-  if (Number(process.versions.node.split('.')[0]) >= 24) return process.execPath
-  process.stderr.write(`fleetkey: no pinned Node for ${process.platform}-${process.arch}, and Node ${process.versions.node} is older than 24\n`)
+  const [major, minor] = process.versions.node.split('.').map(Number)
+  if (major > 24 || (major === 24 && minor >= 7)) return process.execPath
+  process.stderr.write(`fleetkey: no pinned Node for ${process.platform}-${process.arch}, and Node ${process.versions.node} is older than 24.7\n`)
   return process.exit(1)
 }
 

@@ -1,4 +1,4 @@
-import { createECDH, randomBytes } from 'node:crypto'
+import { createECDH, createPrivateKey, decapsulate, randomBytes } from 'node:crypto'
 import { inspect } from 'node:util'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
@@ -21,6 +21,7 @@ interface Vector {
   readonly skRm: string
   readonly pkRm: string
   readonly enc: string
+  readonly shared_secret: string
   readonly encryptions: readonly { readonly pt: string; readonly aad: string; readonly ct: string }[]
 }
 
@@ -30,6 +31,17 @@ describe.skipIf(vectors.folder === undefined)('RFC 9180 appendix A, base mode wi
   test('both AEADs of the RFC are there', () => {
     expect(ours.map(({ aead_id }) => aead_id)).toEqual(['1', '3'])
     counted('hpke-rfc9180 (set-ups)', ours.length, all.length)
+  })
+  // Encap draws its ephemeral key itself: that OpenSSL's secret is the RFC's is seen from the other side, and what ours is in the test below.
+  test('OpenSSL finds the shared secret of every set-up with P-256', () => {
+    const same = all.filter(({ mode, kem_id }) => kem_id === '16' && (mode === '0' || mode === '1'))
+    expect(same.length).toBeGreaterThan(3)
+    for (const { skRm, pkRm, enc, shared_secret } of same) {
+      const point = bytes(pkRm)
+      const [x, y] = [point.subarray(1, 33), point.subarray(33)].map((one) => Buffer.from(one).toString('base64url')) as [string, string]
+      const jwk = { kty: 'EC', crv: 'P-256', x, y, d: Buffer.from(bytes(skRm)).toString('base64url') }
+      expect(decapsulate(createPrivateKey({ key: jwk, format: 'jwk' }), bytes(enc)).toString('hex')).toBe(shared_secret)
+    }
   })
   test.each(ours)('AEAD $aead_id', (vector) => {
     const aead = (Object.keys(aeads) as Aead[]).find((name) => String(aeads[name].id) === vector.aead_id) ?? 'aes-256-gcm'
@@ -44,6 +56,21 @@ describe.skipIf(vectors.folder === undefined)('RFC 9180 appendix A, base mode wi
     const opened = open(aead, dh, bytes(vector.pkRm), bytes(vector.info), bytes(first.aad), sealed)
     expect(Buffer.from(opened ?? []).toString('hex')).toBe(first.pt)
   })
+})
+
+test('what OpenSSL encapsulates, the private key alone opens; a point that is none is refused', () => {
+  for (let round = 0; round < 50; round++) {
+    const pair = createECDH('prime256v1')
+    const point = pair.generateKeys()
+    const [info, aad, plain] = [randomBytes(round), randomBytes(round), randomBytes(32)]
+    const sealed = seal('aes-256-gcm', point, info, aad, plain)
+    expect(sealed.enc).toHaveLength(65)
+    expect(Buffer.from(open('aes-256-gcm', pair.computeSecret(sealed.enc), point, info, aad, sealed) ?? [])).toEqual(plain)
+  }
+  const off = Buffer.from(createECDH('prime256v1').generateKeys())
+  off[64] = (off[64] ?? 0) ^ 1
+  for (const point of [off, Buffer.concat([Uint8Array.of(4), new Uint8Array(64)]), Buffer.concat([Uint8Array.of(4), new Uint8Array(64).fill(255)])])
+    expect(() => seal('aes-256-gcm', point, off, off, off)).toThrow()
 })
 
 const recipientOf = (): Recipient => {

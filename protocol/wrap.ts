@@ -34,11 +34,12 @@ const protectedHeader = encode(new Map([[1, hpke7]]))
 
 const infoOf = (of: WrapContext): Uint8Array => encode(['fleetkey/1/wrap', hpke7, of.tenant, of.device, of.key, of.epoch, of.protection, of.purpose])
 /** Enc_structure (RFC 9052 §5.3) with the same context as external_aad. */
-const aadOf = (of: WrapContext): Uint8Array => encode(['Encrypt0', protectedHeader, infoOf(of)])
+const aadOf = (info: Uint8Array): Uint8Array => encode(['Encrypt0', protectedHeader, info])
 
 /** COSE_Encrypt0 (RFC 9052 §5.2, tag 16) of `plaintext` to a recipient key: P-256 point, 65 bytes uncompressed. */
 export const sealTo = (recipient: Uint8Array, plaintext: Secret, context: WrapContext): Uint8Array => {
-  const { enc, ciphertext } = seal('aes-256-gcm', recipient, infoOf(context), aadOf(context), plaintext.bytes())
+  const info = infoOf(context)
+  const { enc, ciphertext } = seal('aes-256-gcm', recipient, info, aadOf(info), plaintext.bytes())
   return Buffer.concat([Uint8Array.of(tag), encode([protectedHeader, new Map([[ek, enc]]), ciphertext])])
 }
 
@@ -54,7 +55,8 @@ export const openSealed = async (bytes: Uint8Array, context: WrapContext, recipi
   if (unprotected.size !== 1 || !(enc instanceof Uint8Array) || enc.length !== 65 || enc[0] !== 4)
     throw new Problem('malformed', 'no encapsulated key', { reason: 'wrap.ek' })
   const dh = await recipient.dh(enc)
-  const plaintext = open('aes-256-gcm', dh, recipient.point, infoOf(context), aadOf(context), { enc, ciphertext })
+  const info = infoOf(context)
+  const plaintext = open('aes-256-gcm', dh, recipient.point, info, aadOf(info), { enc, ciphertext })
   dh.fill(0)
   if (plaintext === undefined) throw new Problem('unauthenticated', 'the wrapped key does not open here', { reason: 'wrap.open' })
   const secret = new Secret(plaintext)
