@@ -31,6 +31,7 @@ import { boundOf, measureIssuance } from './issuance.ts'
 import { measureAnswers, measureLists, measureRevocation } from './revocation.ts'
 import { openLiveFleet } from './live-fleet.ts'
 import { measureMosquitto } from './mosquitto.ts'
+import { measureListPauses, measurePauses } from './pause.ts'
 import { measureRotation } from './rotation.ts'
 import { startServer, until } from './server.ts'
 import { measureSoftHsm } from './softhsm.ts'
@@ -55,6 +56,7 @@ const names = [
   'ledger',
   'eviction',
   'wraps',
+  'pause',
   'softhsm',
 ] as const
 type Name = (typeof names)[number]
@@ -459,6 +461,22 @@ const measure = async (): Promise<void> => {
     figure('hpke-to-peer', hpke, peer)
     print({ bench: 'wraps', metric: 'symmetric', value: rounded(symmetric), unit: '1/cpu-s' })
   }
+  if (wanted.includes('pause')) {
+    for (const measurePausesOf of [measureListPauses, measurePauses]) {
+      const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
+      try {
+        for (const { name, pause, cpu, took, floor } of await measurePausesOf(folder, members)) {
+          const figure = (metric: string, value: number, of: number): void =>
+            print({ bench: 'pause', metric, value: rounded(value), unit: 'ms', ...(of === 0 ? {} : { floor: rounded(of), ratio: rounded(value / of) }) })
+          figure(name, pause, floor.pause)
+          figure(`${name}-cpu`, cpu, floor.cpu)
+          print({ bench: 'pause', metric: `${name}-took`, value: rounded(took), unit: 's' })
+        }
+      } finally {
+        rmSync(folder, { recursive: true, force: true })
+      }
+    }
+  }
   if (wanted.includes('softhsm')) {
     const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
     try {
@@ -484,6 +502,7 @@ const measure = async (): Promise<void> => {
     'ledger',
     'eviction',
     'wraps',
+    'pause',
     'softhsm',
   ]
   const ofServer = wanted.filter((name) => !alone.includes(name))

@@ -1,6 +1,7 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { issuerKeyOf, secondOf, standings, stateOf, type Certificate, type CertificateState, type ProfileName, type Standing } from '../ca/certificate.ts'
 import type { Base, IndexEntry } from './context.ts'
+import { othersFirst } from './turn.ts'
 
 /** What to look for; everything that is given has to hold. */
 export interface CertificateSearch {
@@ -28,8 +29,10 @@ export interface CertificatePage {
   readonly next: string | null
 }
 
-/** Rows that one page passes over because they are not what is looked for, at most. */
-const most = 100
+/** Rows that one page passes over because they are not what is looked for, at most: each may be another page of the disk. */
+const most = 50
+/** Rows that are read before others have their turn. */
+const turnSize = 20
 /** Entries of an index that are read at a time. */
 const chunk = 100
 /** Sorts after every text of ids, profiles, names of keys and times. */
@@ -214,7 +217,9 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
   const certificates: Certificate[] = []
   let [passed, cursor]: [number, string | null] = [0, null]
   for await (const candidate of candidates) {
+    const read = passed + certificates.length
     if (passed === most || certificates.length === limit) return { certificates, next: cursor }
+    if (read > 0 && read % turnSize === 0) await othersFirst()
     cursor = candidate.cursor
     const certificate = await ctx.store.get('certificate', candidate.serial)
     if (certificate !== undefined && matches(certificate, search, now) && (await isInBatch(ctx, certificate, otherBatches))) certificates.push(certificate)
