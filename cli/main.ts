@@ -25,10 +25,22 @@ const find = (words: readonly string[]): { command: Command; rest: readonly stri
   return undefined
 }
 
+/** What was meant, perhaps: commands that begin as these words do, else those that speak of the first one. At most sixteen. */
+const meant = ([word = '']: readonly string[]): string => {
+  const begin = commands.filter(({ name }) => name.startsWith(`${word} `))
+  const speak = commands.filter(({ name, summary }) => name.split(' ').includes(word) || new RegExp(`\\b${RegExp.escape(word)}`, 'i').test(summary))
+  const found = (begin.length > 0 ? begin : word === '' ? [] : speak).map(({ name }) => name)
+  const more = found.length > 16 ? ', …' : ''
+  return found.length === 0 ? 'fleetkey --help lists them' : `${begin.length > 0 ? 'there are' : 'see'}: ${found.slice(0, 16).join(', ')}${more}`
+}
+
+/** Of node's words on an option what concerns it. */
+const said = ({ message }: Error): string => message.replace(/\. To specify a positional argument .*$/s, '')
+
 /** Exit code for whatever a command threw, with one line on stderr. */
 const failed = (error: unknown, warn: (line: string) => void, command?: Command): number => {
   if (error instanceof UsageError || (error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'))) {
-    warn(`fleetkey: ${error.message}`)
+    warn(`fleetkey: ${said(error)}`)
     warn(command === undefined ? 'fleetkey --help lists the commands' : `usage: fleetkey ${command.name} ${command.usage}`)
     return exit.usage
   }
@@ -65,7 +77,7 @@ export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = pro
   if (found === undefined) {
     const help = argv.length === 0 || argv.some((word) => word === '--help' || word === '-h')
     if (help) process.stdout.write(`${overview()}\n`)
-    else warn(`fleetkey: there is no command '${words.slice(0, 3).join(' ')}'; fleetkey --help lists them`)
+    else warn(`fleetkey: there is no command '${words.slice(0, 3).join(' ')}'; ${meant(words)}`)
     return argv.length === 0 || !help ? exit.usage : exit.ok
   }
   const { command } = found

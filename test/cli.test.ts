@@ -65,10 +65,12 @@ describe('as a person types it in a clone', () => {
 describe('exit code 1, usage: said before anything is asked', () => {
   const cases: readonly (readonly [string, () => string[], RegExp])[] = [
     ['an unknown command', () => ['frobnicate'], /no command 'frobnicate'/],
-    ['half a command', () => ['device'], /no command 'device'/],
+    ['half a command', () => ['device'], /no command 'device'; there are: device list, device show/],
+    ['another word of a command', () => ['ca', 'renew'], /no command 'ca renew'; there are: ca status, ca prepare/],
+    ['a command by what it is about', () => ['certificate', 'list'], /no command 'certificate list'; see: .*ca list/],
     ['a missing argument', () => ['station', 'add', 'x'], /an argument is missing\nusage: fleetkey station add/],
     ['an argument too many', () => ['batch', 'show', 'a', 'b'], /'b' is one argument too many/],
-    ['an unknown option', () => ['device', 'list', '--nonsense'], /Unknown option '--nonsense'/],
+    ['an unknown option', () => ['device', 'list', '--nonsense'], /^fleetkey: Unknown option '--nonsense'\nusage: fleetkey device list/],
     ['a missing option', () => ['device', 'revoke', 'gw-1'], /--reason TEXT is missing/],
     ['another value than the option takes', () => ['key', 'create', 'k', '--protection', 'gold'], /takes sealed or tpm, not gold/],
     ['no device id', () => ['device', 'show', 'GW 1'], /'GW 1' is no device id/],
