@@ -194,7 +194,10 @@ export const createClient = (connection: Connection): Client => {
     outgoing.on('response', resolve)
     outgoing.on('timeout', () => outgoing.destroy(new Error('no answer within 60 s')))
     outgoing.on('error', (error: NodeJS.ErrnoException) => {
-      const why = error.code === 'DEPTH_ZERO_SELF_SIGNED_CERT' ? 'self-signed certificate: a sealed server shows one (fleetkey seal status)' : error.message
+      const why =
+        error.code === 'DEPTH_ZERO_SELF_SIGNED_CERT'
+          ? 'self-signed certificate: a sealed server shows one (fleetkey seal status)'
+          : `${error.message}${error.code === 'ECONNREFUSED' ? ': no server listens there (fleetkey server start)' : ''}`
       reject(new Unreachable(`${connection.server}: ${why}`))
     })
     outgoing.end(payload)

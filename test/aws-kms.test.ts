@@ -180,6 +180,10 @@ describe('what goes wrong', () => {
     const wrong = await start({ ...awsBackend(aws), variables: { ...aws.credentials, AWS_SECRET_ACCESS_KEY: 'another' } })
     expect(wrong.health()).toMatchObject({ open: false, sealed: true, reason: expect.stringContaining('InvalidSignatureException') })
     await expect(wrong.create('a', 'delivery-signing')).rejects.toMatchObject({ reason: 'kms.sealed' })
+    // Tried again and again, told once.
+    const tries = aws.asked.get('ListKeys') ?? 0
+    await until('it was tried again', () => (aws.asked.get('ListKeys') ?? 0) > tries + 2, 30_000)
+    expect(log.filter((line) => line.startsWith('ALARM'))).toHaveLength(1)
     await wrong.close()
     aws.fail('ListKeys', { error: 'KMSInternalException', status: 500 }, 4)
     const kms = await start(awsBackend(aws))

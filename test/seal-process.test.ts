@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { request } from 'node:https'
 import { connect, createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -364,6 +364,30 @@ test('a wrong passphrase is no seal: the server ends, and says why', { timeout: 
     await (await startServer(settings(), { log: () => undefined })).stop()
     writeFileSync(file, 'correct horse batterz', { mode: 0o600 })
     await expect(startServer(settings(), { log: () => undefined })).rejects.toMatchObject({ code: 'unauthenticated', message: 'wrong passphrase for this KMS' })
+  } finally {
+    rmSync(place, { recursive: true, force: true })
+  }
+})
+
+test('a passphrase that systemd hands over opens the keys; without it they stay closed, and no key file takes its place', { timeout: 60_000 }, async () => {
+  const place = mkdtempSync(join(tmpdir(), 'fk-credential-'))
+  const [data, credentials] = [join(place, 'data'), join(place, 'credentials')]
+  mkdirSync(credentials)
+  const settings = (env: NodeJS.ProcessEnv) => readSettings(['--data', data, '--mqtt-port', '0', '--https-port', '0'], env)
+  const around = { log: () => undefined }
+  try {
+    writeFileSync(join(credentials, 'fleetkey-passphrase'), 'correct horse battery', { mode: 0o400 })
+    for (let starts = 0; starts < 2; starts++) await (await startServer(settings({ CREDENTIALS_DIRECTORY: credentials }), around)).stop()
+    expect(readdirSync(join(data, 'kms'))).not.toContain('master.key')
+    for (const env of [{}, { CREDENTIALS_DIRECTORY: place }]) {
+      const waits = Promise.withResolvers<SealedServer>()
+      const ended = new AbortController()
+      const starting = startServer(settings(env), { ...around, sealed: waits.resolve, signal: ended.signal })
+      expect((await Promise.race([waits.promise, starting.then(() => ({ reason: 'it serves' }))])).reason).toMatch(/passphrase/)
+      ended.abort()
+      await expect(starting).rejects.toThrow()
+    }
+    expect(readdirSync(join(data, 'kms'))).not.toContain('master.key')
   } finally {
     rmSync(place, { recursive: true, force: true })
   }

@@ -196,9 +196,8 @@ export const factoryCommands: readonly Command[] = [
     async run(call) {
       const [id = ''] = call.args
       const batch = await call.client().call('batch.show', { params: { id } })
-      call.out.result(batch, () =>
-        facts({ ...batch, importedAt: when(batch.importedAt), claimUntil: when(batch.claimUntil), ...batch.states, states: undefined }),
-      )
+      const { states, ...said } = batch
+      call.out.result(batch, () => facts({ ...said, importedAt: when(batch.importedAt), claimUntil: when(batch.claimUntil), ...states }))
       return exit.ok
     },
   },

@@ -140,6 +140,7 @@ export const inventoryCommands: readonly Command[] = [
         profile: oneOf(call, 'profile', CertificateProfile),
         issuer: issuerOf(call),
       } as const
+      if (query.from !== undefined && query.until !== undefined && query.from > query.until) throw new UsageError('--until is before --from')
       const found = await call.client().call('certificate.calendar', { query })
       call.out.result(found, () => calendarText(found))
       return exit.ok

@@ -142,7 +142,8 @@ export const caBlastRadius = async (ctx: Context, { number, state, since, activa
     serial: issuing.serial,
     state,
     revoked: revoked ?? null,
-    from: activatedAt ?? issuing.notBefore,
+    // The first CA is active from before there was a rollover to note it.
+    from: Math.max(activatedAt ?? 0, issuing.notBefore),
     until: revoked?.at ?? (state === 'retiring' || state === 'retired' ? since : null),
     devices: ids.length,
     connected,

@@ -195,8 +195,10 @@ export const startKms = async (options: KmsOptions): Promise<SupervisedKms> => {
     pause = Math.min(pause * 2, pauses.last)
   }
   const hindered = (problem: Problem | null): void => {
+    // It is tried again every second; what stays as it was is said once.
+    const isNews = problem?.message !== hindrance?.message
     hindrance = problem
-    options.log(problem === null ? 'the KMS has its keys again' : `ALARM: KMS: ${problem.message.slice(0, 500)}`)
+    if (isNews) options.log(problem === null ? 'the KMS has its keys again' : `ALARM: KMS: ${problem.message.slice(0, 500)}`)
   }
   const died = (): void => {
     running = undefined
