@@ -20,11 +20,20 @@ const hour = 3_600_000
 const bob: Caller = { kind: 'operator', id: 'bob', roles: ['owner'], from: 'simulation' }
 
 // The real server and the real agents in virtual time: TLS, MQTT and SQLite are in test/rollover-fleet.test.ts, with fewer boards.
-test(`${count} simulated boards through a new root and a new CA, ${away} of them off: none is stranded`, { timeout: 120_000 + count * 200 }, async () => {
+test(`${count} simulated boards through a new root and a new CA, ${away} of them off: none is stranded`, { timeout: 120_000 + count * 600 }, async () => {
   const begun = process.hrtime.bigint()
   const sinceBegun = (): number => Number(process.hrtime.bigint() - begun) / 1e9
+  /** To be seen while it runs: a large one takes a while. */
+  const progress = (what: string, milliseconds: number): void => {
+    const { user, system } = process.cpuUsage()
+    if (count >= 1_000)
+      process.stderr.write(
+        `rollover: ${what}, ${Math.round(milliseconds / 1_000)} virtual s, ${Math.round(sinceBegun())} s, CPU ${Math.round((user + system) / 1e6)} s\n`,
+      )
+  }
   const fleet = await makeFleet(count)
   const made = sinceBegun()
+  progress('enrolled', 0)
   const time = virtualTime(fleet.at)
   const boards: SimulatedBoard[] = []
   try {
@@ -55,9 +64,7 @@ test(`${count} simulated boards through a new root and a new CA, ${away} of them
         last = time.now()
         return await holds(ctx)
       })
-      if (count >= 1_000)
-        process.stderr.write(`rollover: ${what}, ${Math.round((time.now() - fleet.at) / 1_000)} virtual s, ${Math.round(sinceBegun())} s
-`)
+      progress(what, time.now() - fleet.at)
       expect(is, what).toBe(true)
     }
     const acknowledged = async (): Promise<number> => (await caStatus(ctx)).readiness.acknowledged

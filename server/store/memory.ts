@@ -18,27 +18,16 @@ interface MemoryTable {
   readonly rows: Map<string, Stored>
   /** Per indexed field: value to the ids that have it. */
   readonly byField: readonly Map<string, Set<string>>[]
-  /** Per field that was ever scanned: value and id of each row, in order. */
+  /** Per field that was ever searched: value and id of each row, in order. */
   readonly entries: Map<string, SortedTexts>
   /** Per tallied field: rows by value. */
   readonly tallies: ReadonlyMap<string, Map<string, number>>
-  /** Ids in byte order; undefined after an insertion or deletion. */
-  sorted: string[] | undefined
+  /** Ids in byte order, from the first search for them on. */
+  ids: SortedTexts | undefined
 }
 
 /** Between value and id of an index entry: nothing sorts below it. */
 const separator = '\0'
-
-/** Index of the first id that is not below `bound`; ids ascend. */
-const firstNotBelow = (ids: readonly string[], bound: string): number => {
-  let low = 0
-  for (let high = ids.length; low < high;) {
-    const middle = (low + high) >> 1
-    if (byBytes(ids[middle] as string, bound) < 0) low = middle + 1
-    else high = middle
-  }
-  return low
-}
 
 const recount = (table: MemoryTable, field: string, from: string | null, to: string | null): void => {
   const counts = table.tallies.get(field)
@@ -74,7 +63,8 @@ const place = (table: MemoryTable, id: string, next: Stored | undefined): void =
   })
   if (next === undefined) table.rows.delete(id)
   else table.rows.set(id, next)
-  if ((last === undefined) !== (next === undefined)) table.sorted = undefined
+  if (last === undefined && next !== undefined) table.ids?.add(id)
+  if (last !== undefined && next === undefined) table.ids?.remove(id)
 }
 
 /** The row that a write leaves (undefined: none). Throws WriteConflict. */
@@ -128,7 +118,7 @@ const emptyTables = (): Content['tables'] =>
         byField: fieldsOf(name).map(() => new Map()),
         entries: new Map(),
         tallies: new Map(fieldsOf(name).flatMap((field) => (field.tally === undefined ? [] : [[field.name, new Map<string, number>()]]))),
-        sorted: [],
+        ids: undefined,
       },
     ]),
   ) as Record<Table, MemoryTable>
@@ -146,15 +136,34 @@ const over = ({ tables, log, head: first }: Content): MemoryStore => {
     if (closed) throw new Problem('unavailable', 'the store is closed', { reason: 'store.closed' })
   }
 
-  const candidates = (table: MemoryTable, where: Readonly<Record<string, string | undefined>>): readonly string[] | undefined => {
-    const wanted = Object.entries(where).filter(([, value]) => value !== undefined)
-    if (wanted.length === 0) return undefined
-    const sets = wanted.map(([name, value]) => {
-      const at = fieldsOf(table.name).indexOf(indexNamed(table.name, name))
-      return table.byField[at]?.get(value as string) ?? new Set<string>()
-    })
-    const [smallest, ...others] = sets.toSorted((a, b) => a.size - b.size)
-    return [...(smallest ?? [])].filter((id) => others.every((set) => set.has(id)))
+  /** The ids that have each of the values that are asked for, fewest first. */
+  const holders = (table: MemoryTable, where: Readonly<Record<string, string | undefined>>) =>
+    Object.entries(where)
+      .flatMap(([name, value]) => (value === undefined ? [] : [{ name, value, ids: idsBy(table, name).get(value) ?? new Set<string>() }]))
+      .toSorted((one, other) => one.ids.size - other.ids.size)
+
+  const idsBy = (table: MemoryTable, name: string): Map<string, Set<string>> =>
+    table.byField[fieldsOf(table.name).indexOf(indexNamed(table.name, name))] as Map<string, Set<string>>
+
+  const entriesBy = (table: MemoryTable, name: string): SortedTexts => {
+    const known = table.entries.get(name)
+    if (known !== undefined) return known
+    const made = new SortedTexts([...idsBy(table, name)].flatMap(([value, ids]) => [...ids].map((id) => `${value}${separator}${id}`)))
+    table.entries.set(name, made)
+    return made
+  }
+
+  /** Ids in byte order, from the first that is not below `start`: all of them, or those with these values. */
+  function* idsFrom(table: MemoryTable, where: Readonly<Record<string, string | undefined>>, start: string): Generator<string, void> {
+    const [fewest, ...others] = holders(table, where)
+    if (fewest === undefined) return yield* (table.ids ??= new SortedTexts([...table.rows.keys()])).from(start)
+    if (fewest.ids.size === 0) return
+    const begin = `${fewest.value}${separator}`
+    for (const entry of entriesBy(table, fewest.name).from(begin + start)) {
+      if (!entry.startsWith(begin)) return
+      const id = entry.slice(begin.length)
+      if (others.every(({ ids }) => ids.has(id))) yield id
+    }
   }
 
   return {
@@ -166,28 +175,26 @@ const over = ({ tables, log, head: first }: Content): MemoryStore => {
     async find<T extends Table>(name: T, query: Query<T>): Promise<readonly Tables[T][]> {
       open()
       const table = tables[name]
-      const ids = candidates(table, query.where ?? {})?.toSorted(byBytes) ?? (table.sorted ??= [...table.rows.keys()].toSorted(byBytes))
-      const { prefix = '', after } = query
+      const { where = {}, prefix = '', after, limit } = query
+      const start = after !== undefined && byBytes(after, prefix) > 0 ? after : prefix
       const found: Tables[T][] = []
-      for (let at = Math.max(firstNotBelow(ids, prefix), after === undefined ? 0 : firstNotBelow(ids, after)); at < ids.length; at++) {
-        const id = ids[at] as string
+      for (const id of idsFrom(table, where, start)) {
         if (id === after) continue
-        if (found.length >= query.limit || !id.startsWith(prefix)) break
+        if (found.length >= limit || !id.startsWith(prefix)) break
         found.push(decodeRow<T>((table.rows.get(id) as Stored).bytes))
       }
       return found
     },
     async count(name, where = {}) {
       open()
-      return candidates(tables[name], where)?.length ?? tables[name].rows.size
+      const [fewest, ...others] = holders(tables[name], where)
+      if (fewest === undefined) return tables[name].rows.size
+      return others.length === 0 ? fewest.ids.size : [...fewest.ids].filter((id) => others.every(({ ids }) => ids.has(id))).length
     },
     async scan<T extends Table>(name: T, index: string, { from, to, after, limit }: Range): Promise<readonly IndexEntry[]> {
       open()
       const table = tables[name]
-      const at = fieldsOf(name).indexOf(indexNamed(name, index))
-      const known = table.entries.get(index)
-      const entries = known ?? new SortedTexts([...(table.byField[at] ?? [])].flatMap(([value, ids]) => [...ids].map((id) => `${value}${separator}${id}`)))
-      table.entries.set(index, entries)
+      const entries = entriesBy(table, index)
       const cursor = after === undefined || after.value < from ? from : `${after.value}${separator}${after.id}`
       const found: IndexEntry[] = []
       for (const entry of entries.from(cursor)) {

@@ -3,13 +3,12 @@ import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync, existsSyn
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createClient, Refused, Unreachable, type Call, type Client } from '@fleetkey/cli/client.ts'
-import type { AgentStatus } from '@fleetkey/device-agent/agent.ts'
 import type { OperationName, ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
-import type { DeviceEvidence } from '../invariants/evidence.ts'
 import { invariants, sameValues } from '../invariants/invariants.ts'
 import { freePort } from '../ports.ts'
-import { supervise, type Supervised } from './supervised.ts'
+import { openBoards, provision, type Boards } from './boards.ts'
+import { supervise } from './supervised.ts'
 
 /** How long it took from the restart to the end. */
 export interface ScenarioResult {
@@ -28,59 +27,6 @@ const away = { begin: -206 * hour, renewed: -172 * hour, expired: -4 * hour } as
 
 /** For each step of the path. A restart beside other work takes seconds, and the devices' pauses grow meanwhile. */
 const patience = 90_000
-
-type Order = { readonly do: string; readonly [field: string]: unknown }
-
-/** The boards' process and what it has said. */
-const openBoards = async (of: {
-  readonly factory: string
-  readonly bundle: string
-  readonly data: string
-  readonly serials: readonly string[]
-  readonly fault: NodeJS.ProcessEnv
-}) => {
-  const status = new Map<string, AgentStatus>()
-  const history: { device: string; key: string; epoch: number }[] = []
-  const replies = new Map<number, { resolve(value: Record<string, unknown>): void; reject(error: Error): void }>()
-  let last = 0
-  let process_: Supervised | undefined
-  const switchOn = (): void => process_?.write(JSON.stringify({ id: 0, do: 'on', serials: of.serials }))
-  process_ = await supervise({
-    script: './fleet-process.ts',
-    args: [of.factory, of.bundle, of.data],
-    fault: of.fault,
-    isReady: (line) => line === '{"event":"ready"}',
-    onReady: () => {
-      status.clear()
-      // The first start is switched on below, once `process_` is there.
-      switchOn()
-    },
-    onLine(line) {
-      const message = JSON.parse(line) as { event?: string; serial?: string; reply?: number; error?: { message: string } } & AgentStatus
-      if (message.event === 'status' && message.serial !== undefined) {
-        status.set(message.serial, message)
-        for (const [key, epoch] of Object.entries(message.current)) history.push({ device: message.serial, key, epoch })
-      }
-      if (typeof message.reply !== 'number') return
-      const waiting = replies.get(message.reply)
-      replies.delete(message.reply)
-      if (message.error === undefined) waiting?.resolve({ ...message })
-      else waiting?.reject(new Error(message.error.message))
-    },
-  })
-  switchOn()
-  const started = process_
-  const ask = async (order: Order): Promise<Record<string, unknown>> => {
-    const id = ++last
-    return await new Promise((resolve, reject) => {
-      replies.set(id, { resolve, reject })
-      started.write(JSON.stringify({ id, ...order }))
-    })
-  }
-  return { process: started, status, history, ask }
-}
-
-const base64 = (text: string): string => Buffer.from(text).toString('base64')
 
 /**
  * From an empty folder to a revoked device, or to devices that renewed and returned, with one process killed at one durable step and started again. Every operator's act is repeated until it is
@@ -109,7 +55,7 @@ export const runScenario = async (of: {
     isReady: (line) => line.startsWith('{"ready":true'),
     onLine: () => undefined,
   })
-  let boards: Awaited<ReturnType<typeof openBoards>> | undefined
+  let boards: Boards | undefined
   let client: Client | undefined
   const until = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> => {
     for (const end = Date.now() + patience; ; await sleep(20)) {
@@ -143,33 +89,14 @@ export const runScenario = async (of: {
     }
   }
   try {
-    const file = (name: string): string => readFileSync(join(of.factory, name), 'utf8')
-    const signed = (name: string) => ({ content: base64(file(name)), signature: file(`${name}.sig`).trim(), station: 'line-1' })
     await until('the first token', () => existsSync(join(data, 'cli.json')))
-    await call('station.add', { body: { id: 'line-1', publicKey: file('station.pem') } })
-    await call('endorsement.import', { body: { certificate: file('ek-ca.pem'), test: true } })
-    await call('release.import', { body: signed('release.json') })
-    await call('batch.import', { body: { ...signed('batch.json'), format: 'json' } })
-    await call('group.create', { body: { id: 'plant' } })
-    await call('group.add', { params: { id: 'plant' }, body: { batch: 'batch-1' } })
-    await call('key.create', { body: { id: 'telemetry', protection: 'sealed', recipientUsage: 0 } })
-    await call('key.create', { body: { id: 'command-auth', protection: 'tpm' } })
-    await call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
-    await call('key.grant', { params: { id: 'command-auth' }, body: { group: 'plant' } })
+    await provision(of.factory, call)
     const bundle = join(folder, 'bundle.json')
     writeFileSync(bundle, JSON.stringify(await call('bundle')))
     boards = await openBoards({ factory: of.factory, bundle, data: join(folder, 'boards'), serials: of.serials, fault: of.boards ?? {} })
-    const { status, history, ask, process: boardsProcess } = boards
+    const { status, history, evidence, powerCycle, process: boardsProcess } = boards
     const using = (key: string, epoch: number, serials: readonly string[] = of.serials): boolean =>
       serials.every((serial) => status.get(serial)?.current[key] === epoch)
-    const evidence = (serial: string): DeviceEvidence => ({
-      device: serial.toLowerCase(),
-      status: status.get(serial) as AgentStatus,
-      encrypt: async (key, plaintext) => String((await ask({ do: 'encrypt', serial, key, data: base64(plaintext) }))['data']),
-      decrypt: async (key, ciphertext) => Buffer.from(String((await ask({ do: 'decrypt', serial, key, data: ciphertext }))['data']), 'base64').toString(),
-      mac: async (key, text) => (await ask({ do: 'mac', serial, key, data: base64(text) })) as { epoch: number; mac: string },
-      verify: async (key, epoch, text, mac) => (await ask({ do: 'verify', serial, key, epoch, data: base64(text), mac }))['valid'] === true,
-    })
     await until('both use both keys', () => using('telemetry', 1) && using('command-auth', 1))
     /** Rotated, booted anew, quarantined and back; one of the two is revoked. Who is left. */
     const rotateAndRevoke = async (): Promise<readonly string[]> => {
@@ -190,7 +117,7 @@ export const runScenario = async (of: {
       const verdicts = async (): Promise<readonly number[]> =>
         await Promise.all(of.serials.map(async (serial) => (await call('device.show', { params: { id: serial.toLowerCase() } }))?.verdictAt ?? 0))
       const before = await verdicts()
-      for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
+      powerCycle()
       await until('both have attested the new boot', async () => (await verdicts()).every((at, index) => at > (before[index] ?? 0)))
       // A policy that they do not meet, and back: quarantined, then asked, then theirs again.
       const states = async (): Promise<readonly (string | undefined)[]> =>
@@ -245,9 +172,6 @@ export const runScenario = async (of: {
     const setClock = (ahead: number): void => {
       writeFileSync(`${clock}.new`, String(ahead))
       renameSync(`${clock}.new`, clock)
-    }
-    const powerCycle = (): void => {
-      for (const order of ['off', 'on']) boardsProcess.write(JSON.stringify({ id: 0, do: order, serials: of.serials }))
     }
     /** A day and a half pass: each renews, and uses what it got. A week passes: each comes back by a fresh quote. Nobody is given more than one certificate in use. */
     const renewAndReturn = async (): Promise<readonly string[]> => {
