@@ -114,6 +114,22 @@ describe('the KMS process', () => {
     expect(await kms.describe('a')).toEqual(made)
   })
 
+  test('killed once the key is gone and before it can say so: the destruction is done, and only a second one finds nothing', async () => {
+    let isDue = true
+    const kms = await start({
+      step(name) {
+        if (isDue && name === 'kms.destroyed') kill()
+        if (name === 'kms.destroyed') isDue = false
+      },
+    })
+    await kms.create('a', 'issuing-ca')
+    await kms.destroy('a')
+    expect(isDue).toBe(false)
+    expect(pids).toHaveLength(2)
+    expect(await kms.describe('a')).toBeUndefined()
+    await expect(kms.destroy('a')).rejects.toMatchObject({ code: 'not-found' })
+  })
+
   test('what keeps it from starting is thrown: the file of another passphrase, one too short', async () => {
     const file = join(place, 'passphrase')
     const options = {
