@@ -10,11 +10,11 @@ type Order = { readonly do: string; readonly [field: string]: unknown }
 
 const base64 = (text: string): string => Buffer.from(text).toString('base64')
 
-/** Makes a batch of a factory known to the server, as one group with a key in software and one in the TPM. `call` takes `conflict` for done before. */
-export const provision = async (
-  factory: string,
-  call: <N extends OperationName>(name: N, with_?: Call<N>) => Promise<ResponseOf<N> | undefined>,
-): Promise<void> => {
+/** An operator's act, repeated while the server is away; undefined where it was done before. */
+type Act = <N extends OperationName>(name: N, with_?: Call<N>) => Promise<ResponseOf<N> | undefined>
+
+/** Makes a batch of a factory known to the server, as one group with a key in software and one in the TPM. */
+export const provision = async (factory: string, call: Act): Promise<void> => {
   const file = (name: string): string => readFileSync(join(factory, name), 'utf8')
   const signed = (name: string) => ({ content: base64(file(name)), signature: file(`${name}.sig`).trim(), station: 'line-1' })
   await call('station.add', { body: { id: 'line-1', publicKey: file('station.pem') } })
@@ -27,6 +27,29 @@ export const provision = async (
   await call('key.create', { body: { id: 'command-auth', protection: 'tpm' } })
   await call('key.grant', { params: { id: 'telemetry' }, body: { group: 'plant' } })
   await call('key.grant', { params: { id: 'command-auth' }, body: { group: 'plant' } })
+}
+
+/** Whether no rotation of these two keys waits for these boards, and the server has every statement of theirs. */
+export const isSettled = async (call: Act, serials: readonly string[]): Promise<boolean> => {
+  const campaigns = (await call('campaign.list'))?.items ?? []
+  const isOver = campaigns.every(
+    ({ counts, key, state }) =>
+      state === 'aborted' ||
+      ((key !== 'telemetry' || state === 'done') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0),
+  )
+  const devices = isOver ? await Promise.all(serials.map(async (serial) => await call('device.show', { params: { id: serial.toLowerCase() } }))) : []
+  return (
+    isOver &&
+    devices.every((view) => {
+      // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
+      const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
+      // No older epoch of telemetry may be read any more: each erasure is stated. Those of command-auth stay for days.
+      const erased = view?.holdings.every(
+        ({ key, epoch, stage }) => key !== 'telemetry' || epoch === newest[0]?.epoch || (stage !== 'installed' && stage !== 'active'),
+      )
+      return erased === true && newest.every((one) => one?.stage === 'active')
+    })
+  )
 }
 
 /** The boards' process, switched on at each of its starts, and what it has said. */
@@ -43,7 +66,7 @@ export const openBoards = async (of: {
   const replies = new Map<number, { resolve(value: Record<string, unknown>): void; reject(error: Error): void }>()
   let last = 0
   let process_: Supervised | undefined
-  const order = (what: 'on' | 'off', serials: readonly string[]): void => process_?.write(JSON.stringify({ id: 0, do: what, serials }))
+  const order = (what: 'on' | 'off'): void => process_?.write(JSON.stringify({ id: 0, do: what, serials: of.serials }))
   process_ = await supervise({
     script: './fleet-process.ts',
     args: [of.factory, of.bundle, of.data],
@@ -52,7 +75,7 @@ export const openBoards = async (of: {
     onReady: () => {
       status.clear()
       // The first start is switched on below, once `process_` is there.
-      order('on', of.serials)
+      order('on')
     },
     onLine(line) {
       const message = JSON.parse(line) as { event?: string; serial?: string; reply?: number; error?: { message: string } } & AgentStatus
@@ -67,7 +90,7 @@ export const openBoards = async (of: {
       else waiting?.reject(new Error(message.error.message))
     },
   })
-  order('on', of.serials)
+  order('on')
   const started = process_
   const ask = async (question: Order): Promise<Record<string, unknown>> => {
     const id = ++last
@@ -80,9 +103,12 @@ export const openBoards = async (of: {
     process: started,
     status,
     history,
-    order,
     powerCycle() {
-      for (const what of ['off', 'on'] as const) order(what, of.serials)
+      for (const what of ['off', 'on'] as const) order(what)
+    },
+    /** While it hangs it keeps its connections and reads nothing. */
+    hang(is: boolean) {
+      process.kill(started.pid, is ? 'SIGSTOP' : 'SIGCONT')
     },
     evidence: (serial: string): DeviceEvidence => ({
       device: serial.toLowerCase(),

@@ -7,12 +7,14 @@ import type { OperationName, ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { invariants, sameValues } from '../invariants/invariants.ts'
 import { freePort } from '../ports.ts'
-import { openBoards, provision, type Boards } from './boards.ts'
+import { isSettled, openBoards, provision, type Boards } from './boards.ts'
 import { supervise } from './supervised.ts'
 
 /** How long it took from the restart to the end. */
 export interface ScenarioResult {
   readonly kills: number
+  /** Ends of the KMS process that its server has outlived. */
+  readonly kmsKills: number
   readonly afterRestart: number
 }
 
@@ -47,13 +49,14 @@ export const runScenario = async (of: {
   const clock = join(folder, 'clock')
   writeFileSync(clock, String(of.away === true ? away.begin : 0))
   const [mqtt, https] = [await freePort(), await freePort()]
+  let kmsStarts = 0
   const server = await supervise({
     script: './server-process.ts',
     args: ['--data', data, '--mqtt-port', String(mqtt), '--https-port', String(https), '--json'],
     fault: of.server ?? {},
     env: { FLEETKEY_CLOCK: clock },
     isReady: (line) => line.startsWith('{"ready":true'),
-    onLine: () => undefined,
+    onLine: (line) => void (kmsStarts += line.startsWith('{"kms":') ? 1 : 0),
   })
   let boards: Boards | undefined
   let client: Client | undefined
@@ -147,25 +150,7 @@ export const runScenario = async (of: {
         'the other uses newer epochs',
         () => (status.get(stays)?.current['telemetry'] ?? 0) >= 3 && (status.get(stays)?.current['command-auth'] ?? 0) >= 2,
       )
-      await until(
-        'every rotation is settled',
-        async () =>
-          (await call('campaign.list'))?.items.every(
-            ({ counts, key, state }) =>
-              state === 'aborted' ||
-              ((key !== 'telemetry' || state === 'done') && (counts['pending'] ?? 0) + (counts['delivered'] ?? 0) + (counts['installed'] ?? 0) === 0),
-          ) === true,
-      )
-      await until('the server has every statement', async () => {
-        const view = await call('device.show', { params: { id: stays.toLowerCase() } })
-        // An epoch that was overtaken before it arrived stays delivered until the old ones are retired.
-        const newest = ['telemetry', 'command-auth'].map((key) => view?.holdings.filter((one) => one.key === key).toSorted((x, y) => y.epoch - x.epoch)[0])
-        // No older epoch of telemetry may be read any more: each erasure is stated. Those of command-auth stay for days.
-        const erased = view?.holdings.every(
-          ({ key, epoch, stage }) => key !== 'telemetry' || epoch === newest[0]?.epoch || (stage !== 'installed' && stage !== 'active'),
-        )
-        return erased === true && newest.every((one) => one?.stage === 'active')
-      })
+      await until('every rotation is settled', async () => await isSettled(call, [stays]))
       assert.ok(status.get(goes)?.connected === false, 'the revoked device is connected')
       return [stays]
     }
@@ -261,7 +246,7 @@ export const runScenario = async (of: {
     } finally {
       await store.close()
     }
-    return { kills, afterRestart }
+    return { kills, kmsKills: kmsStarts - server.kills - 1, afterRestart }
   } finally {
     client?.close()
     await boards?.process.stop()

@@ -7,4 +7,9 @@ const file = process.env['FLEETKEY_CLOCK']
 const now = (): number => Date.now() + (file === undefined ? 0 : Number(readFileSync(file, 'utf8')))
 
 let kms = process.pid
-await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted: (pid) => (kms = pid), now })
+const kmsStarted = (pid: number): void => {
+  kms = pid
+  // Whoever ends it counts its starts.
+  process.stdout.write(`${JSON.stringify({ kms })}\n`)
+}
+await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted, now })
