@@ -98,7 +98,8 @@ test(`${count} simulated boards through a new root and a new CA, ${away} of them
     const took = sinceBegun()
     process.stdout.write(
       `rollover of ${count} simulated boards, ${away} off, ${longAway} of them through all of it: ${((time.now() - fleet.at) / hour).toFixed(1)} virtual hours in ` +
-        `${(took - made).toFixed(0)} s, after ${made.toFixed(0)} s of enrolment; 0 stranded\n`,
+        `${(took - made).toFixed(0)} s, after ${made.toFixed(0)} s of enrolment, ` +
+        `${Math.round(process.resourceUsage().maxRSS / 1024)} MiB; 0 stranded\n`,
     )
     for (const board of boards) board.cut()
     crash()
