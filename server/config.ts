@@ -7,6 +7,7 @@ import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Webhook } from './api/webhook.ts'
 import { defaultMarks, type AlertSettings } from './ca/alerts.ts'
 import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
+import { defaultRetention, type Retention } from './ca/retention.ts'
 import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
 import { maxSessions, type Backend, type FileBackend } from './kms/orders.ts'
 
@@ -50,6 +51,8 @@ export type Settings = z.infer<typeof Settings> & {
   readonly profiles: ProfileSettings
   /** Milliseconds before an end at which alerts are raised, and where they go. */
   readonly alerts: { readonly marks: readonly number[]; readonly webhook: Webhook | undefined }
+  /** Of superseded TLS certificates, after their end. */
+  readonly retention: Retention
 }
 
 /** A setting is wrong: message for the operator, exit code 1. */
@@ -277,11 +280,12 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   })
   if (!parsed.success)
     throw new SettingsError(parsed.error.issues.map((issue) => `${optionOf[String(issue.path[0])] ?? issue.path.join('.')}: ${issue.message}`).join('; '))
-  const { profiles = {}, alerts = {} } = fileOf(values.config ?? env['FLEETKEY_CONFIG'])
+  const { profiles = {}, alerts = {}, retention = {} } = fileOf(values.config ?? env['FLEETKEY_CONFIG'])
   return {
     ...parsed.data,
     profiles,
     alerts: alertsOf(alerts),
+    retention: retention.superseded === undefined ? defaultRetention : retention.superseded,
     backend: backendOf(values.kms ?? env['FLEETKEY_KMS'] ?? 'file', values, env),
   }
 }

@@ -31,6 +31,7 @@ import { liveSessions } from './flows/sessions.ts'
 import { isDue } from './flows/own-certificates.ts'
 import { perform } from './flows/perform.ts'
 import { settleAll } from './flows/settle.ts'
+import { removeSuperseded } from './flows/superseded.ts'
 import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
 import type { Backend } from './kms/orders.ts'
@@ -207,6 +208,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     'TLS certificate': async () => {
       if (isDue(tls, authority, now())) await renewTls()
     },
+    'superseded certificates': async () => await removeSuperseded(ctx, settings.retention),
   })
   started.defer(async () => await ticking.stop())
 
@@ -236,6 +238,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
       names,
       lists: () => status?.lists() ?? null,
       statusUrl,
+      retention: settings.retention,
       est: () => (settings.estPort === null ? null : { listening: est?.listening === true }),
       webhook: alerts.health,
       disk: () => diskRoom(join(settings.data, 'store')),

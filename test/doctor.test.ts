@@ -351,6 +351,17 @@ const cases: readonly Case[] = [
     },
   ],
   [
+    'superseded certificates',
+    'one whose time was over long ago is still there',
+    'warning',
+    /^1 TLS certificates of devices, removed 30 days after their end; one that ended on 20\d\d-\d\d-\d\d is still there$/,
+    async () => {
+      const device = await enrolled()
+      expect(await device.connect(given(await device.prove('enrol')))).toBe('accepted')
+      ctx.clock.now += 40 * 86_400_000
+    },
+  ],
+  [
     'suspended devices',
     'one that nobody decides about',
     'warning',

@@ -40,6 +40,7 @@ const only: Readonly<Record<string, readonly string[]>> = {
     'batch.settle',
     'ca.settle',
     'campaign.step',
+    'certificate.remove',
     'crl.publish',
     'device.quarantine',
     'device.reinstate',

@@ -53,6 +53,7 @@ export const actions = {
   'rotation.settle': ['system'],
   'ledger.settle': ['system'],
   'enrol.sweep': ['system'],
+  'certificate.remove': ['system'],
   'ca.prepare': ['owner'],
   'ca.distribute': ['owner'],
   'ca.activate': ['owner'],

@@ -5,6 +5,7 @@ import { deviceIdentityEku, roleEku, stationEku } from '@fleetkey/protocol/x509/
 import { z } from 'zod'
 import { AlertSettings } from './alerts.ts'
 import type { ProfileName } from './certificate.ts'
+import { RetentionSettings } from './retention.ts'
 
 const hour = 3_600_000
 const day = 24 * hour
@@ -105,7 +106,7 @@ export const ProfileSettings = z.strictObject(
 export type ProfileSettings = z.infer<typeof ProfileSettings>
 
 /** What the configuration file of a server may hold. */
-export const ConfigFile = z.strictObject({ profiles: ProfileSettings.optional(), alerts: AlertSettings.optional() })
+export const ConfigFile = z.strictObject({ profiles: ProfileSettings.optional(), alerts: AlertSettings.optional(), retention: RetentionSettings.optional() })
 export type ConfigFile = z.infer<typeof ConfigFile>
 
 /** The profiles as this server's configuration has them. */

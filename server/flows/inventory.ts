@@ -119,7 +119,7 @@ const standingsOf: Readonly<Record<CertificateState, readonly Standing[]>> = {
  * `valid/device-tls/issuing-ca/`: everything before the time that certificates of these standings, of this profile and issuer, have in the calendar. Found by
  * leaping over the index: as many look-ups as there are kinds, however many certificates.
  */
-const kindsOf = async (
+export const kindsOf = async (
   ctx: Base,
   { standing, profile, issuer }: { readonly standing: readonly Standing[]; readonly profile?: string | undefined; readonly issuer?: string | undefined },
 ): Promise<readonly string[]> => {

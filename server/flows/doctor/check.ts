@@ -1,3 +1,4 @@
+import type { Retention } from '../../ca/retention.ts'
 import type { Context } from '../context.ts'
 
 /** What a check has found. `failure`: something does not work, or will not soon; `warning`: somebody has to look at it. */
@@ -23,6 +24,8 @@ export interface Around {
   readonly lists: () => readonly { readonly name: string; readonly thisUpdate: number; readonly nextUpdate: number }[] | null
   /** Where certificates say that lists are; null when they say nothing. */
   readonly statusUrl: string | null
+  /** How long superseded TLS certificates are kept after their end. */
+  readonly retention: Retention
   /** Null when it is not offered. */
   readonly est: () => { readonly listening: boolean } | null
   /** Null when none is configured. */

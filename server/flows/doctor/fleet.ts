@@ -3,6 +3,7 @@ import { activeOf, nextOf } from '../../ca/rollover.ts'
 import { dayText } from '../calendar.ts'
 import type { Context } from '../context.ts'
 import { endsByDay } from '../inventory.ts'
+import { oldestSuperseded } from '../superseded.ts'
 import { readiness } from '../trust.ts'
 import { date, day, failure, ok, warning, type Check } from './check.ts'
 
@@ -77,6 +78,18 @@ export const fleetChecks: readonly Check[] = [
       const found = `version ${rollover.version} of ${date(since)}: acknowledged by ${share(acknowledged, devices)}, ${waiting} waiting, ${stranded} stranded`
       if (stranded > 0) return failure(found)
       return acknowledged < devices && since + 7 * day < ctx.now() ? warning(found) : ok(found)
+    },
+  },
+  {
+    name: 'superseded certificates',
+    remedy: 'the log says why they are not removed: the store refuses the commit, or more come to their end than are removed in a minute',
+    async examine(ctx, { retention }) {
+      const rows = await ctx.store.tally('certificate', 'calendar', { from: 'superseded/device-tls/', to: 'superseded/device-tls/~' })
+      const count = `${rows.reduce((sum, one) => sum + one.rows, 0)} TLS certificates of devices`
+      if (retention === null) return ok(`${count}, kept for good`)
+      const oldest = await oldestSuperseded(ctx, retention)
+      const found = `${count}, removed ${retention / day} days after their end`
+      return oldest !== undefined && oldest + retention + day < ctx.now() ? warning(`${found}; one that ended on ${date(oldest)} is still there`) : ok(found)
     },
   },
   {
