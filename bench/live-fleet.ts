@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync } from 'node:fs'
 import { availableParallelism, setPriority } from 'node:os'
 import { join } from 'node:path'
 import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
@@ -28,8 +28,22 @@ export const connected = (counts: Counts): number => allOf(counts).connected
 export const using = (counts: Counts, epoch: number): number =>
   Object.entries(counts.keys['telemetry'] ?? {}).reduce((sum, [held, devices]) => sum + (Number(held) >= epoch ? devices : 0), 0)
 
+/** Room for the files of one board: it uses a third of it. */
+const boardBytes = 128 << 10
+const memoryDisk = '/dev/shm'
+
+/**
+ * Where the boards have their flash. Real devices have one each: where this machine keeps files in memory and has the room, neither does the fleet wait for the
+ * server's disk nor the server for the fleet's.
+ */
+const flashFolder = (folder: string, devices: number): string => {
+  if (!existsSync(memoryDisk)) return join(folder, 'fleet')
+  const { bavail, bsize } = statfsSync(memoryDisk)
+  return bavail * bsize < devices * boardBytes ? join(folder, 'fleet') : mkdtempSync(join(memoryDisk, 'fleetkey-bench-'))
+}
+
 export const openLiveFleet = async (folder: string, devices: number, flags: readonly string[] = []): Promise<LiveFleet> => {
-  const data = join(folder, 'fleet')
+  const data = flashFolder(folder, devices)
   mkdirSync(data, { recursive: true })
   const batch = await makeBatch({ batch: 'fleet', model: 'gateway', station: 'line-1', devices, release: { name: '1.0.0', number: 1 } }, around)
   await writeBatch(join(data, 'factory'), batch)
@@ -65,10 +79,12 @@ export const openLiveFleet = async (folder: string, devices: number, flags: read
       async stop() {
         await fleet.stop()
         await server.stop()
+        rmSync(data, { recursive: true, force: true })
       },
     }
   } catch (error) {
     await server.stop()
+    rmSync(data, { recursive: true, force: true })
     throw error
   }
 }

@@ -21,7 +21,7 @@ const Order = z.discriminatedUnion('do', [
   z.strictObject({ id: z.int(), do: z.literal('off'), serials }),
   z.strictObject({ id: z.int(), do: z.literal('unplug'), serials }),
   z.strictObject({ id: z.int(), do: z.literal('live'), serials }),
-  z.strictObject({ id: z.int(), do: z.literal('counts'), serials }),
+  z.strictObject({ id: z.int(), do: z.literal('counts') }),
   z.strictObject({ id: z.int(), do: z.literal('status') }),
   z.strictObject({ id: z.int(), do: z.literal('stop') }),
   z.strictObject({ id: z.int(), do: z.literal('measure'), serial: z.string(), path: z.string().min(1).max(1024), data: base64 }),
@@ -41,14 +41,21 @@ export interface Controlled {
   readonly connections: () => number
 }
 
+/** Memory before there was a board, and the boards that were ever to be switched on here: those that are counted. */
+interface Begun {
+  readonly memory: number
+  readonly boards: Set<string>
+}
+
 const bytes = (text: string): Uint8Array => new Uint8Array(Buffer.from(text, 'base64'))
 const text = (of: Uint8Array): string => Buffer.from(of).toString('base64')
 
 /** Carries out one order on the real agents: what an application on the device would ask of its local socket. */
-const carryOut = async (of: Controlled, memoryBefore: number, order: Order): Promise<object> => {
+const carryOut = async (of: Controlled, begun: Begun, order: Order): Promise<object> => {
   const { fleet, life } = of
   switch (order.do) {
     case 'on':
+      for (const serial of order.serials) begun.boards.add(serial)
       await fleet.on(order.serials)
       return {}
     case 'off':
@@ -58,13 +65,14 @@ const carryOut = async (of: Controlled, memoryBefore: number, order: Order): Pro
       fleet.unplug(order.serials)
       return {}
     case 'live':
+      for (const serial of order.serials) begun.boards.add(serial)
       await life.begin(order.serials)
       return {}
     case 'counts': {
       const counts: Counts = {
-        ...countBoards(fleet.status(order.serials), (serial) => of.habitFor(serial).name),
+        ...countBoards(fleet.status(begun.boards), (serial) => of.habitFor(serial).name),
         connections: of.connections(),
-        memory: { now: process.memoryUsage.rss(), before: memoryBefore },
+        memory: { now: process.memoryUsage.rss(), before: begun.memory },
       }
       return { counts }
     }
@@ -101,7 +109,7 @@ const problemOf = (thrown: unknown): object =>
 
 /** Orders as JSON lines on `input`, replies `{reply, …}` or `{reply, error}` to `say`. Resolves at `stop` or at the end of the input. */
 export const serveControl = async (of: Controlled, input: Readable, say: (value: object) => void): Promise<void> => {
-  const memoryBefore = process.memoryUsage.rss()
+  const begun: Begun = { memory: process.memoryUsage.rss(), boards: new Set() }
   const lines = createInterface({ input })
   const stopped = Promise.withResolvers<void>()
   lines.on('line', (line) => {
@@ -111,7 +119,7 @@ export const serveControl = async (of: Controlled, input: Readable, say: (value:
     } catch (thrown) {
       return say({ reply: null, error: problemOf(thrown) })
     }
-    carryOut(of, memoryBefore, order).then(
+    carryOut(of, begun, order).then(
       (result) => {
         say({ reply: order.id, ...result })
         if (order.do === 'stop') stopped.resolve()

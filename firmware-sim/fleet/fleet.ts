@@ -51,7 +51,7 @@ export interface Fleet {
   /** The running agent; throws when the board is off or unknown. */
   agent(serial: string): Agent
   /** Of these boards, or all; null for one that is off. */
-  status(of?: readonly string[]): ReadonlyMap<string, AgentStatus | null>
+  status(of?: Iterable<string>): ReadonlyMap<string, AgentStatus | null>
   /** Agents stop in order. */
   stop(): Promise<void>
 }
@@ -74,6 +74,8 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
   const known = new Set(factory.serials)
   const boards = new Map<string, Board>()
   const agents = new Map<string, Agent>()
+  /** What each agent has told last: thousands are counted many times a minute. */
+  const told = new Map<string, AgentStatus>()
   /** Starts that wait for their turn, by serial; a board that is switched off meanwhile is no longer among them. */
   const queue = new Map<string, () => void>()
   const cables = new Map<string, Socket>()
@@ -164,10 +166,12 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       step: options.step ?? (() => undefined),
     })
     agents.set(serial, agent)
+    told.set(serial, agent.status())
     const settled = Promise.withResolvers<void>()
     starts.set(serial, settled.resolve)
     const timer = setTimeout(settled.resolve, patience)
     agent.onChange((status) => {
+      told.set(serial, status)
       tell(serial, status)
       if (status.connected || status.lastRefusal !== null || status.state === 'failed' || status.state === 'waiting') settled.resolve()
     })
@@ -251,7 +255,7 @@ export const openFleet = (options: FleetOptions, tell: (serial: string, status: 
       if (agent === undefined) throw new Error(`board ${serial} is off`)
       return agent
     },
-    status: (of = factory.serials) => new Map(of.map((serial) => [serial, agents.get(serial)?.status() ?? null])),
+    status: (of = factory.serials) => new Map([...of].map((serial) => [serial, agents.has(serial) ? (told.get(serial) ?? null) : null])),
     async stop() {
       for (const serial of queue.keys()) leaveQueue(serial)
       await Promise.all([...agents.values()].map(async (agent) => await agent.stop()))

@@ -115,8 +115,8 @@ export const startFleetProcesses = async (options: FleetProcessesOptions): Promi
     counts: async () =>
       sumOf(
         await Promise.all(
-          parts.map(async ({ order, serials }) => {
-            const said = await order({ do: 'counts', serials: [...serials] })
+          parts.map(async ({ order }) => {
+            const said = await order({ do: 'counts' })
             return Counts.parse((said as { counts?: unknown }).counts)
           }),
         ),
