@@ -290,6 +290,7 @@ export const ImpactView = z.strictObject({
   quarantines: z.int(),
   first: z.array(z.strictObject({ device: DeviceId, reason: z.string() })),
 })
+export const OperatorRole = z.enum(['owner', 'operator', 'factory', 'auditor'])
 const severity = z.enum(['quarantine', 'warn'])
 export const GroupPolicyView = z.strictObject({
   connectionProof: z.boolean(),
@@ -929,16 +930,25 @@ export const operations = {
     response: z.strictObject({ items: z.array(ApprovalView) }),
   },
   'approval.grant': { method: 'POST', path: '/api/1/approvals/{id}/grant', summary: 'Approve what another operator has asked for', response: ApprovalView },
+  'operator.list': {
+    method: 'GET',
+    path: '/api/1/operators',
+    summary: 'Operators and their roles, never their tokens',
+    response: listOf(z.strictObject({ id: name, roles: z.array(OperatorRole), createdAt: time, expiresAt: time.nullable() })),
+  },
+  'operator.remove': {
+    method: 'DELETE',
+    path: '/api/1/operators/{id}',
+    summary: 'Take the token of an operator back, with every approval of theirs that was not used',
+    response: ok,
+  },
   'operator.add': {
     method: 'POST',
     path: '/api/1/operators',
     summary: 'Another operator; the token is shown this once',
     body: z.strictObject({
       id: name,
-      roles: z
-        .array(z.enum(['owner', 'operator', 'factory', 'auditor']))
-        .min(1)
-        .max(4),
+      roles: z.array(OperatorRole).min(1).max(4),
     }),
     response: z.strictObject({ id: name, token: z.string() }),
   },

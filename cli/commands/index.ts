@@ -14,6 +14,7 @@ import { inspectCommands } from './inspect.ts'
 import { keyCommands } from './key.ts'
 import { kmsCommands } from './kms.ts'
 import { ledgerCommands } from './ledger.ts'
+import { operatorCommands } from './operator.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
 import { rolloverCommands } from './rollover.ts'
@@ -31,6 +32,7 @@ export const commands: readonly Command[] = [
   ...endorsementCommands,
   ...tokenCommands,
   ...rolloverCommands,
+  ...operatorCommands,
   ...groupCommands,
   ...policyCommands,
   ...deviceCommands,

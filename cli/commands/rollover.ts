@@ -244,19 +244,4 @@ export const rolloverCommands: readonly Command[] = [
       return exit.ok
     },
   },
-  {
-    name: 'operator add',
-    usage: 'NAME --role ROLE[,ROLE]',
-    summary: 'another operator (owner, operator, factory, auditor); prints the token this once',
-    args: [1, 1],
-    options: { role: { type: 'string' } },
-    async run(call) {
-      const roles = required(text(call, 'role'), '--role').split(',') as ('owner' | 'operator' | 'factory' | 'auditor')[]
-      if (!roles.every((role) => ['owner', 'operator', 'factory', 'auditor'].includes(role)))
-        throw new UsageError(`--role takes owner, operator, factory or auditor, not ${roles.join(',')}`)
-      const added = await call.client().call('operator.add', { body: { id: call.args[0] ?? '', roles } })
-      call.out.result(added, () => added.token)
-      return exit.ok
-    },
-  },
 ]

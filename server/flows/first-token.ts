@@ -1,11 +1,12 @@
-import { Problem } from '@fleetkey/protocol/problem.ts'
-import type { Caller, Role } from '../access/caller.ts'
+import type { Caller } from '../access/caller.ts'
 import type { Base } from './context.ts'
 import { sha256hex } from './message.ts'
 import { perform } from './perform.ts'
 
 const caller: Caller = { kind: 'system', id: 'setup', from: 'server' }
-const id = 'owner'
+/** Their token is the one in the data folder; by the name of its file a new one takes its place. */
+export const firstOperator = 'owner'
+const id = firstOperator
 
 /**
  * The first operator's token: made when there is none, or when the file that held it is gone (`known` undefined), which only who owns the data folder can bring
@@ -31,16 +32,4 @@ export const firstToken = async (ctx: Base, known: string | undefined, keep: (to
   ctx.step('setup.token')
 }
 
-const hashOf = (token: string): string => sha256hex(new TextEncoder().encode(token))
-
-/** Another operator. The token (43 characters base64url of 32 random bytes) is in the answer and nowhere else. Throws Problem('conflict') when there is one of this name. */
-export const addOperator = async (ctx: Base, caller: Caller, of: { readonly id: string; readonly roles: readonly Role[] }): Promise<string> => {
-  const token = Buffer.from(ctx.random(32)).toString('base64url')
-  await perform(ctx, { caller, action: 'operator.add', subject: of.id, detail: of.roles.join(', ') }, async (tx) => {
-    if ((await ctx.store.get('token', of.id)) !== undefined) throw new Problem('conflict', `there is an operator ${of.id}`)
-    tx.insert('token', { id: of.id, operator: of.id, roles: of.roles, hash: hashOf(token), createdAt: ctx.now(), expiresAt: null })
-  })
-  // A crash here: an operator whose token nobody knows.
-  ctx.step('operator.added')
-  return token
-}
+export const hashOf = (token: string): string => sha256hex(new TextEncoder().encode(token))

@@ -36,6 +36,7 @@ const reserved: ReadonlySet<Action> = new Set([
   'station.suspend',
   'ca.suspend',
   'ca.revoke',
+  'operator.remove',
   'seal.unseal',
 ])
 

@@ -97,3 +97,15 @@ export const spendApproval = async (ctx: Context, tx: Transaction, caller: Calle
   }
   return false
 }
+
+/** Adds to a commit: what this operator has asked for is over, and what they have granted waits for another person again, unless it was used. */
+export const voidApprovals = async (ctx: Context, tx: Transaction, operator: string): Promise<void> => {
+  for (const setting of await findAll(ctx.store, 'setting', { prefix })) {
+    const one = read(setting)
+    if (one.spentAt !== null || (one.askedBy !== operator && one.grantedBy !== operator)) continue
+    // A campaign looks for its approval by name: expired, it tells so.
+    const next = one.askedBy === operator ? { ...one, expires: Math.min(one.expires, ctx.now()) } : { ...one, grantedBy: null, grantedAt: null }
+    tx.update('setting', { ...setting, value: encode(next) })
+    tx.note(`${one.what} (${one.id}) ${one.askedBy === operator ? 'is no longer asked for' : 'waits for another person again'}`)
+  }
+}

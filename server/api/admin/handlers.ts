@@ -30,7 +30,7 @@ import { unprovenDevices } from '../../flows/unproven.ts'
 import { setClaimWindow } from '../../flows/claim-window.ts'
 import { importBatch } from '../../flows/import-batch.ts'
 import { findCertificate, searchCertificates } from '../../flows/inventory.ts'
-import { addOperator } from '../../flows/first-token.ts'
+import { addOperator, removeOperator } from '../../flows/operator.ts'
 import { caStatus } from '../../flows/ca-status.ts'
 import { caNamed, revokeCa } from '../../flows/revoke-ca.ts'
 import { caBlastRadius } from '../../flows/under-ca.ts'
@@ -288,6 +288,20 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       return { items: (await approvals(ctx)).map((one) => approvalView(one, ctx.now())) }
     },
     'approval.grant': async ({ caller, params }) => approvalView(await grantApproval(ctx, caller, params.id), ctx.now()),
+    async 'operator.list'({ caller }) {
+      read(caller)
+      const items = (await ctx.store.find('token', { limit: 1000 })).map(({ operator, roles, createdAt, expiresAt }) => ({
+        id: operator,
+        roles: [...roles],
+        createdAt,
+        expiresAt,
+      }))
+      return { items, next: null }
+    },
+    async 'operator.remove'({ caller, params }) {
+      await removeOperator(ctx, caller, params.id)
+      return done
+    },
     'operator.add': async ({ caller, body }) => ({ id: body.id, token: await addOperator(ctx, caller, body) }),
     'release.import': async ({ caller, body }) => await importRelease(ctx, caller, signed(body)),
     async 'release.list'({ caller, query }) {
