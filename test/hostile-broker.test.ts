@@ -13,7 +13,7 @@ const ran = new Map<string, number>()
 const count = (in_: Map<string, number>, name: string, by = 1): void => void in_.set(name, (in_.get(name) ?? 0) + by)
 
 // Beside each other in this process: they wait more than they compute.
-describe.concurrent('a hostile broker changes liveness only', { timeout: 240_000 }, () => {
+describe.concurrent('a hostile broker changes liveness only', { timeout: 600_000 }, () => {
   test.for(Array.from({ length: schedules }, (_, at) => first + at))('schedule %d', async (seed) => {
     const { course, treated: done } = await runHostileSchedule(seed)
     expect(courseNames).toContain(course)

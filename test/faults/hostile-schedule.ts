@@ -10,8 +10,8 @@ import { hostileBus, type HostileBus } from './hostile-bus.ts'
 
 const sleep = async (milliseconds: number): Promise<void> => await new Promise((resolve) => void setTimeout(resolve, milliseconds))
 
-/** For each thing that has to come about: other worlds run beside this one. */
-const patience = 60_000
+/** For each thing that has to come about: other worlds run beside this one. Less than the time after which a device reports of its own accord. */
+const patience = 120_000
 
 /** Asked ten times a second: each look at the server costs it something. */
 const comesAbout = async (what: string, holds: () => boolean | Promise<boolean>): Promise<void> =>
@@ -230,9 +230,15 @@ export const runHostileSchedule = async (seed: number): Promise<{ readonly cours
     }
     return { course, treated: hostile.done }
   } catch (thrown) {
+    const known = await Promise.allSettled([
+      world.client.call('campaign.list'),
+      ...['gw-1', 'gw-2'].map(async (id) => (await world.client.call('device.show', { params: { id } })).holdings),
+    ])
     const statuses = [...agents].map(([{ serial }, agent]) => `${serial}: ${JSON.stringify(agent.status())}`)
     const why = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
-    throw new Error([`schedule ${seed}, ${course}: ${why}`, ...statuses, ...world.lines.slice(-100)].join('\n'), { cause: thrown })
+    throw new Error([`schedule ${seed}, ${course}: ${why}`, ...statuses, ...known.map((one) => JSON.stringify(one)), ...world.lines.slice(-100)].join('\n'), {
+      cause: thrown,
+    })
   } finally {
     await world.stop()
   }
