@@ -19,8 +19,8 @@ export const filePowerFailingAt = (at: number): FilePower => {
 }
 
 export interface MemoryFileSystem extends FileSystem {
-  /** Everything that was not synced is lost or, with `keep`, happens to have reached the medium. The power is on again afterwards. */
-  powerCycle(next?: { readonly keep?: boolean; readonly power?: FilePower }): void
+  /** Everything that was not synced is lost or, with `keep`, happens to have reached the medium; `contents`: somebody has put these in their place. The power is on again afterwards. */
+  powerCycle(next?: { readonly keep?: boolean; readonly power?: FilePower; readonly contents?: ReadonlyMap<string, Uint8Array> }): void
   /** The power goes now: every operation fails until `powerCycle`. */
   cut(): void
   /** Bytes of all files, for searching them for what must not be there. */
@@ -93,6 +93,10 @@ export const memoryFileSystem = (of: { readonly power?: FilePower; readonly cont
       if (next.keep === true) {
         held.clear()
         for (const [path, bytes] of seen) held.set(path, bytes)
+      }
+      if (next.contents !== undefined) {
+        held.clear()
+        for (const [path, bytes] of next.contents) held.set(path, bytes)
       }
       seen = new Map(held)
       power = next.power ?? steady

@@ -118,13 +118,17 @@ test('there was trouble enough', () => {
   const sum = (of: (outcome: Outcome) => number): number => outcomes.reduce((total, outcome) => total + of(outcome), 0)
   const treated = new Map<string, number>()
   for (const outcome of outcomes) for (const [name, count] of Object.entries(outcome.treated)) treated.set(name, (treated.get(name) ?? 0) + count)
+  const met = new Map<string, number>()
+  for (const outcome of outcomes) for (const [name, count] of Object.entries(outcome.met)) met.set(name, (met.get(name) ?? 0) + count)
   const rests = outcomes.map(({ recovery }) => recovery / 1000).toSorted((a, b) => a - b)
   process.stdout.write(
-    `simulation: server killed ${sum(({ kills }) => kills.server)} times, boards ${sum(({ kills }) => kills.device)}; messages ` +
+    `simulation: server killed ${sum(({ kills }) => kills.server)} times, boards ${sum(({ kills }) => kills.device)}; met ` +
+      `${[...met].map(([name, count]) => `${name} ${count}`).join(', ')}; messages ` +
       `${[...treated].map(([name, count]) => `${name} ${count}`).join(', ')}; at rest after ${Math.round(rests[rests.length >> 1] ?? 0)} s (median) of virtual time, ` +
       `at most ${Math.round(rests.at(-1) ?? 0)} s\n`,
   )
   expect(sum(({ kills }) => kills.server)).toBeGreaterThan(schedules)
   expect(sum(({ kills }) => kills.device)).toBeGreaterThan(schedules / 2)
+  for (const [name, count] of met) expect(count, name).toBeGreaterThan(schedules / 100)
   for (const name of ['drop', 'repeat', 'late', 'swap', 'flip', 'cut', 'replay']) expect(treated.get(name) ?? 0, name).toBeGreaterThan(10)
 })

@@ -22,6 +22,8 @@ export interface SimulatedBoard {
   switchOn(how?: { readonly clock?: number; readonly power?: FilePower; readonly steps?: number }): void
   /** The power goes at once. `keep`: what was not synced happens to have reached the medium. */
   cut(how?: { readonly keep?: boolean }): void
+  /** The power goes, and an older copy of the medium takes its place. */
+  restore(contents: ReadonlyMap<string, Uint8Array>): void
   /** From now on its power does not fail. */
   calm(): void
 }
@@ -54,6 +56,10 @@ export const openBoard = (of: {
     },
     medium,
     cut,
+    restore(contents) {
+      cut()
+      medium.powerCycle({ contents })
+    },
     calm() {
       isCalm = true
     },

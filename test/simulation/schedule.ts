@@ -4,12 +4,17 @@ import { checkpointText, signedCheckpoint } from '@fleetkey/server/audit/checkpo
 import { exportFooter, exportHeader, exportLine } from '@fleetkey/server/audit/export.ts'
 import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
 import { isUnfinished } from '@fleetkey/server/campaigns/campaign.ts'
+import { windowAt, type Window } from '@fleetkey/server/campaigns/window.ts'
 import { advanceCampaign, confirmCut, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
 import type { Context, Store } from '@fleetkey/server/flows/context.ts'
 import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
+import { tagDevice } from '@fleetkey/server/flows/group-query.ts'
+import { setKeyPolicy } from '@fleetkey/server/flows/key-policy.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
-import { rotateCompromised, startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { keptOverlaps, maxOverlaps, rotateCompromised, startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
+import { usedOf } from '@fleetkey/server/flows/usage.ts'
+import { isUsedUp } from '@fleetkey/server/keys/cryptoperiod.ts'
 import { filePowerFailingAt } from '@fleetkey/device-agent/memory-filesystem.ts'
 import { evidenceOf } from '../invariants/agent-evidence.ts'
 import { rows } from '../invariants/evidence.ts'
@@ -19,6 +24,7 @@ import { diceOf, type Dice } from './dice.ts'
 import { openNetwork } from './network.ts'
 import { Crashed, startSimulatedServer, tenant, type SimulatedServer } from './server.ts'
 import { virtualTime } from './time.ts'
+import { nothingOutsideItsWindow } from './windows.ts'
 import { alice, group, keys, type Fleet } from './world.ts'
 
 /** What one schedule came to. */
@@ -32,10 +38,13 @@ export interface Outcome {
   /** Virtual milliseconds from the end of all trouble until the fleet was at rest. */
   readonly recovery: number
   readonly treated: Readonly<Record<string, number>>
+  /** How often it came to what comes about rarely. */
+  readonly met: Readonly<Record<'windows' | 'usage limits' | 'moves' | 'older disks', number>>
 }
 
 const minute = 60_000
 const hour = 60 * minute
+const day = 24 * hour
 
 const bob: typeof alice = { ...alice, id: 'bob' } as typeof alice
 
@@ -82,10 +91,14 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
   const history: { device: string; key: string; epoch: number }[] = []
   const kills = { server: 0, device: 0 }
   const surprises: string[] = []
+  const met = { windows: 0, 'usage limits': 0, moves: 0, 'older disks': 0 }
   let isFull = false
   let server: SimulatedServer | undefined
   let crashNow: (() => void) | undefined
   let countdown = Number.POSITIVE_INFINITY
+  /** What lay on a board's medium when it lost power, and how often an older copy was put in its place: it knows of nothing newer then. */
+  const copies = new Map<string, ReadonlyMap<string, Uint8Array>>(fleet.boards.map(({ blank, contents }) => [blank.serial.toLowerCase(), contents]))
+  const lives = new Map<string, number>()
 
   const log = (line: string): void => {
     tell(`  server: ${line}`)
@@ -137,8 +150,9 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       trust: fleet.trust,
       dice: dice.fork(),
       inUse: (key, epoch) => {
-        const last = history.findLast((one) => one.device === board.device && one.key === key)
-        if (last?.epoch !== epoch) history.push({ device: board.device, key, epoch })
+        const device = `${board.device} ${lives.get(board.device) ?? 0}`
+        const last = history.findLast((one) => one.device === device && one.key === key)
+        if (last?.epoch !== epoch) history.push({ device, key, epoch })
       },
     })
     return board
@@ -173,6 +187,12 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     board.switchOn(how)
   }
 
+  /** A maintenance window of every day that is open now, or soon. */
+  const windowNear = (): Window => {
+    const from = (Math.floor((time.now() % day) / minute) + dice.between(-20, 10) + 1440) % 1440
+    return { from, minutes: dice.between(10, 60), days: [0, 1, 2, 3, 4, 5, 6], offset: 0 }
+  }
+
   const deeds: readonly (readonly [weight: number, deed: () => Promise<void> | void])[] = [
     [
       5,
@@ -192,6 +212,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
           silent: dice.pick(['success', 'success', 'error', 'neither'] as const),
           overlap: dice.pick(['patient', 'patient', 'strict'] as const),
           canary: dice.once(6) ? group : null,
+          window: deadline < 10 * minute && dice.once(8) ? windowNear() : null,
           startAt: dice.once(6) ? time.now() + dice.between(1_000, 5 * minute) : null,
           errorThreshold: dice.pick([0.1, 0.5, 1]),
           successThreshold: dice.pick([0, 0.5, 0.95]),
@@ -212,9 +233,45 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       async () => {
         const { id } = dice.pick(keys)
         const { agent, device } = dice.pick(boards)
-        tell(`an application of ${device} uses ${id}`)
+        const times = dice.between(1, 3)
+        tell(`an application of ${device} uses ${id} ${times} times`)
         // Whether it can is the moment's matter: no key yet, no power any more.
-        await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+        for (let used = 0; used < times; used++) await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+      },
+    ],
+    [
+      2,
+      async () => {
+        const { id } = dice.pick(keys)
+        const limit = dice.pick([2, 8, null])
+        order(`${id} is for ${limit ?? 'any number of'} messages`, async (ctx) => await setKeyPolicy(ctx, alice, id, { usageLimit: limit }))
+        tell(`every application uses ${id}`)
+        for (const { agent } of boards)
+          for (let used = 0; used < 2; used++) await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+      },
+    ],
+    [
+      2,
+      () => {
+        const id = DeviceId.parse(dice.pick(boards).device)
+        const site = dice.pick(['a', 'a', 'b', null])
+        order(`${id} stands at site ${site ?? 'unknown'}`, async (ctx) => {
+          await tagDevice(ctx, alice, id, { site })
+          met.moves++
+        })
+      },
+    ],
+    [
+      1,
+      () => {
+        const board = dice.pick(boards)
+        const copy = copies.get(board.device)
+        if (copy === undefined) return
+        tell(`an older copy of the medium of ${board.device} is put in its place`)
+        lives.set(board.device, (lives.get(board.device) ?? 0) + 1)
+        board.restore(copy)
+        met['older disks']++
+        switchOn(board, dice)
       },
     ],
     [
@@ -319,6 +376,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         tell(`${board.device} loses power`)
         kills.device++
         board.cut({ keep: dice.once(2) })
+        if (dice.once(2)) copies.set(board.device, board.medium.contents())
       },
     ],
     [5, () => switchOn(dice.pick(boards), dice)],
@@ -352,14 +410,20 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
   const unrest = async (): Promise<string | undefined> => {
     for (const { id, state } of await rows(store, 'campaign')) if (isUnfinished(state) && state !== 'halted') return `campaign ${id} is ${state}`
     const all = await rows(store, 'key')
+    for (const key of all) {
+      const open = (await store.find('campaign', { where: { key: key.id }, limit: 500 })).some(({ state }) => isUnfinished(state))
+      const isDue = !open && isUsedUp(key, server === undefined ? 0 : await usedOf(server.ctx, `${key.id}/${key.current}`))
+      if (isDue && server !== undefined && (await keptOverlaps(server.ctx, key.id)).length < maxOverlaps) return `${key.id} is used up and not rotated`
+    }
     for (const board of boards) {
       const device = await store.get('device', board.device)
       if (device === undefined || !hasIdentity(device) || device.state !== 'enrolled') continue
       const status = board.agent?.status()
       if (status?.connected !== true) return `${board.device} is not connected: ${status?.problem ?? 'no problem'}`
-      const isMember = (await store.get('member', `${group}/${board.device}`)) !== undefined
       const holdings = await store.find('holding', { where: { device: board.device }, limit: 500 })
       for (const key of all) {
+        const of = keys.find(({ id }) => id === key.id)?.group ?? group
+        const isMember = (await store.get('member', `${of}/${board.device}`)) !== undefined
         const own = holdings.filter((one) => one.key === key.id && one.stage !== 'retired')
         const unsaid = own.find(({ epoch, stage }) => stage !== 'failed' && !status.holdings.some((held) => held.key === key.id && held.epoch === epoch))
         if (unsaid !== undefined && unsaid.stage !== 'delivered') return `${board.device} has not said that it erased ${unsaid.id}`
@@ -393,10 +457,17 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     const calm = time.now()
     // The operators see to what waits for them.
     const resume = async (): Promise<void> => {
-      for (const { id, state, policy } of await rows(store, 'campaign')) {
+      for (const { id, key, state, policy } of await rows(store, 'campaign')) {
         if (state === 'paused') order('resume', async (ctx) => await direct(ctx, 'resume', id))
         if (state === 'waiting') order('approve', async (ctx) => await direct(ctx, 'approve', id))
         if (state === 'activating' && policy.overlap === 'strict') order('confirm', async (ctx) => await confirmCut(ctx, alice, id, boards.length))
+        // Nobody waits until tomorrow for a window that has closed.
+        const isLate = state === 'installing' && policy.window !== null && !windowAt(policy.window, time.now()).open
+        if (isLate)
+          order('abort, and rotate outside of windows', async (ctx) => {
+            await direct(ctx, 'abort', id)
+            await startRotation(ctx, alice, key, { because: 'its window has closed' })
+          })
         if (state === 'installing' && policy.advance === 'manual') order('advance', async (ctx) => await direct(ctx, 'advance', id))
       }
     }
@@ -427,6 +498,11 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       device?.state === 'enrolled' && board.agent !== undefined ? [evidenceOf(board.device, board.agent)] : [],
     )
     const log = await exported(store, fleet)
+    for (const { policy, because } of await rows(store, 'campaign')) {
+      if (policy.window !== null) met.windows++
+      if (because.includes('messages under epoch')) met['usage limits']++
+    }
+    await nothingOutsideItsWindow(store)
     for (const invariant of invariants) await invariant({ store, devices, history, log, auditKey: fleet.auditKey })
   } catch (thrown) {
     failure = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
@@ -435,5 +511,5 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     crashNow?.()
     time.end()
   }
-  return { seed, trace, failure, kills, recovery, treated: network.done }
+  return { seed, trace, failure, kills, recovery, treated: network.done, met }
 }

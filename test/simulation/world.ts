@@ -12,6 +12,7 @@ import type { Kms } from '@fleetkey/server/flows/context.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { importEndorsement } from '@fleetkey/server/flows/endorsement.ts'
 import { addMembers, createGroup } from '@fleetkey/server/flows/group.ts'
+import { setGroupQuery, tagDevice } from '@fleetkey/server/flows/group-query.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { addStation } from '@fleetkey/server/flows/station.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
@@ -25,10 +26,13 @@ import { virtualTime } from './time.ts'
 
 export const alice: Caller = { kind: 'operator', id: 'alice', roles: ['owner'], from: 'simulation' }
 export const group = GroupId.parse('plant')
-/** Keys of the group, and how long their old epochs may still be read. */
+/** Follows what is written on the devices: whoever stands at site a is in it. */
+export const tagged = GroupId.parse('site-a')
+/** Keys, the group that each is for, and how long their old epochs may still be read. */
 export const keys = [
-  { id: KeyId.parse('telemetry'), recipientUsage: 0 },
-  { id: KeyId.parse('archive'), recipientUsage: 600_000 },
+  { id: KeyId.parse('telemetry'), group, recipientUsage: 0 },
+  { id: KeyId.parse('archive'), group, recipientUsage: 600_000 },
+  { id: KeyId.parse('site'), group: tagged, recipientUsage: 0 },
 ] as const
 
 /** Boards of one manifest. */
@@ -88,9 +92,12 @@ export const makeFleet = async (size: number): Promise<Fleet> => {
       await importBatch(ctx, alice, { ...line.signed(manifest), format: 'json' })
       await addMembers(ctx, alice, group, { devices: some.map(({ serial }) => DeviceId.parse(serial.toLowerCase())) })
     }
-    for (const { id, recipientUsage } of keys) {
+    await createGroup(ctx, alice, tagged)
+    for (const { serial } of blanks) await tagDevice(ctx, alice, DeviceId.parse(serial.toLowerCase()), { site: 'a' })
+    await setGroupQuery(ctx, alice, tagged, 'tag.site=a')
+    for (const { id, group: to, recipientUsage } of keys) {
       await createKey(ctx, alice, { id, protection: 'sealed', recipientUsage })
-      await grantKey(ctx, alice, id, group)
+      await grantKey(ctx, alice, id, to)
     }
     const { authority } = ctx
     const trust = trustOfBundle({
