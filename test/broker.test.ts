@@ -387,20 +387,32 @@ describe('TLS', () => {
       expect(after).not.toBe(before)
     }))
 
-  test('arriving sockets beyond the bound wait for their turn', async () =>
-    await withBroker({ limits: { arriving: 2 } }, async (broker) => {
-      const wires = await Promise.all(
-        Array.from({ length: 8 }, async (_, n) => {
-          const wire = await dial(broker.bus.port)
-          expect(await wire.connect({ id: `sensor-${n}` })).toBe(0)
-          return wire
-        }),
-      )
-      expect(broker.bus.health().connections).toBe(8)
-      await Promise.all(wires.map(async (wire) => await wire.close()))
-      await sleep(50)
-      expect(broker.bus.health().connections).toBe(0)
-    }))
+  describe('arriving sockets beyond the bound wait for their turn', () => {
+    const come = async ({ bus }: Broker, n: number): Promise<Wire> => {
+      const wire = await dial(bus.port)
+      expect(await wire.connect({ id: `sensor-${n}` })).toBe(0)
+      return wire
+    }
+
+    test('until one before them has said something', async () =>
+      await withBroker({ limits: { arriving: 2, settled: 60_000 } }, async (broker) => {
+        const [first] = await Promise.all([0, 1].map(async (n) => await come(broker, n)))
+        let came = false
+        const third = come(broker, 2).then(() => (came = true))
+        await sleep(200)
+        expect(came).toBe(false)
+        await first?.publish('fk/1/sensor-0/up', 'x')
+        await third
+      }))
+
+    test('or is gone, or has said nothing for a while', async () =>
+      await withBroker({ limits: { arriving: 2, settled: 50 } }, async (broker) => {
+        const wires = await Promise.all([0, 1, 2, 3, 4, 5, 6, 7].map(async (n) => await come(broker, n)))
+        expect(broker.bus.health().connections).toBe(8)
+        await Promise.all(wires.map(async (wire) => await wire.close()))
+        await expect.poll(() => broker.bus.health().connections).toBe(0)
+      }))
+  })
 })
 
 describe('sockets', () => {

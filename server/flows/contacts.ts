@@ -6,7 +6,8 @@ import { perform } from './perform.ts'
 /** A device's record takes its time of last contact at most this often, milliseconds. */
 export const contactEvery = 600_000
 
-const atOnce = 200
+/** Devices in one commit: a transaction of this size holds the event loop for some milliseconds. */
+const atOnce = 50
 const system: Caller = { kind: 'system', id: 'contacts', from: 'server' }
 
 /**

@@ -4,20 +4,21 @@ import { arrivals, type Arrival, type Turns } from './arrivals.ts'
 /** An event loop whose turns take as long as they are told to. */
 const loop = (): Turns & { turn(took?: number): void } => {
   let at = 0
-  let next: (() => void)[] = []
+  let next: { readonly due: number; readonly run: () => void }[] = []
   return {
     now: () => at,
-    next: (run) => void next.push(run),
+    next: (run) => void next.push({ due: at, run }),
+    later: (run, milliseconds) => void next.push({ due: at + milliseconds, run }),
     turn(took = 1) {
       at += took
-      const runs = next
-      next = []
-      for (const run of runs) run()
+      const runs = next.filter(({ due }) => due <= at)
+      next = next.filter(({ due }) => due > at)
+      for (const { run } of runs) run()
     },
   }
 }
 
-const limits = { arriving: 2, waiting: 3, patience: 60_000, turn: 5, longest: 100 }
+const limits = { arriving: 2, atLeast: 100, waiting: 3, patience: 60_000, turn: 5, longest: 100 }
 
 const scene = (of: Partial<typeof limits> = {}) => {
   const turns = loop()
@@ -77,4 +78,39 @@ test('one that leaves while it waits is not called, and its place is free', () =
   turns.turn()
   turns.turn()
   expect([went, gaveUp]).toEqual([['a2', 'a3'], []])
+})
+
+test('as many go on as turns stay short with: few where the server is what they wait for, more where it is not', () => {
+  const { turns, queue, went, arrive } = scene({ arriving: 1_000, atLeast: 4, waiting: 1_000 })
+  for (let at = 0; at < 500; at++) arrive('a', `a${at}`)
+  for (let at = 0; at < 4; at++) turns.turn()
+  expect(went.length).toBe(4)
+  // They are slow, the server is not: one more in a while, and more with time.
+  turns.turn(4)
+  expect(went.length).toBe(4)
+  turns.turn(1)
+  expect(went.length).toBe(5)
+  for (let at = 0; at < 40; at++) turns.turn(5)
+  expect(went.length).toBe(45)
+  // What they do makes turns long: those that are through are not replaced until as few are left as before.
+  for (let at = 0; at < 12; at++) turns.turn(12)
+  const before = went.length
+  expect(before).toBeLessThan(48)
+  for (let at = 0; at < before - 4; at++) queue.done('a', went[at] as string)
+  turns.turn(1)
+  turns.turn(1)
+  expect(went.length).toBeLessThanOrEqual(before + 1)
+  for (const endpoint of went) queue.done('a', endpoint)
+  turns.turn(5)
+  turns.turn(1)
+  expect(went.length).toBeGreaterThan(before)
+})
+
+test('who hangs about holds up nobody for long', () => {
+  const { turns, went, arrive } = scene({ arriving: 1_000, atLeast: 2, waiting: 1_000 })
+  for (let at = 0; at < 20; at++) arrive('a', `a${at}`)
+  for (let at = 0; at < 60; at++) turns.turn(20)
+  // One in a hundred milliseconds, on a server that is busy all the time.
+  expect(went.length).toBeGreaterThanOrEqual(11)
+  expect(went.length).toBeLessThanOrEqual(13)
 })

@@ -8,34 +8,51 @@ export interface Arrival {
 }
 
 /**
- * Sockets between accept and CONNACK: the rest waits unread, so that a storm is served in order. Per address prefix a bounded number goes on, prefixes take turns,
- * and nobody is let on while the event loop's turns are long: whoever is connected already is served as if there were no storm.
+ * Sockets between accept and their first message: the rest waits unread, so that a storm is served in order. Per address prefix a bounded number goes on, prefixes take
+ * turns, and nobody is let on while the event loop's turns are long: whoever is connected already is served as if there were no storm. How many go on at a time follows
+ * from that: what they do comes in bursts, since they are answered together. Each long turn takes a quarter off, each short one in which others wait adds one, so that it is
+ * few where the server is what they wait for, and many where it is the network or a slow TPM.
  */
 export interface Arrivals {
   add(from: string, arrival: Arrival): void
-  /** This one has its CONNACK, or is gone. Harmless to repeat. */
+  /** This one is through, or gone. Harmless to repeat. */
   done(from: string, endpoint: string): void
 }
 
-/** The event loop: its time, milliseconds, and its next turn. */
+/** The event loop: its time, milliseconds, its next turn, and the first one after a while. */
 export interface Turns {
   now(): number
   next(run: () => void): void
+  later(run: () => void, milliseconds: number): void
 }
 
-const eventLoop: Turns = { now: () => performance.now(), next: (run) => void setImmediate(run) }
+const eventLoop: Turns = {
+  now: () => performance.now(),
+  next: (run) => void setImmediate(run),
+  later: (run, milliseconds) => void setTimeout(run, milliseconds),
+}
+
+/** Milliseconds after which it is looked again whether more may go on, when as many do as may. */
+const pause = 5
 
 interface Prefix {
   readonly going: Set<string>
   readonly waiting: Map<string, Arrival & { readonly timer: NodeJS.Timeout }>
 }
 
-export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'patience' | 'turn' | 'longest'>, turns: Turns = eventLoop): Arrivals => {
+export const arrivals = (
+  limits: Pick<BrokerLimits, 'arriving' | 'atLeast' | 'waiting' | 'patience' | 'turn' | 'longest'>,
+  turns: Turns = eventLoop,
+): Arrivals => {
   const prefixes = new Map<string, Prefix>()
   /** Those of which one may go, in the order of their turns. */
   const ready = new Set<string>()
   let ticking = false
-  let turnBegan = 0
+  /** When this turn was to begin. */
+  let due = 0
+  /** How many go on, and how many may. */
+  let going = 0
+  let window = limits.atLeast
   let lastStart = Number.NEGATIVE_INFINITY
 
   const weigh = (from: string, prefix: Prefix): void => {
@@ -54,6 +71,7 @@ export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'pa
     clearTimeout(timer)
     prefix.waiting.delete(endpoint)
     prefix.going.add(endpoint)
+    going++
     // To the end: the other prefixes come first now.
     ready.delete(from)
     weigh(from, prefix)
@@ -61,22 +79,27 @@ export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'pa
     go()
   }
 
+  const wait = (): void => {
+    const isFull = going >= window
+    due = turns.now() + (isFull ? pause : 0)
+    if (isFull) turns.later(tick, pause)
+    else turns.next(tick)
+  }
+
   /** One arrival for each turn that was short; one in a while however long they are, or a busy server would never let anybody in. */
   const tick = (): void => {
     const now = turns.now()
-    if (now - turnBegan <= limits.turn || now - lastStart >= limits.longest) startOne()
-    if (ready.size === 0) {
-      ticking = false
-      return
-    }
-    turnBegan = turns.now()
-    turns.next(tick)
+    const isShort = now - due <= limits.turn
+    if (!isShort) window = Math.max(limits.atLeast, Math.floor(window * 0.75))
+    else if (going >= window) window++
+    if ((isShort && going < window) || now - lastStart >= limits.longest) startOne()
+    if (ready.size === 0) ticking = false
+    else wait()
   }
   const wake = (): void => {
     if (ticking || ready.size === 0) return
     ticking = true
-    turnBegan = turns.now()
-    turns.next(tick)
+    wait()
   }
 
   return {
@@ -93,7 +116,7 @@ export const arrivals = (limits: Pick<BrokerLimits, 'arriving' | 'waiting' | 'pa
       if (prefix === undefined) return
       clearTimeout(prefix.waiting.get(endpoint)?.timer)
       prefix.waiting.delete(endpoint)
-      prefix.going.delete(endpoint)
+      if (prefix.going.delete(endpoint)) going--
       weigh(from, prefix)
       wake()
     },

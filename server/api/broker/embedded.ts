@@ -109,7 +109,16 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     peer.socket.destroy()
   }
 
+  /** Others may arrive in its place. */
+  const settled = (peer: Peer): void => {
+    if (peer.settling === undefined) return
+    clearTimeout(peer.settling)
+    peer.settling = undefined
+    arriving.done(peer.from, peer.endpoint)
+  }
+
   const gone = (peer: Peer): void => {
+    settled(peer)
     peers.delete(peer.socket)
     for (const topic of peer.subscribed) unsubscribed(peer, topic)
     if (peer.client === undefined) return
@@ -217,6 +226,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
           if (handler === undefined || peer.socket.destroyed) throw new Error('closed meanwhile')
           await handler(ref, bytes)
           done(null)
+          settled(peer)
         } catch (thrown) {
           done(failed(peer, thrown))
         }
@@ -254,7 +264,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
   })
   broker.on('connackSent', (packet, client) => {
     const peer = peerOf(client)
-    if (peer !== undefined && packet.returnCode === 0) arriving.done(peer.from, peer.endpoint)
+    // It goes on to its first message, which is as dear as what came before it; one that has nothing to say keeps nobody out.
+    if (peer !== undefined && packet.returnCode === 0) peer.settling = setTimeout(() => settled(peer), limits.settled)
   })
 
   const context = (tls: { readonly key: string; readonly cert: string }): SecureContextOptions => ({
@@ -287,6 +298,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
       from,
       endpoint: endpointOf(socket),
       closed: closed.promise,
+      settling: undefined,
       client: undefined,
       refusal: undefined,
       ref: undefined,

@@ -12,8 +12,12 @@ export interface BrokerLimits {
   readonly enrolment: number
   /** Open sockets of the listener. */
   readonly connections: number
-  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before CONNACK; more wait, unread, for at most `patience`. */
+  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before their first message; more wait, unread, for at most `patience`. */
   readonly arriving: number
+  /** Of all prefixes together, however busy the server is. */
+  readonly atLeast: number
+  /** Milliseconds after CONNACK until a connection counts as one that has said something. */
+  readonly settled: number
   /** Sockets of one prefix that wait; more are closed. */
   readonly waiting: number
   /** Milliseconds that a socket waits for its turn: as long as agents do, for one that gave up has waited in vain and comes again. */
@@ -47,6 +51,8 @@ export const brokerLimits: BrokerLimits = {
   enrolment: 300_000,
   connections: 20_000,
   arriving: 256,
+  atLeast: 16,
+  settled: 2_000,
   waiting: 4_096,
   patience: 60_000,
   turn: 5,

@@ -13,6 +13,8 @@ export interface Peer {
   readonly endpoint: string
   /** Resolves when the socket is closed. */
   readonly closed: Promise<void>
+  /** Runs between CONNACK and its first message, while it counts as arriving. */
+  settling: NodeJS.Timeout | undefined
   /** As claimed in CONNECT; proven once `ref` is set. */
   client: string | undefined
   /** A CONNECT that is refused whatever its credentials say. */
