@@ -4,7 +4,7 @@ import { WriteConflict } from '../rows.ts'
 import type { Connection } from './database.ts'
 import { isDiskError } from './disk.ts'
 import type { LogStatements } from './log.ts'
-import type { PreparedWrite, RowStatements } from './statements.ts'
+import { addCounts, type Counts, type PreparedWrite, type RowStatements } from './statements.ts'
 
 /** One commit that waits for its group. */
 export interface Pending {
@@ -35,12 +35,14 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
   const [begin, commit, rollback] = [connection.prepare('BEGIN IMMEDIATE'), connection.prepare('COMMIT'), connection.prepare('ROLLBACK')] as const
   const [savepoint, undo, release] = [connection.prepare('SAVEPOINT one'), connection.prepare('ROLLBACK TO one'), connection.prepare('RELEASE one')] as const
 
-  const one = (pending: Pending, before: LogHead): { result: Verdict | Error; head: LogHead } => {
+  const one = (pending: Pending, before: LogHead, counts: Counts): { result: Verdict | Error; head: LogHead } => {
     savepoint.run()
     try {
-      for (const write of pending.writes) rows.write(write)
+      const own: Counts = new Map()
+      for (const write of pending.writes) rows.write(write, own)
       const head = pending.entries.reduce(log.append, before)
       release.run()
+      addCounts(counts, own)
       return { result: { committed: true, sequence: head.sequence }, head }
     } catch (error) {
       if (isDiskError(error)) throw error
@@ -55,8 +57,9 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
     begin.run()
     try {
       let head = start
+      const counts: Counts = new Map()
       const results = group.map((pending) => {
-        const done = one(pending, head)
+        const done = one(pending, head, counts)
         head = done.head
         return done.result
       })
@@ -64,6 +67,7 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
         rollback.run()
         return { results, head }
       }
+      rows.recount(counts)
       log.save(head)
       // A crash here: nothing of the group is written, nobody was told.
       step('store.commit')

@@ -50,8 +50,31 @@ export interface RowStatements {
   readonly count: (table: Table, where: RowQuery['where']) => number
   readonly scan: (table: Table, index: string, range: Range) => readonly IndexEntry[]
   readonly tally: (table: Table, index: string, of: { readonly from: string; readonly to: string }) => readonly Tally[]
-  /** Throws WriteConflict. */
-  readonly write: (write: PreparedWrite) => void
+  /** Throws WriteConflict. What it changes in the tallies is added to `counts`. */
+  readonly write: (write: PreparedWrite, counts: Counts) => void
+  /** Puts what was counted into the tallies; in the same transaction. */
+  readonly recount: (counts: Counts) => void
+}
+
+/** By how much tallies change: many rows of a transaction go from one value to another, and each tally is written once for all of them. */
+export type Counts = Map<string, Count>
+interface Count {
+  readonly table: Table
+  readonly field: string
+  readonly value: string
+  by: number
+}
+
+const add = (counts: Counts, { table, field, value, by }: Readonly<Count>): void => {
+  const name = `${table} ${field} ${value}`
+  const known = counts.get(name)
+  if (known === undefined) counts.set(name, { table, field, value, by })
+  else known.by += by
+}
+
+/** Adds what one commit counted to what its transaction has. */
+export const addCounts = (counts: Counts, more: Counts): void => {
+  for (const count of more.values()) add(counts, count)
 }
 
 const isConstraint = (error: unknown): boolean => error instanceof Database.SqliteError && error.code.startsWith('SQLITE_CONSTRAINT')
@@ -88,14 +111,14 @@ const tallyStatements = (connection: Connection, db: BetterSQLite3Database) => {
     connection,
     db
       .insert(tallyTable)
-      .values({ table: sql.placeholder('table'), field: sql.placeholder('field'), value: sql.placeholder('value'), rows: sql`1` })
-      .onConflictDoUpdate({ target: [tallyTable.table, tallyTable.field, tallyTable.value], set: { rows: sql`"rows" + 1` } }),
+      .values({ table: sql.placeholder('table'), field: sql.placeholder('field'), value: sql.placeholder('value'), rows: sql.placeholder('by') as never })
+      .onConflictDoUpdate({ target: [tallyTable.table, tallyTable.field, tallyTable.value], set: { rows: sql`"rows" + ${sql.placeholder('by')}` } }),
   )
   const less = compile(
     connection,
     db
       .update(tallyTable)
-      .set({ rows: sql`"rows" - 1` })
+      .set({ rows: sql`"rows" - ${sql.placeholder('by')}` })
       .where(place),
   )
   const none = compile(connection, db.delete(tallyTable).where(and(place, eq(tallyTable.rows, sql`0`))))
@@ -114,12 +137,13 @@ const tallyStatements = (connection: Connection, db: BetterSQLite3Database) => {
     .prepare()
   return {
     range: (table: Table, field: string, from: string, to: string): readonly Tally[] => range.all({ table, field, from, to }),
-    move(table: Table, field: string, from: string | null, to: string | null): void {
-      if (from === to) return
-      if (to !== null) more.run({ table, field, value: to })
-      if (from === null) return
-      less.run({ table, field, value: from })
-      none.run({ table, field, value: from })
+    save(counts: Counts): void {
+      for (const { table, field, value, by } of counts.values()) {
+        if (by > 0) more.run({ table, field, value, by })
+        if (by >= 0) continue
+        less.run({ table, field, value, by: -by })
+        none.run({ table, field, value })
+      }
     },
   }
 }
@@ -238,7 +262,7 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
       indexNamed(name, index, 'tally')
       return tallies.range(name, index, from, to)
     },
-    write(write) {
+    write(write, counts) {
       const counted = tallied.get(write.table)
       const before =
         counted === undefined || write.do === 'insert'
@@ -247,7 +271,10 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
       const recount = (): void => {
         for (const { name, tally } of counted?.fields ?? []) {
           const part = (value: string | null | undefined): string | null => (value === null || value === undefined ? null : (tally?.(value) ?? null))
-          tallies.move(write.table, name, part(before?.[name]), part(write.values[name]))
+          const [from, to] = [part(before?.[name]), part(write.values[name])]
+          if (from === to) continue
+          if (from !== null) add(counts, { table: write.table, field: name, value: from, by: -1 })
+          if (to !== null) add(counts, { table: write.table, field: name, value: to, by: 1 })
         }
       }
       const statements = prepared[write.table]
@@ -260,5 +287,6 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
       }
       throw conflictOf(write)
     },
+    recount: (counts) => tallies.save(counts),
   }
 }
