@@ -1,7 +1,8 @@
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
+import { createClient } from '@fleetkey/cli/client.ts'
 import { newTlsKey } from '@fleetkey/device-agent/tls-key.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { stateOf, type Certificate } from '@fleetkey/server/ca/certificate.ts'
@@ -15,11 +16,14 @@ import { suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { caBlastRadius } from '@fleetkey/server/flows/under-ca.ts'
 import { fleetChecks } from '@fleetkey/server/flows/doctor/fleet.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
+import { supervise, type Supervised } from './faults/supervised.ts'
 import { rows } from './invariants/evidence.ts'
 import { certificatesWereIntended, identitiesAreUnique } from './invariants/invariants.ts'
 import { healthy } from './healthy.ts'
+import { freePort } from './ports.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
 import { given, openDevices, type Device, type Held } from './returning.ts'
+import { until } from './world.ts'
 
 const day = 86_400_000
 
@@ -246,6 +250,55 @@ describe('a great many of them', () => {
       expect((await rows(store, 'intent')).length).toBe(0)
     } finally {
       await store.close()
+      rmSync(folder, { recursive: true, force: true })
+    }
+  })
+
+  test('a server removes them by its configuration; killed after a page it goes on when it starts again', { timeout: 240_000 }, async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'fk-superseded-'))
+    const data = join(folder, 'server')
+    const config = join(folder, 'config.json')
+    writeFileSync(config, JSON.stringify({ retention: { superseded: '8d' } }))
+    const ports = [await freePort(), await freePort()].map(String)
+    const started = async (fault: NodeJS.ProcessEnv): Promise<Supervised> =>
+      await supervise({
+        script: './server-process.ts',
+        args: ['--data', data, '--mqtt-port', ports[0] ?? '', '--https-port', ports[1] ?? '', '--config', config, '--json'],
+        fault,
+        isReady: (line) => line.startsWith('{"ready":true'),
+        onLine: () => undefined,
+      })
+    const stored = async <R>(work: (store: Store) => Promise<R>): Promise<R> => {
+      const store = await openSqliteStore(join(data, 'store'))
+      try {
+        return await work(store)
+      } finally {
+        await store.close()
+      }
+    }
+    let server: Supervised | undefined
+    try {
+      server = await started({})
+      await server.stop()
+      await stored(async (store) => await fill(store, Date.now(), 250))
+      server = await started({ FLEETKEY_KILL_AT: 'certificates.removed#2' })
+      const found = async (): Promise<string | undefined> => {
+        const client = createClient(JSON.parse(readFileSync(join(data, 'cli.json'), 'utf8')) as { server: string; token: string; ca: string })
+        const { findings } = await client.call('doctor').catch(() => ({ findings: [] }))
+        client.close()
+        return findings.find(({ check }) => check === 'superseded certificates')?.found
+      }
+      await until('none is left', async () => (await found()) === '0 TLS certificates of devices, removed 8 days after their end', 120_000)
+      expect(server.kills).toBe(1)
+      await server.stop()
+      await stored(async (store) => {
+        await countsAreRight(store)
+        expect(await store.count('certificate', { device: 'gw-9' })).toBe(0)
+        const entries = (await store.audit({ after: 0, limit: 1000 })).filter(({ action }) => action === 'certificate.remove')
+        expect(entries.map(({ detail }) => detail.split(',')[0])).toEqual([100, 100, 50].map((count) => `${count} superseded device-tls`))
+      })
+    } finally {
+      await server?.stop()
       rmSync(folder, { recursive: true, force: true })
     }
   })
