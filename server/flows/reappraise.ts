@@ -7,10 +7,11 @@ import { ask } from './ask.ts'
 import type { Context, Setting } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { lacksList } from './measured.ts'
+import { memberPages } from './membership.ts'
 import { perform, type Transaction } from './perform.ts'
 import { carryOut, quarantine, released } from './quarantine.ts'
-import { findAll, inChunks } from './rows.ts'
-import { inTurn } from './turn.ts'
+import { findAll, inChunks, rowPages } from './rows.ts'
+import { inTurn, othersFirst } from './turn.ts'
 import { acceptedWith, judgementOf, unmeasuredJudgement, type Judgement } from './verdict.ts'
 
 /** Whose verdicts a change may turn. */
@@ -37,14 +38,23 @@ const atOnce = 64
 /** Measurement lists that are asked for in one go. */
 const listsAtOnce = 64
 
-const devicesOf = async (ctx: Context, scope: Scope): Promise<readonly IdentifiedDevice[]> => {
+/** The devices of a scope in order of id, a page at a time, each as it stands when its page is read. */
+const devicePages = async function* (ctx: Context, scope: Scope): AsyncGenerator<readonly IdentifiedDevice[], void> {
   if ('model' in scope) {
-    const rows = await Promise.all((['enrolled', 'quarantined'] as const).map(async (state) => await findAll(ctx.store, 'device', { where: { state } })))
-    return rows.flat().filter((device): device is IdentifiedDevice => hasIdentity(device) && device.model === scope.model)
+    for await (const devices of rowPages(ctx.store, 'device'))
+      yield devices.filter(hasIdentity).filter(({ model, state }) => model === scope.model && (state === 'enrolled' || state === 'quarantined'))
+    return
   }
-  const ids = 'devices' in scope ? scope.devices : (await findAll(ctx.store, 'member', { where: { group: scope.group } })).map(({ device }) => device)
-  const found = await inChunks(ids, 500, async (id) => await ctx.store.get('device', id))
-  return found.filter(hasIdentity)
+  const pages = 'group' in scope ? memberPages(ctx, [scope.group]) : idPages(scope.devices)
+  for await (const ids of pages) yield (await Promise.all(ids.map(async (id) => await ctx.store.get('device', id)))).filter(hasIdentity)
+}
+
+const idPages = async function* (devices: readonly DeviceId[]): AsyncGenerator<readonly DeviceId[], void> {
+  const ordered = devices.toSorted()
+  for (let start = 0; start < ordered.length; start += atOnce) {
+    if (start > 0) await othersFirst()
+    yield ordered.slice(start, start + atOnce)
+  }
 }
 
 /** Reads releases and policies, each once. */
@@ -80,10 +90,10 @@ interface Reappraised {
   readonly unmeasured: boolean
 }
 
-/** Every device of the scope that has claims on record, or never measures any, with the verdict that this leads to now. */
-const appraisals = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<readonly Reappraised[]> => {
+/** Every device of the scope that has claims on record, or never measures any, with the verdict that this leads to now; a page at a time. */
+const appraisals = async function* (ctx: Context, scope: Scope, whatIf: WhatIf): AsyncGenerator<readonly Reappraised[], void> {
   const { releasesOf, policyOf } = surroundings(ctx, whatIf)
-  const found = await inChunks(await devicesOf(ctx, scope), atOnce, async (device): Promise<Reappraised[]> => {
+  const judged = async (device: IdentifiedDevice): Promise<Reappraised[]> => {
     if (!isMeasured(device)) {
       const { at, claims } = device.verdict
       return [{ device, judgement: unmeasuredJudgement({ policy: await policyOf(device.id), at, claims }), unmeasured: false }]
@@ -92,23 +102,27 @@ const appraisals = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<r
     if (state === undefined) return []
     const [releases, policy] = await Promise.all([releasesOf(device.model), policyOf(device.id)])
     return [{ device, judgement: judgementOf(device, state, { releases, policy, at: device.verdict.at }), unmeasured: lacksList(device, policy) }]
-  })
-  return found.flat()
+  }
+  for await (const devices of devicePages(ctx, scope)) yield (await Promise.all(devices.map(judged))).flat()
 }
 
 const isTurned = ({ device, judgement }: Reappraised): boolean => device.state === 'enrolled' && judgement.verdict.verdict === 'contraindicated'
 
-const impactOf = (all: readonly Reappraised[]): Impact => {
-  const turned = all.filter(isTurned).toSorted((one, other) => (one.device.id < other.device.id ? -1 : 1))
-  return {
-    judged: all.length,
-    quarantines: turned.length,
-    first: turned.slice(0, shown).map(({ device, judgement }) => ({ device: device.id, reason: judgement.verdict.reason })),
-  }
+const none: Impact = { judged: 0, quarantines: 0, first: [] }
+
+/** With a further page, whose devices come behind those before. */
+const withPage = ({ judged, quarantines, first }: Impact, page: readonly Reappraised[]): Impact => {
+  const turned = page.filter(isTurned)
+  const more = turned.slice(0, shown - first.length).map(({ device, judgement }) => ({ device: device.id, reason: judgement.verdict.reason }))
+  return { judged: judged + page.length, quarantines: quarantines + turned.length, first: [...first, ...more] }
 }
 
 /** How many devices a change would quarantine, and which first. Changes nothing. */
-export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<Impact> => impactOf(await appraisals(ctx, scope, whatIf))
+export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promise<Impact> => {
+  let impact = none
+  for await (const page of appraisals(ctx, scope, whatIf)) impact = withPage(impact, page)
+  return impact
+}
 
 /**
  * Judges the devices of a scope anew by what they proved last: those that are no longer acceptable are quarantined at once; those that may be again are asked
@@ -116,16 +130,20 @@ export const preview = async (ctx: Context, scope: Scope, whatIf: WhatIf): Promi
  * with was quarantined by policy alone, and comes back by policy. Harmless to repeat.
  */
 export const reappraise = async (ctx: Context, scope: Scope, because: string): Promise<Impact> => {
-  const all = await appraisals(ctx, scope, {})
-  await inChunks(all.filter(isTurned), atOnce, async ({ device, judgement }) => await turn(ctx, device.id, judgement, because))
-  const acceptable = all.filter(({ judgement }) => judgement.verdict.verdict !== 'contraindicated')
-  const hopeful = acceptable.filter(({ device }) => device.state === 'quarantined')
-  // Whole lists are large: the others are asked when they next report, and not all in the same second.
-  const measuring = acceptable.filter(({ device, unmeasured }) => unmeasured && ctx.bus.online(device.id)).slice(0, listsAtOnce)
-  await inChunks([...hopeful, ...measuring], atOnce, async ({ device, judgement }) =>
-    isMeasured(device) ? await ask(ctx, device.id) : await readmit(ctx, device.id, judgement, because),
-  )
-  return impactOf(all)
+  let [impact, lists] = [none, 0]
+  for await (const page of appraisals(ctx, scope, {})) {
+    impact = withPage(impact, page)
+    await inChunks(page.filter(isTurned), atOnce, async ({ device, judgement }) => await turn(ctx, device.id, judgement, because))
+    const acceptable = page.filter(({ judgement }) => judgement.verdict.verdict !== 'contraindicated')
+    const hopeful = acceptable.filter(({ device }) => device.state === 'quarantined')
+    // Whole lists are large: the others are asked when they next report, and not all in the same second.
+    const measuring = acceptable.filter(({ device, unmeasured }) => unmeasured && ctx.bus.online(device.id)).slice(0, listsAtOnce - lists)
+    lists += measuring.length
+    await inChunks([...hopeful, ...measuring], atOnce, async ({ device, judgement }) =>
+      isMeasured(device) ? await ask(ctx, device.id) : await readmit(ctx, device.id, judgement, because),
+    )
+  }
+  return impact
 }
 
 const turn = async (ctx: Context, id: DeviceId, judgement: Judgement, because: string): Promise<void> => {
@@ -179,7 +197,7 @@ const read = (setting: Setting): Owed => JSON.parse(new TextDecoder().decode(set
 /** Pays what `oweAppraisal` owed. `only`: the devices that can be concerned, when that is fewer than the whole scope. */
 export const settleAppraisal = async (ctx: Context, name: string, only?: readonly DeviceId[]): Promise<Impact> => {
   const setting = await ctx.store.get('setting', `${prefix}${name}`)
-  if (setting === undefined) return { judged: 0, quarantines: 0, first: [] }
+  if (setting === undefined) return none
   const { scope, because } = read(setting)
   const impact = await reappraise(ctx, only === undefined ? scope : { devices: only }, because)
   const detail = `${because}: ${impact.quarantines} of ${impact.judged} devices quarantined`

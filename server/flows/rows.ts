@@ -18,23 +18,31 @@ export const findAll = async <T extends Table>(store: Store, table: T, query: Om
 const turnSize = 100
 
 /**
- * Every row that matches, a page at a time, for sets that have no bound: other work has its turn between two pages, so nothing of this belongs into a commit. What
- * `work` does to a row does not change which others are found.
+ * Every row that matches, a page at a time, for sets that have no bound: other work has its turn between two pages, so nothing of this belongs into a commit. What is
+ * done to the rows of a page does not change which others are found.
  */
+export const rowPages = async function* <T extends Table>(
+  store: Store,
+  table: T,
+  query: Omit<Query<T>, 'limit' | 'after'> = {},
+): AsyncGenerator<readonly Tables[T][], void> {
+  for (let after: string | undefined; ;) {
+    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(after === undefined ? {} : { after }), limit: turnSize } as Query<T>)
+    yield page
+    after = page.at(-1)?.id
+    if (page.length < turnSize) return
+    await othersFirst()
+  }
+}
+
+/** The same, each page handed to `work`. */
 export const eachPage = async <T extends Table>(
   store: Store,
   table: T,
   query: Omit<Query<T>, 'limit' | 'after'>,
   work: (rows: readonly Tables[T][]) => Promise<void>,
 ): Promise<void> => {
-  let after: string | undefined
-  for (;;) {
-    const page: readonly Tables[T][] = await store.find(table, { ...query, ...(after === undefined ? {} : { after }), limit: turnSize } as Query<T>)
-    await work(page)
-    after = page.at(-1)?.id
-    if (page.length < turnSize) return
-    await othersFirst()
-  }
+  for await (const page of rowPages(store, table, query)) await work(page)
 }
 
 /** The first row that matches: for fields that are unique. */
