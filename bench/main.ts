@@ -465,11 +465,12 @@ const measure = async (): Promise<void> => {
     for (const measurePausesOf of [measureListPauses, measurePauses]) {
       const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
       try {
-        for (const { name, pause, cpu, took, floor } of await measurePausesOf(folder, members)) {
+        for (const { name, pause, usual, rows, took, floor } of await measurePausesOf(folder, members)) {
           const figure = (metric: string, value: number, of: number): void =>
             print({ bench: 'pause', metric, value: rounded(value), unit: 'ms', ...(of === 0 ? {} : { floor: rounded(of), ratio: rounded(value / of) }) })
           figure(name, pause, floor.pause)
-          figure(`${name}-cpu`, cpu, floor.cpu)
+          figure(`${name}-usual`, usual, floor.usual)
+          print({ bench: 'pause', metric: `${name}-rows`, value: rows, unit: 'rows' })
           print({ bench: 'pause', metric: `${name}-took`, value: rounded(took), unit: 's' })
         }
       } finally {

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import { DeviceId, Epoch, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import type { Member } from '@fleetkey/server/fleet/device.ts'
-import type { Changes, Context, Store, Write } from '@fleetkey/server/flows/context.ts'
+import type { Changes, Context, Store, Table, Tables, Write } from '@fleetkey/server/flows/context.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { mayBeCut } from '@fleetkey/server/flows/cut.ts'
@@ -22,10 +22,14 @@ import { certificate, enrolled, entry } from './revocation.ts'
 const [group, key, other] = [GroupId.parse('fleet'), KeyId.parse('telemetry'), KeyId.parse('commands')]
 const nameOf = (at: number): DeviceId => DeviceId.parse(`d-${String(at).padStart(7, '0')}`)
 
-/** The longest time for which nothing else had its turn, and the most CPU time that this thread used meanwhile, milliseconds. */
+/** Turns of the event loop, milliseconds by the clock. */
 export interface Pause {
+  /** The longest one: nothing else had its turn, whatever kept it waiting (disk, other processes, the collection of garbage). */
   readonly pause: number
-  readonly cpu: number
+  /** The 99th of a hundred that did something. */
+  readonly usual: number
+  /** Rows that were read or written in one turn, at most: the part of it that depends on nothing else. */
+  readonly rows: number
 }
 
 /** What a whole fleet is asked for, beside the same commits with nothing else to do. */
@@ -36,28 +40,25 @@ export interface PauseFigure extends Pause {
   readonly floor: Pause
 }
 
-/** By a timer of a millisecond: between two of its turns there is a whole one of everything else. */
-const pauseOf = async (work: () => Promise<unknown>): Promise<Pause> => {
-  let [at, used, pause, cpu] = [performance.now(), process.threadCpuUsage(), 0, 0]
+/** Looks once a turn while something is done. `rows`: gives how many were touched since it was asked last. */
+const pauseOf = async (work: () => Promise<unknown>, rows: () => number = () => 0): Promise<Pause> => {
+  const turns: number[] = []
+  let [at, most, isOver] = [performance.now(), 0, false]
+  rows()
   const look = (): void => {
-    const now = performance.now()
-    const { user, system } = process.threadCpuUsage(used)
-    pause = Math.max(pause, now - at)
-    cpu = Math.max(cpu, (user + system) / 1_000)
-    used = process.threadCpuUsage()
-    at = performance.now()
+    const [now, touched] = [performance.now(), rows()]
+    // Idle ones are as many as the processor makes of them.
+    if (touched > 0 || now - at > 1) turns.push(now - at)
+    most = Math.max(most, touched)
+    at = now
+    if (!isOver) setImmediate(look)
   }
-  const timer = setInterval(look, 1)
-  await othersFirst()
+  setImmediate(look)
+  await work()
+  isOver = true
   look()
-  pause = cpu = 0
-  try {
-    await work()
-    look()
-  } finally {
-    clearInterval(timer)
-  }
-  return { pause, cpu }
+  const sorted = turns.toSorted((one, other) => one - other)
+  return { pause: sorted.at(-1) ?? 0, usual: sorted[Math.floor(sorted.length * 0.99)] ?? 0, rows: most }
 }
 
 /** A group of so many enrolled members in a durable store, and a key that all of them but one in a thousand have proven. */
@@ -95,21 +96,45 @@ const furnish = async (ctx: Context, members: number): Promise<void> => {
   }
 }
 
-/** A store that keeps what is committed. */
-const recording = (store: Store): { readonly store: Store; take(): readonly Changes[] } => {
-  let kept: Changes[] = []
+/** A store that keeps how many rows of which table each commit writes, and one of each: all of them would be garbage that the work is blamed for. */
+const recording = (store: Store) => {
+  let commits: (readonly Table[])[] = []
+  const samples = new Map<Table, Tables[Table]>()
+  let rows = 0
   return {
     store: {
       ...store,
+      async get(table, id) {
+        rows++
+        return await store.get(table, id)
+      },
+      async find(table, query) {
+        const found = await store.find(table, query)
+        rows += found.length
+        return found
+      },
       async commit(changes, options) {
-        kept.push(changes)
+        const written = changes.writes.filter((write) => write.do !== 'delete')
+        commits.push(written.map(({ table }) => table))
+        rows += written.length
+        for (const { table, row } of written) samples.set(table, row)
         return await store.commit(changes, options)
       },
+    } satisfies Store,
+    /** Rows that were touched since the last time. */
+    rows(): number {
+      const touched = rows
+      rows = 0
+      return touched
     },
-    take() {
-      const taken = kept
-      kept = []
-      return taken
+    /** The commits since the last time, with rows like those that were written; every one an insertion. */
+    take(name: string): readonly Changes[] {
+      const taken = commits
+      commits = []
+      return taken.map((tables, at) => ({
+        entries: [entry],
+        writes: tables.map((table, row) => ({ table, do: 'insert', row: { ...samples.get(table), id: `${name}/${at}/${row}` } }) as Write),
+      }))
     },
   }
 }
@@ -122,18 +147,12 @@ const meter = async (folder: string, store: Store, clock: { now: number }) => {
     store: kept.store,
     figures,
     async measure(name: string, work: () => Promise<unknown>): Promise<void> {
-      kept.take()
+      kept.take(name)
       clock.now += 1_000
       const began = performance.now()
-      const found = await pauseOf(work)
+      const found = await pauseOf(work, kept.rows)
       const took = (performance.now() - began) / 1_000
-      const commits = kept.take().map(({ writes, entries }, at) => ({
-        entries,
-        // Into an empty store everything is an insertion, also what changed a row.
-        writes: writes.flatMap((write): Write[] =>
-          write.do === 'delete' ? [] : [{ ...write, do: 'insert', row: { ...write.row, id: `${name}/${at}/${write.row.id}` } } as Write],
-        ),
-      }))
+      const commits = kept.take(name)
       const floor = await pauseOf(async () => {
         for (const changes of commits) {
           await bare.commit(changes)
