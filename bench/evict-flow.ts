@@ -3,7 +3,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import type { Certificate } from '@fleetkey/server/ca/certificate.ts'
 import type { Member } from '@fleetkey/server/fleet/device.ts'
-import type { Context, Write } from '@fleetkey/server/flows/context.ts'
+import { passing, type Context, type Write } from '@fleetkey/server/flows/context.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { createGroup, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { othersFirst } from '@fleetkey/server/flows/turn.ts'
@@ -88,7 +88,7 @@ export const measureEvictionFlow = async (folder: string, members: number, round
     }
     const floor = await turnsOf(async () => {
       for (let at = 0; at < members; at++) {
-        await Promise.all([store.get('member', `${group}/${nameOf(at)}`), store.get('device', nameOf(at))])
+        await Promise.all([store.get('member', `${group}/${nameOf(at)}`, passing), store.get('device', nameOf(at), passing)])
         if (at % 10 === 0) await othersFirst()
       }
     })

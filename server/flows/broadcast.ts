@@ -13,7 +13,7 @@ import { recipientPoint } from '../fleet/firmware.ts'
 import { broadcastId, coverOf, defaultDelivery, isBroadcast, isRenewalDue, type Broadcast, type GroupDelivery, type Shard } from '../keys/broadcast.ts'
 import type { Holding, KeyEpoch, ManagedKey } from '../keys/key.ts'
 import { holdingPlace } from '../keys/key.ts'
-import type { Context } from './context.ts'
+import { passing, type Context } from './context.ts'
 import { eachEntitled, stillEntitled } from './membership.ts'
 import { messageTo } from './message.ts'
 import { perform, type Transaction } from './perform.ts'
@@ -65,7 +65,7 @@ const seat = async (ctx: Context, group: GroupId, devices: readonly DeviceId[]):
     for (let start = 0; start < devices.length; start += atOnce) {
       const some = devices.slice(start, start + atOnce)
       const known = new Map((await shardsOf(ctx, group)).map((shard) => [shard.shard, shard]))
-      const members = await inChunks(some, atOnce, async (device) => await ctx.store.get('member', `${group}/${device}`))
+      const members = await inChunks(some, atOnce, async (device) => await ctx.store.get('member', `${group}/${device}`, passing))
       if (start > 0) await othersFirst()
       if (members.every((member) => member === undefined || isSeated(member, known))) continue
       await perform(ctx, { caller: system, action: 'group.place', subject: group }, async (tx) => {
@@ -73,7 +73,7 @@ const seat = async (ctx: Context, group: GroupId, devices: readonly DeviceId[]):
         const shards = new Map(stored)
         let count = 0
         for (const device of some) {
-          const member = await ctx.store.get('member', `${group}/${device}`)
+          const member = await ctx.store.get('member', `${group}/${device}`, passing)
           if (member === undefined || isSeated(member, shards)) continue
           const own = member.seat === undefined ? undefined : shards.get(member.seat.shard)
           const hasRoom = (shard: Shard | undefined): shard is Shard => shard !== undefined && shard.given < slots

@@ -194,12 +194,19 @@ export type Verdict =
       readonly conflict: { readonly table: Table; readonly id: string; readonly why: 'version' | 'exists' | 'missing' | 'unique'; readonly field?: string }
     }
 
+export interface Passing {
+  readonly passing: true
+}
+/** How work on a whole fleet reads a row. */
+export const passing: Passing = { passing: true }
+
 /**
  * The narrow store. `commit` resolves when durable (or with a conflict); throws Problem('unavailable') when the disk is full or gone,
  * after which the store is read-only until writing works again. `reserved` commits (revocation, audit of refusals) may use the reserve.
  */
 export interface Store {
-  get<T extends Table>(table: T, id: string): Promise<Tables[T] | undefined>
+  /** `passing`: one of very many, read once: it takes no room from what is read again and again. */
+  get<T extends Table>(table: T, id: string, options?: Passing): Promise<Tables[T] | undefined>
   find<T extends Table>(table: T, query: Query<T>): Promise<readonly Tables[T][]>
   /** Of one tallied value that is counted whole: at the same cost however many there are. */
   count<T extends Table>(table: T, where?: Query<T>['where']): Promise<number>

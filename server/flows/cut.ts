@@ -1,7 +1,7 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { hasIdentity, type Device } from '../fleet/device.ts'
-import type { Context } from './context.ts'
+import { passing, type Context } from './context.ts'
 import { entitledPages } from './membership.ts'
 
 /** A device that the end of the old epoch may find without a newer one, and why. */
@@ -40,7 +40,7 @@ export const mayBeCut = async (
 }
 
 const whyCut = async (ctx: Context, device: DeviceId, epoch: string): Promise<Cut['because'] | undefined> => {
-  const holding = await ctx.store.get('holding', `${device}/${epoch}`)
+  const holding = await ctx.store.get('holding', `${device}/${epoch}`, passing)
   if (holding?.stage !== 'active') return 'behind'
   return ctx.bus.online(device) ? undefined : 'away'
 }

@@ -20,7 +20,7 @@ import type { KeyEpoch } from '../keys/key.ts'
 import { moved } from '../keys/states.ts'
 import { factsOf, findCampaign } from './campaign.ts'
 import { sendBroadcast } from './broadcast-wave.ts'
-import type { Context } from './context.ts'
+import { passing, type Context } from './context.ts'
 import { convergeDevice, convergeMembers } from './converge.ts'
 import { entitledAmong, entitledPages, groupsOf, memberPages } from './membership.ts'
 import { destroyEpochs } from './old-epochs.ts'
@@ -136,9 +136,9 @@ const prepare = async (ctx: Context, campaign: Campaign): Promise<void> => {
       tx.touch('campaign', now)
       const devices = await entitledAmong(ctx, key, members)
       for (const device of devices) {
-        if ((await ctx.store.get('target', `${id}/${device}`)) !== undefined) continue
+        if ((await ctx.store.get('target', `${id}/${device}`, passing)) !== undefined) continue
         const wave = (await isCanary(ctx, campaign, device)) ? 0 : firstWave(campaign) + waveAt(bounds, drawOf(id, device))
-        const current = campaign.from === to && (await ctx.store.get('holding', `${device}/${key}/${to}`))?.stage === 'active'
+        const current = campaign.from === to && (await ctx.store.get('holding', `${device}/${key}/${to}`, passing))?.stage === 'active'
         tx.insert('target', newTarget({ campaign: id, device, wave, ...(current ? { stage: 'already-current' } : {}) }, ctx.now()))
       }
       tx.note(`${devices.length} devices`)
@@ -154,7 +154,7 @@ const prepare = async (ctx: Context, campaign: Campaign): Promise<void> => {
 const firstWave = ({ policy }: Campaign): number => (policy.canary === null ? 0 : 1)
 
 const isCanary = async (ctx: Context, { policy }: Campaign, device: DeviceId): Promise<boolean> =>
-  policy.canary !== null && (await ctx.store.get('member', `${policy.canary}/${device}`)) !== undefined
+  policy.canary !== null && (await ctx.store.get('member', `${policy.canary}/${device}`, passing)) !== undefined
 
 /** Where each wave ends in the order of the draws: who comes or goes until its page is written makes a wave larger or smaller, and moves nobody to another one. */
 const waveBounds = async (ctx: Context, campaign: Campaign): Promise<readonly number[]> => {

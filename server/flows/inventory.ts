@@ -1,6 +1,6 @@
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { issuerKeyOf, secondOf, standings, stateOf, type Certificate, type CertificateState, type ProfileName, type Standing } from '../ca/certificate.ts'
-import type { Base, IndexEntry } from './context.ts'
+import { passing, type Base, type IndexEntry } from './context.ts'
 import { othersFirst } from './turn.ts'
 
 /** What to look for; everything that is given has to hold. */
@@ -221,7 +221,7 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
     if (passed === most || certificates.length === limit) return { certificates, next: cursor }
     if (read > 0 && read % turnSize === 0) await othersFirst()
     cursor = candidate.cursor
-    const certificate = await ctx.store.get('certificate', candidate.serial)
+    const certificate = await ctx.store.get('certificate', candidate.serial, passing)
     if (certificate !== undefined && matches(certificate, search, now) && (await isInBatch(ctx, certificate, otherBatches))) certificates.push(certificate)
     else passed++
   }

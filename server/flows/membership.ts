@@ -1,7 +1,7 @@
 import type { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { canReceive, isMeasured, type EnrolledDevice, type Group, type GroupPolicy, type Member } from '../fleet/device.ts'
 import { isAssured, strictestPolicy, wholePolicy } from '../fleet/policy.ts'
-import type { Context } from './context.ts'
+import { passing, type Context } from './context.ts'
 import { findAll, idsWhere } from './rows.ts'
 import { othersFirst } from './turn.ts'
 
@@ -100,10 +100,10 @@ export const entitledAmong = async (ctx: Context, key: KeyId, devices: readonly 
   const groups = (await Promise.all(ids.map(async (id) => await ctx.store.get('group', id)))).filter((group) => group !== undefined)
   const judged = await Promise.all(
     devices.map(async (id) => {
-      const device = await ctx.store.get('device', id)
+      const device = await ctx.store.get('device', id, passing)
       if (device?.state !== 'enrolled' || !canReceive(device.keys) || (row?.protection === 'tpm' && !isMeasured(device))) return []
       for (const group of groups)
-        if (isAssured(device.assurance, group.policy.assurance) && (await ctx.store.get('member', `${group.id}/${id}`)) !== undefined) return [id]
+        if (isAssured(device.assurance, group.policy.assurance) && (await ctx.store.get('member', `${group.id}/${id}`, passing)) !== undefined) return [id]
       return []
     }),
   )
@@ -117,7 +117,7 @@ export const entitledPages = async function* (ctx: Context, key: KeyId): AsyncGe
 
 /** Those of these members that are enrolled and whose assurance is what the group demands. */
 const entitledOf = async (ctx: Context, group: Group, members: readonly Member[]): Promise<readonly Member[]> => {
-  const rows = await Promise.all(members.map(async ({ device }) => await ctx.store.get('device', device)))
+  const rows = await Promise.all(members.map(async ({ device }) => await ctx.store.get('device', device, passing)))
   return members.filter((_member, at) => {
     const row = rows[at]
     return row?.state === 'enrolled' && canReceive(row.keys) && isAssured(row.assurance, group.policy.assurance)
@@ -147,7 +147,7 @@ export const stillEntitled = async (ctx: Context, id: GroupId, devices: readonly
   const found: Member[] = []
   for (let start = 0; group !== undefined && start < devices.length; start += atOnce) {
     if (start > 0) await othersFirst()
-    const some = await Promise.all(devices.slice(start, start + atOnce).map(async (device) => await ctx.store.get('member', `${id}/${device}`)))
+    const some = await Promise.all(devices.slice(start, start + atOnce).map(async (device) => await ctx.store.get('member', `${id}/${device}`, passing)))
     found.push(
       ...(await entitledOf(
         ctx,

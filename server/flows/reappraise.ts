@@ -4,7 +4,7 @@ import { recordedState } from '../attestation/claims.ts'
 import { hasIdentity, isMeasured, type GroupPolicy, type IdentifiedDevice, type Release } from '../fleet/device.ts'
 import { strictestPolicy } from '../fleet/policy.ts'
 import { ask } from './ask.ts'
-import type { Context, Setting } from './context.ts'
+import { passing, type Context, type Setting } from './context.ts'
 import { convergeDevice } from './converge.ts'
 import { lacksList } from './measured.ts'
 import { memberPages } from './membership.ts'
@@ -46,7 +46,7 @@ const devicePages = async function* (ctx: Context, scope: Scope): AsyncGenerator
     return
   }
   const pages = 'group' in scope ? memberPages(ctx, [scope.group]) : idPages(scope.devices)
-  for await (const ids of pages) yield (await Promise.all(ids.map(async (id) => await ctx.store.get('device', id)))).filter(hasIdentity)
+  for await (const ids of pages) yield (await Promise.all(ids.map(async (id) => await ctx.store.get('device', id, passing)))).filter(hasIdentity)
 }
 
 const idPages = async function* (devices: readonly DeviceId[]): AsyncGenerator<readonly DeviceId[], void> {

@@ -157,8 +157,8 @@ export const openSqliteStore = async (folder: string, options: SqliteStoreOption
   }
 
   return {
-    async get(table, id) {
-      return read(() => cache.get(table, id, () => rows.get(table, id))) as Tables[typeof table] | undefined
+    async get(table, id, options) {
+      return read(() => cache.get(table, id, () => rows.get(table, id), options?.passing !== true)) as Tables[typeof table] | undefined
     },
     async find(table, query) {
       const search = { ...query, where: query.where ?? {} }

@@ -119,3 +119,21 @@ test('it keeps a bounded number of bytes, and what is in use', () => {
   expect(reads).toBeGreaterThan(2_000 - 430)
   expect(reads).toBeLessThan(2_000 - 180)
 })
+
+test('what is read in passing takes no room: it is read anew each time, and what was known stays known', () => {
+  const cache = readCache()
+  let reads = 0
+  const read = (row: Omit<Member, 'version'>) => (): Uint8Array => {
+    reads++
+    return encodeRow('member', row as Member, 1)
+  }
+  const [known, other] = [member(0, 1, 0), member(0, 2, 0)]
+  cache.get('member', known.id, read(known))
+  for (let time = 0; time < 3; time++) expect(cache.get('member', other.id, read(other), false)).toMatchObject(other)
+  expect(reads).toBe(4)
+  expect(cache.get('member', known.id, read(known), false)).toMatchObject(known)
+  expect(reads).toBe(4)
+  cache.get('member', other.id, read(other))
+  cache.get('member', other.id, read(other))
+  expect(reads).toBe(5)
+})

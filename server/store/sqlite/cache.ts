@@ -10,8 +10,8 @@ type Row = Tables[Table]
  * are bytes in them, which cannot be frozen. Bounded by the bytes that the rows are stored as.
  */
 export interface ReadCache {
-  /** The row, or that there is none. */
-  get(table: Table, id: string, read: () => Uint8Array | undefined): Row | undefined
+  /** The row, or that there is none. `keeps`: what was not known is known from now on. */
+  get(table: Table, id: string, read: () => Uint8Array | undefined, keeps?: boolean): Row | undefined
   /** Rows with one value of one index, or all of a table, where they are few; any other search is read. */
   find(table: Table, query: RowQuery, read: () => readonly Uint8Array[]): readonly Row[]
   /** To be told of every transaction before anybody reads again, whatever became of it. */
@@ -144,11 +144,12 @@ export const readCache = (): ReadCache => {
   }
 
   return {
-    get(table, id, read) {
+    get(table, id, read, keeps = true) {
       const name = rowName(table, id)
       const known = rowNamed(name)
       if (known !== undefined) return known === 'absent' ? undefined : givenOut(known)
       const bytes = read()
+      if (!keeps) return bytes === undefined ? undefined : decodeRow(bytes)
       const entry = bytes === undefined ? 'absent' : kept(bytes)
       keepRow(name, entry)
       return entry === 'absent' ? undefined : givenOut(entry)
