@@ -71,7 +71,7 @@ export type WaveEnd = number | { readonly devices: number }
 
 /** How a campaign goes about it. All times are milliseconds. */
 export interface CampaignPolicy {
-  /** `frozen`: the devices entitled when it was ordered; `live`: whoever comes to be entitled while it installs as well. */
+  /** `frozen`: the devices entitled when its targets are written, right after it was ordered; `live`: whoever comes to be entitled while it installs as well. */
   readonly targets: 'frozen' | 'live'
   /** Ascending, the last is 1: [0.1, 0.5, 1], [{ devices: 10 }, 1]. A wave that ends before it begins is empty, and succeeds. */
   readonly waves: readonly WaveEnd[]
