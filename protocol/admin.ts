@@ -163,43 +163,55 @@ export const FindingView = z.strictObject({
   remedy: z.string(),
 })
 const Outcome = z.strictObject({ generation: z.int(), already: z.boolean(), approval: z.string().nullable() })
-/** What devices with certificates of one CA could read, and from when to when. */
+const span = z.strictObject({ from: time, until: time.nullable() })
+const epochUse = {
+  epoch: z.int(),
+  state: z.string(),
+  heldFrom: time,
+  heldUntil: time.nullable(),
+  /** When others protected something under it. */
+  usedFrom: time.nullable(),
+  usedUntil: time.nullable(),
+}
+/** A key of a blast radius: its newest epochs and the latest topics that it protected under them (`key topics`), and how many more there are. */
+const readable = <E extends z.ZodType>(epoch: E) =>
+  z.strictObject({
+    key: KeyId,
+    protection: Protection,
+    epochs: z.array(epoch),
+    topics: z.array(z.strictObject({ topic: z.string(), from: time, until: time.nullable() })),
+    more: z.strictObject({ epochs: z.int(), topics: z.int() }),
+  })
+/** What many devices together could read, from when to when; null: not over. `limit` and `after` page through the keys. */
+const sharedRadius = {
+  devices: z.int(),
+  states: deviceCounts,
+  /** Some of them; how many are connected. */
+  first: z.array(DeviceId),
+  connected: z.int(),
+  /** Messages that wait to be sent to them. */
+  waiting: z.int(),
+  /** Both topics of each device in `first`: the broker lets a device read no others. */
+  topics: z.array(z.string()),
+  keyCount: z.int(),
+  /** `devices`: how many of them had the epoch; `heldFrom`, `heldUntil`: from when the first, until when the last of them. */
+  keys: z.array(readable(z.strictObject({ ...epochUse, devices: z.int() }))),
+  next: z.string().nullable(),
+}
+/** From when the first, until when the last of the devices could connect; null: none ever could. */
+const identity = span.nullable()
+/** What devices with certificates of one CA could read; `devices`: that have not run out; `connected`: by them. */
 export const CaBlastRadiusView = z.strictObject({
+  ...sharedRadius,
   generation: z.int(),
   issuing: z.string(),
   serial: z.string(),
   state: GenerationState,
   revoked: CaRevocation.nullable(),
+  suspended: z.strictObject({ at: time, by: z.string(), reason: z.string() }).nullable(),
   /** While its certificates let somebody in; null: they do. */
   from: time,
   until: time.nullable(),
-  /** With certificates of it that have not run out; connected by them; some of them. */
-  devices: z.int(),
-  connected: z.int(),
-  first: z.array(DeviceId),
-  /** Messages that wait to be sent to them. */
-  waiting: z.int(),
-  /** Both topics of each device in `first`. */
-  topics: z.array(z.string()),
-  keys: z.array(
-    z.strictObject({
-      key: KeyId,
-      protection: Protection,
-      epochs: z.array(
-        z.strictObject({
-          epoch: z.int(),
-          state: z.string(),
-          /** How many of them had it; from when the first, until when the last of them. */
-          devices: z.int(),
-          heldFrom: time,
-          heldUntil: time.nullable(),
-          /** When others protected something under it. */
-          usedFrom: time.nullable(),
-          usedUntil: time.nullable(),
-        }),
-      ),
-    }),
-  ),
   /** Keys that its revocation rotates, by the policies of their groups. */
   rotated: z.array(KeyId),
 })
@@ -234,6 +246,23 @@ export const BatchView = z.strictObject({
   claimUntil: time.nullable(),
   standing: standing.extend({ state: z.enum(['suspended', 'revoked']) }).nullable(),
   states: deviceCounts,
+})
+export const BatchRadiusView = z.strictObject({
+  ...sharedRadius,
+  identity,
+  batch: name,
+  station: z.string(),
+  standing: standing.extend({ state: z.enum(['suspended', 'revoked']) }).nullable(),
+})
+/** Of the devices in every batch that a station signed. */
+export const StationRadiusView = z.strictObject({
+  ...sharedRadius,
+  identity,
+  station: name,
+  revoked: standing.nullable(),
+  suspended: suspension.nullable(),
+  batches: z.int(),
+  releases: z.int(),
 })
 export const ReleaseView = z.strictObject({
   id: z.string(),
@@ -459,33 +488,14 @@ export const HeldView = z.strictObject({
   groups: z.array(GroupId),
   granted: z.array(KeyId),
 })
-const span = z.strictObject({ from: time, until: time.nullable() })
 /** What one identity could read, from when to when; null: not over. */
 export const BlastRadiusView = z.strictObject({
   device: DeviceId,
   state: DeviceState,
   identity: span.nullable(),
   topics: z.array(z.string()),
-  keys: z.array(
-    z.strictObject({
-      key: KeyId,
-      protection: Protection,
-      epochs: z.array(
-        z.strictObject({
-          epoch: z.int(),
-          state: z.string(),
-          /** It was sent; the device signed that it has it; it proved by a MAC that it used it. */
-          proof: Proof,
-          /** Until the device stated that its copy is erased. */
-          heldFrom: time,
-          heldUntil: time.nullable(),
-          /** When others protected something under it. */
-          usedFrom: time.nullable(),
-          usedUntil: time.nullable(),
-        }),
-      ),
-    }),
-  ),
+  /** `proof`: it was sent; the device signed that it has it; it proved by a MAC that it used it. `heldUntil`: when the device stated that its copy is erased. */
+  keys: z.array(readable(z.strictObject({ ...epochUse, proof: Proof }))),
   /** Granted to its groups and never sent to it. */
   notDelivered: z.array(KeyId),
 })
@@ -709,6 +719,13 @@ export const operations = {
     summary: 'What was imported under the signature of a station',
     response: StationSigned,
   },
+  'station.blast-radius': {
+    method: 'GET',
+    path: '/api/1/stations/{id}/blast-radius',
+    summary: 'Keys, epochs and topics that the devices a station signed for could read, from when to when',
+    query: z.object(page),
+    response: StationRadiusView,
+  },
   'station.revoke': {
     method: 'POST',
     path: '/api/1/stations/{id}/revoke',
@@ -752,6 +769,13 @@ export const operations = {
     path: '/api/1/batches/{id}/preview/{order}',
     summary: 'What `revoke`, `suspend` or `reinstate` would do to a batch; changes nothing',
     response: batchOrders,
+  },
+  'batch.blast-radius': {
+    method: 'GET',
+    path: '/api/1/batches/{id}/blast-radius',
+    summary: 'Keys, epochs and topics that the devices of a batch could read, from when to when',
+    query: z.object(page),
+    response: BatchRadiusView,
   },
   'batch.revoke': {
     method: 'POST',
@@ -871,6 +895,7 @@ export const operations = {
     method: 'GET',
     path: '/api/1/ca/{name}/blast-radius',
     summary: 'What stands behind an issuing CA: devices, keys and topics, from when to when. By generation, name of its lists, or serial',
+    query: z.object(page),
     response: CaBlastRadiusView,
   },
   'ca.revoke': {
@@ -1094,6 +1119,12 @@ export const operations = {
     response: listOf(DeviceSummary),
   },
   'device.show': { method: 'GET', path: '/api/1/devices/{id}', summary: 'One device: identity, keys it holds, why it was refused last', response: DeviceView },
+  'device.preview': {
+    method: 'GET',
+    path: '/api/1/devices/{id}/preview/{order}',
+    summary: 'What `revoke`, `suspend` or `reinstate` would do to a device; changes nothing',
+    response: orders,
+  },
   'device.revoke': {
     method: 'POST',
     path: '/api/1/devices/{id}/revoke',

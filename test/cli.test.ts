@@ -4,9 +4,10 @@ import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'no
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { batchRadiusText } from '@fleetkey/cli/commands/blast-radius.ts'
 import { createOutput, table } from '@fleetkey/cli/output.ts'
 import { signMessage, keyId } from '@fleetkey/protocol/signed.ts'
-import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { DeviceId, KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
 import { fleetkey, type Outcome } from './command-line.ts'
 import { ecdsaSigner } from './signer.ts'
 import { openWorld, until, type World } from './world.ts'
@@ -539,6 +540,127 @@ describe('endorsements', () => {
     writeFileSync(at('wrong.json'), JSON.stringify({ deny: [{ ek: 'short' }] }))
     expect(await here('endorsement', 'import', '--deny', at('wrong.json'))).toMatchObject({ code: 1, stderr: expect.stringContaining('--deny') as string })
     expect(await here('endorsement', 'import')).toMatchObject({ code: 1 })
+  })
+})
+
+// By now gw-1 is quarantined, gw-2 revoked; both are of batch-1, which line-1 has signed.
+describe('out of service: what could be read is said before, and after', () => {
+  type Radius = Record<string, unknown> & { keys: { key: string; epochs: unknown[] }[] }
+  const json = async (...words: string[]): Promise<Record<string, unknown> & { before: Radius; after: Radius }> => {
+    const { code, stdout, stderr } = await here(...words, '--json')
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+    return JSON.parse(stdout) as never
+  }
+  const stateOf = async (device: string): Promise<unknown> => (await json('device', 'show', device))['state']
+
+  test('a device: a dry run of each order changes nothing', async () => {
+    for (const [order, verb] of [
+      ['suspend', 'suspended'],
+      ['revoke', 'revoked'],
+    ] as const) {
+      const said = await here('device', order, 'gw-1', '--dry-run')
+      expect(said.code).toBe(0)
+      expect(said.stdout).toMatch(new RegExp(`^gw-1 would be ${verb}; keys rotated: telemetry[^]*What could be read:\nstate: +quarantined[^]*KEY +PROTECTION`))
+      expect(await json('device', order, 'gw-1', '--dry-run')).toMatchObject({ already: false, keys: ['telemetry'], before: { state: 'quarantined' } })
+    }
+    expect(await stateOf('gw-1')).toBe('quarantined')
+    expect((await here('device', 'revoke', 'gw-2', '--dry-run')).stdout).toMatch(/^gw-2: nothing is left to do/)
+    expect(await here('device', 'suspend', 'gw-1')).toMatchObject({ code: 1, stderr: expect.stringContaining('--reason TEXT is missing') as string })
+  })
+
+  test('a device is suspended: before, and after', async () => {
+    const done = await json('device', 'suspend', 'gw-1', '--reason', 'repair')
+    expect(done).toMatchObject({
+      already: false,
+      keys: ['telemetry'],
+      before: { state: 'quarantined', identity: { until: null } },
+      after: { state: 'suspended' },
+    })
+    expect(done.after['identity']).not.toMatchObject({ until: null })
+    expect(done.after.keys.map(({ key }) => key)).toEqual(done.before.keys.map(({ key }) => key))
+    expect((await here('device', 'suspend', 'gw-1', '--reason', 'again')).stdout).toMatch(
+      /^gw-1 was suspended before[^]*What could be read before:[^]*And now:/,
+    )
+    expect((await here('device', 'reinstate', 'gw-1')).stdout).toMatch(/^gw-1 reinstated/)
+  })
+
+  test('a batch: the same for all of its devices, in counts; the keys page by page', async () => {
+    const dry = await here('batch', 'revoke', 'batch-1', '--dry-run')
+    expect(dry.stdout).toMatch(
+      /^1 devices of batch batch-1 would be revoked; keys rotated: telemetry[^]*devices: +2 \(1 quarantined, 1 revoked\), 0 of them connected: gw-1, gw-2/,
+    )
+    expect(dry.stdout).toMatch(/KEY +PROTECTION +EPOCH +STATE +DEVICES/)
+    expect(await json('batch', 'suspend', 'batch-1', '--dry-run')).toMatchObject({
+      devices: 1,
+      before: { batch: 'batch-1', standing: null, station: 'line-1' },
+    })
+    expect(await stateOf('gw-1')).toBe('quarantined')
+    const done = await json('batch', 'suspend', 'batch-1', '--reason', 'recall')
+    expect(done).toMatchObject({
+      devices: 1,
+      before: { standing: null, states: { quarantined: 1, suspended: 0 } },
+      after: { standing: { state: 'suspended', reason: 'recall' }, states: { quarantined: 0, suspended: 1 }, keyCount: done.before['keyCount'] as number },
+    })
+    expect((await here('batch', 'reinstate', 'batch-1')).stdout).toMatch(/^1 devices of batch batch-1 reinstated/)
+    const whole = (await json('batch', 'blast-radius', 'batch-1')) as unknown as Radius
+    expect(whole).toMatchObject({ next: null })
+    expect(whole.keys).toHaveLength(whole['keyCount'] as number)
+    expect((await here('batch', 'blast-radius', 'batch-9')).code).toBe(3)
+  })
+
+  test('a station: what it signed, and what those devices could read; nothing of them changes', async () => {
+    expect((await here('station', 'revoke', 'line-1', '--dry-run')).stdout).toMatch(
+      /^station line-1 would be revoked: nothing it signs is imported any more[^]*batch +batch-1 +2[^]*What could be read:\nstation: +line-1[^]*KEY +PROTECTION/,
+    )
+    expect(await json('station', 'suspend', 'line-1', '--dry-run')).toMatchObject({ batches: [{ id: 'batch-1' }], before: { suspended: null, devices: 2 } })
+    expect(await json('station', 'suspend', 'line-1', '--reason', 'missing')).toMatchObject({
+      already: false,
+      before: { suspended: null },
+      after: { suspended: { reason: 'missing' }, revoked: null, batches: 1 },
+    })
+    expect((await here('station', 'reinstate', 'line-1')).stdout).toMatch(/^station line-1 reinstated/)
+    expect((await here('station', 'blast-radius', 'line-1')).stdout).toMatch(/it signed: +1 batches, 1 releases/)
+  })
+
+  test('keys, epochs and topics in words, and what is not listed', () => {
+    const at = Date.UTC(2027, 0, 1)
+    const epoch = { epoch: 7, state: 'deactivated', devices: 3, heldFrom: at, heldUntil: null, usedFrom: at, usedUntil: at + 60_000 }
+    const key = {
+      key: KeyId.parse('telemetry'),
+      protection: 'sealed' as const,
+      epochs: [epoch],
+      topics: [{ topic: 'plant/1/t', from: at, until: null }],
+      more: { epochs: 6, topics: 2 },
+    }
+    const states = { registered: 0, enrolled: 2, quarantined: 0, suspended: 1, revoked: 0 }
+    const recalled = { at, by: 'operator:alice', reason: 'recall', code: 'unspecified' }
+    const said = batchRadiusText({
+      batch: 'b1',
+      station: 'line-1',
+      standing: { ...recalled, state: 'suspended' },
+      devices: 3,
+      states,
+      identity: { from: at, until: at },
+      first: [DeviceId.parse('gw-1')],
+      connected: 1,
+      waiting: 4,
+      topics: ['fk/1/gw-1/up', 'fk/1/gw-1/down'],
+      keyCount: 9,
+      keys: [key],
+      next: 'telemetry',
+    })
+    expect(said).toMatch(/^standing: +suspended 2027-01-01 00:00:00Z by operator:alice: recall$/m)
+    expect(said).toMatch(/^telemetry +sealed +7 +deactivated +3 +2027-01-01 00:00:00Z +- +2027-01-01 00:00:00Z +2027-01-01 00:01:00Z$/m)
+    expect(said).toMatch(/^TOPIC READ +BY KEY +FROM +UNTIL\nplant\/1\/t +telemetry +2027-01-01 00:00:00Z +now$/m)
+    expect(said).toMatch(/^not listed: 6 older epochs of telemetry, 2 earlier topics of telemetry$/m)
+    expect(said).toMatch(/^1 of 9 keys: batch blast-radius b1$/m)
+  })
+
+  test('a CA: dry runs, and the one that signs is not suspended', async () => {
+    for (const order of ['suspend', 'revoke'])
+      expect((await here('ca', order, 'issuing', '--dry-run')).stdout).toMatch(/issuing CA: +[^]*accepted: +20[^]*until now[^]*KEY +PROTECTION/)
+    expect(await here('ca', 'suspend', 'issuing', '--reason', 'x')).toMatchObject({ code: 3, stdout: '' })
+    expect(await json('ca', 'blast-radius', 'issuing', '--limit', '1')).toMatchObject({ generation: 1, suspended: null, revoked: null })
   })
 })
 

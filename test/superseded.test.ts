@@ -126,7 +126,7 @@ describe('superseded TLS certificates', () => {
     const { approval } = await revokeCa(ctx, operator(), 'issuing', order)
     await grantApproval(ctx, { kind: 'operator', id: 'bob', roles: ['owner'], from: 'test' }, approval ?? '')
     await revokeCa(ctx, operator(), 'issuing', order)
-    const before = await caBlastRadius(ctx, await caNamed(ctx, '1'))
+    const before = await caBlastRadius(ctx, await caNamed(ctx, '1'), { limit: 100 })
     const back = given(await device.prove('enrol'))
     expect(await device.connect(back)).toBe('accepted')
     const wereInForce = (await tls()).filter(({ issuer, notAfter }) => issuer === 'issuing-ca' && notAfter > (before.until ?? 0)).map(({ id }) => id)
@@ -134,7 +134,7 @@ describe('superseded TLS certificates', () => {
     ctx.clock.now += 60 * day
     expect(await removeSuperseded(ctx, leastRetention)).toBeGreaterThan(0)
     expect((await tls()).map(({ id }) => id)).toEqual(expect.arrayContaining(wereInForce))
-    const after = await caBlastRadius(ctx, await caNamed(ctx, '1'))
+    const after = await caBlastRadius(ctx, await caNamed(ctx, '1'), { limit: 100 })
     expect(after).toEqual({ ...before, connected: after.connected, state: after.state, until: after.until })
     expect(after.devices).toBe(1)
   })

@@ -1,39 +1,40 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
-import { exit, number, required, text, UsageError, type Command } from '../command.ts'
+import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { exit, number, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
+import { aroundOrder, deviceRadiusText, dryRunOption } from './blast-radius.ts'
 import { deviceId } from './group.ts'
 import { everyPage } from './paging.ts'
 import { reasonOf, reasonOptions } from './reason.ts'
 
 const states = ['registered', 'enrolled', 'quarantined', 'suspended', 'revoked'] as const
 
-const exposureText = ({ state, identity, topics, keys, notDelivered }: ResponseOf<'device.blast-radius'>): string =>
-  [
-    facts({
-      state,
-      identity: identity === null ? 'never had one' : `${when(identity.from)} until ${identity.until === null ? 'now' : when(identity.until)}`,
-      topics: topics.join(', ') || '-',
-      'granted, never sent': notDelivered.join(', ') || '-',
-    }),
-    table([
-      ['KEY', 'PROTECTION', 'EPOCH', 'STATE', 'PROOF', 'HELD FROM', 'ERASED', 'IN USE FROM', 'UNTIL'],
-      ...keys.flatMap(({ key, protection, epochs }) =>
-        epochs.map((one) => [
-          key,
-          protection,
-          String(one.epoch),
-          one.state,
-          one.proof,
-          when(one.heldFrom),
-          when(one.heldUntil),
-          when(one.usedFrom),
-          one.usedFrom === null ? '-' : one.usedUntil === null ? 'now' : when(one.usedUntil),
-        ]),
-      ),
-    ]),
-  ].join('\n\n')
-
 const campaignsText = (campaigns: readonly string[]): string => (campaigns.length === 0 ? '' : ` (campaigns ${campaigns.join(', ')})`)
+
+const isDry = (call: Invocation): boolean => call.options['dry-run'] === true
+
+type Outcome = ResponseOf<'device.revoke'>
+
+/** Against a device; `act` is called unless it is a dry run. */
+const deviceOrder = async (
+  call: Invocation,
+  of: { readonly order: 'revoke' | 'suspend'; readonly verb: string; readonly act: (id: DeviceId) => Promise<Outcome> },
+): Promise<number> => {
+  const id = deviceId(call.args[0] ?? '')
+  const said = ({ already, keys, campaigns }: Outcome, dry: boolean): string =>
+    already
+      ? dry
+        ? `${id}: nothing is left to do`
+        : `${id} was ${of.verb} before`
+      : `${id} ${dry ? 'would be ' : ''}${of.verb}; keys rotated: ${keys.join(', ') || 'none'}${campaignsText(campaigns)}`
+  return await aroundOrder<ResponseOf<'device.blast-radius'>, Outcome>(call, {
+    radius: async () => await call.client().call('device.blast-radius', { params: { id } }),
+    text: deviceRadiusText,
+    preview: async () => await call.client().call('device.preview', { params: { id, order: of.order } }),
+    order: async () => await of.act(id),
+    said,
+  })
+}
 
 const measuredText = ({ entries, pending, violations, unlisted, at }: NonNullable<ResponseOf<'device.show'>['ima']>): string =>
   [`${entries} proven (${when(at)})`, ...(pending > 0 ? [`${pending} not yet`] : []), `${violations} violations`, `${unlisted} not listed`].join(', ')
@@ -173,43 +174,29 @@ export const deviceCommands: readonly Command[] = [
     usage: 'DEVICE --reason TEXT [--code CODE] | --dry-run',
     summary: 'for good: cut its session, refuse its certificates, rotate the keys of its groups; shows what it could read, --dry-run only that',
     args: [1, 1],
-    options: { ...reasonOptions, 'dry-run': { type: 'boolean', default: false } },
+    options: { ...reasonOptions, ...dryRunOption },
     async run(call) {
-      const id = deviceId(call.args[0] ?? '')
-      const exposed = async (): Promise<ResponseOf<'device.blast-radius'>> => await call.client().call('device.blast-radius', { params: { id } })
-      if (call.options['dry-run'] === true) {
-        const radius = await exposed()
-        call.out.result(radius, () => exposureText(radius))
-        return exit.ok
-      }
-      const body = reasonOf(call)
-      const before = await exposed()
-      const revoked = await call.client().call('device.revoke', { params: { id }, body })
-      const after = await exposed()
-      call.out.result({ ...revoked, before, after }, () =>
-        [
-          revoked.already ? `${id} was revoked before` : `${id} revoked; keys rotated: ${revoked.keys.join(', ') || 'none'}${campaignsText(revoked.campaigns)}`,
-          `What it could read before:\n${exposureText(before)}`,
-          `And now:\n${exposureText(after)}`,
-        ].join('\n\n'),
-      )
-      return exit.ok
+      const body = isDry(call) ? { reason: '-' } : reasonOf(call)
+      return await deviceOrder(call, {
+        order: 'revoke',
+        verb: 'revoked',
+        act: async (id) => await call.client().call('device.revoke', { params: { id }, body }),
+      })
     },
   },
   {
     name: 'device suspend',
-    usage: 'DEVICE --reason TEXT',
-    summary: 'cut its session and refuse it until it is reinstated; its memberships stay',
+    usage: 'DEVICE --reason TEXT | --dry-run',
+    summary: 'cut its session and refuse it until it is reinstated; its memberships stay; shows what it could read, --dry-run only that',
     args: [1, 1],
-    options: { reason: { type: 'string' } },
+    options: { reason: { type: 'string' }, ...dryRunOption },
     async run(call) {
-      const id = deviceId(call.args[0] ?? '')
-      const reason = required(text(call, 'reason'), '--reason TEXT')
-      const done = await call.client().call('device.suspend', { params: { id }, body: { reason } })
-      call.out.result(done, () =>
-        done.already ? `${id} was suspended before` : `${id} suspended; keys rotated: ${done.keys.join(', ') || 'none'}${campaignsText(done.campaigns)}`,
-      )
-      return exit.ok
+      const body = { reason: isDry(call) ? '-' : required(text(call, 'reason'), '--reason TEXT') }
+      return await deviceOrder(call, {
+        order: 'suspend',
+        verb: 'suspended',
+        act: async (id) => await call.client().call('device.suspend', { params: { id }, body }),
+      })
     },
   },
   {
@@ -231,7 +218,7 @@ export const deviceCommands: readonly Command[] = [
     args: [1, 1],
     async run(call) {
       const radius = await call.client().call('device.blast-radius', { params: { id: deviceId(call.args[0] ?? '') } })
-      call.out.result(radius, () => exposureText(radius))
+      call.out.result(radius, () => deviceRadiusText(radius))
       return exit.ok
     },
   },

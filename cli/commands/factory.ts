@@ -1,7 +1,6 @@
 import { date, exit, readInput, required, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { everyPage } from './paging.ts'
-import { reasonOf, reasonOptions } from './reason.ts'
 
 /** The text of a PEM file with this label; another kind of file is told apart here, before it is sent anywhere. */
 const pem = (path: string, label: string): string => {
@@ -66,92 +65,6 @@ export const factoryCommands: readonly Command[] = [
       return exit.ok
     },
   },
-  {
-    name: 'station revoke',
-    usage: 'NAME --reason TEXT [--code CODE] | --dry-run',
-    summary: 'for good: nothing it signed is imported any more, its key never returns; shows what it signed, --dry-run only that',
-    args: [1, 1],
-    options: { ...reasonOptions, 'dry-run': { type: 'boolean', default: false } },
-    async run(call) {
-      const [id = ''] = call.args
-      const isDry = call.options['dry-run'] === true
-      const signed = isDry
-        ? await call.client().call('station.signed', { params: { id } })
-        : await call.client().call('station.revoke', { params: { id }, body: reasonOf(call) })
-      call.out.result(signed, () =>
-        [
-          ...(isDry ? [] : [`station ${id} ${'already' in signed && signed.already ? 'was revoked before' : 'revoked'}`]),
-          table([
-            ['IT SIGNED', 'NAME', 'DEVICES', 'IMPORTED', 'STANDING'],
-            ...signed.batches.map((batch) => ['batch', batch.id, String(batch.rows), when(batch.importedAt), batch.standing ?? '-']),
-            ...signed.releases.map((release) => ['release', release, '-', '-', '-']),
-          ]),
-        ].join('\n\n'),
-      )
-      return exit.ok
-    },
-  },
-  {
-    name: 'station suspend',
-    usage: 'NAME --reason TEXT',
-    summary: 'import nothing more that it signed until it is reinstated; shows what it signed before',
-    args: [1, 1],
-    options: { reason: { type: 'string' } },
-    async run(call) {
-      const [id = ''] = call.args
-      const signed = await call.client().call('station.suspend', { params: { id }, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
-      call.out.result(signed, () => {
-        const names = [...signed.batches.map((batch) => `batch ${batch.id}`), ...signed.releases.map((release) => `release ${release}`)]
-        return `station ${id} ${signed.already ? 'was suspended before' : 'suspended'}; it signed ${names.join(', ') || 'nothing'}`
-      })
-      return exit.ok
-    },
-  },
-  {
-    name: 'station reinstate',
-    usage: 'NAME',
-    summary: 'import again what a suspended station signs',
-    args: [1, 1],
-    async run(call) {
-      const [id = ''] = call.args
-      const done = await call.client().call('station.reinstate', { params: { id } })
-      call.out.result(done, () => `station ${id} ${done.already ? 'was not suspended' : 'reinstated'}`)
-      return exit.ok
-    },
-  },
-  ...(['revoke', 'suspend', 'reinstate'] as const).map((order): Command => ({
-    name: `batch ${order}`,
-    usage: `BATCH ${{ revoke: '--reason TEXT [--code CODE] |', suspend: '--reason TEXT |', reinstate: '|' }[order]} --dry-run`,
-    summary: {
-      revoke: 'revoke every device of a batch for good; --dry-run says how many, and which keys are rotated',
-      suspend: 'suspend every device of a batch; --dry-run says how many, and which keys are rotated',
-      reinstate: 'reinstate the devices that were suspended with their batch',
-    }[order],
-    args: [1, 1],
-    options: {
-      ...(order === 'revoke' ? reasonOptions : order === 'suspend' ? { reason: { type: 'string' } } : {}),
-      'dry-run': { type: 'boolean', default: false },
-    },
-    async run(call) {
-      const [id = ''] = call.args
-      const isDry = call.options['dry-run'] === true
-      const client = call.client()
-      const done = isDry
-        ? await client.call('batch.preview', { params: { id, order } })
-        : order === 'revoke'
-          ? await client.call('batch.revoke', { params: { id }, body: reasonOf(call) })
-          : order === 'suspend'
-            ? await client.call('batch.suspend', { params: { id }, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
-            : await client.call('batch.reinstate', { params: { id } })
-      const verb = { revoke: 'revoked', suspend: 'suspended', reinstate: 'reinstated' }[order]
-      call.out.result(done, () =>
-        done.already && !isDry
-          ? `batch ${id} was ${verb} before`
-          : `${done.devices} devices of batch ${id} ${isDry ? 'would be ' : ''}${verb}; keys rotated: ${done.keys.join(', ') || 'none'}`,
-      )
-      return exit.ok
-    },
-  })),
   {
     name: 'batch import',
     usage: 'FILE.json|FILE.csv --station NAME [--batch NAME] [--claim-until DATE] [--signature FILE]',

@@ -17,6 +17,7 @@ import { ledgerCommands } from './ledger.ts'
 import { operatorCommands } from './operator.ts'
 import { policyCommands } from './policy.ts'
 import { releaseCommands } from './release.ts'
+import { outOfServiceCommands } from './out-of-service.ts'
 import { rolloverCommands } from './rollover.ts'
 import { sealCommands } from './seal.ts'
 import { serverCommands } from './server.ts'
@@ -28,6 +29,7 @@ export const commands: readonly Command[] = [
   ...kmsCommands,
   ...sealCommands,
   ...factoryCommands,
+  ...outOfServiceCommands,
   ...releaseCommands,
   ...endorsementCommands,
   ...tokenCommands,

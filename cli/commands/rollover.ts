@@ -1,6 +1,7 @@
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { exit, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
+import { aroundOrder, caRadiusText, dryRunOption, limitOption, wholeRadius } from './blast-radius.ts'
 import { reasonOf, reasonOptions } from './reason.ts'
 
 const number = (call: Invocation, option: string): number | undefined => {
@@ -57,36 +58,6 @@ const spoken = ({ version, generations, roots, readiness }: ResponseOf<'ca.statu
       ...(readiness.first.length === 0 ? {} : { first: readiness.first.map(({ device, because }) => `${device} (${because})`).join(', ') }),
     }),
   ].join('\n')
-
-const stood = (radius: ResponseOf<'ca.blast-radius'>): string =>
-  [
-    facts({
-      'issuing CA': `${radius.issuing} (${radius.serial})`,
-      state:
-        radius.revoked === null ? radius.state : `revoked ${when(radius.revoked.at)} by ${radius.revoked.by}, ${radius.revoked.code}: ${radius.revoked.reason}`,
-      accepted: `${when(radius.from)} until ${radius.until === null ? 'now' : when(radius.until)}`,
-      devices: `${radius.devices}, ${radius.connected} of them connected by it${radius.first.length === 0 ? '' : `: ${radius.first.join(', ')}${radius.devices > radius.first.length ? ', …' : ''}`}`,
-      topics: radius.topics.slice(0, 6).join(', ') || '-',
-      'waiting messages': radius.waiting,
-      'keys that its revocation rotates': radius.rotated.join(', ') || '-',
-    }),
-    table([
-      ['KEY', 'PROTECTION', 'EPOCH', 'STATE', 'DEVICES', 'HELD FROM', 'ERASED', 'IN USE FROM', 'UNTIL'],
-      ...radius.keys.flatMap(({ key, protection, epochs }) =>
-        epochs.map((one) => [
-          key,
-          protection,
-          String(one.epoch),
-          one.state,
-          String(one.devices),
-          when(one.heldFrom),
-          when(one.heldUntil),
-          when(one.usedFrom),
-          one.usedFrom === null ? '-' : one.usedUntil === null ? 'now' : when(one.usedUntil),
-        ]),
-      ),
-    ]),
-  ].join('\n\n')
 
 const forcing = { force: { type: 'boolean', default: false }, reason: { type: 'string' } } as const
 
@@ -156,13 +127,13 @@ export const rolloverCommands: readonly Command[] = [
   },
   {
     name: 'ca blast-radius',
-    usage: 'NAME|SERIAL',
+    usage: 'NAME|SERIAL [--limit N]',
     summary: 'what stands behind an issuing CA: devices, keys, epochs and topics, from when to when',
     args: [1, 1],
+    options: limitOption,
     async run(call) {
-      const radius = await call.client().call('ca.blast-radius', { params: { name: call.args[0] ?? '' } })
-      call.out.result(radius, () => stood(radius))
-      return exit.ok
+      const params = { name: call.args[0] ?? '' }
+      return await wholeRadius(call, async (query) => await call.client().call('ca.blast-radius', { params, query }), caRadiusText)
     },
   },
   {
@@ -174,25 +145,25 @@ export const rolloverCommands: readonly Command[] = [
     options: { ...reasonOptions, force: { type: 'boolean', default: false }, 'dry-run': { type: 'boolean', default: false } },
     async run(call) {
       const params = { name: call.args[0] ?? '' }
-      const before = await call.client().call('ca.blast-radius', { params })
+      const before = await call.client().call('ca.blast-radius', { params, query: {} })
       if (call.options['dry-run'] === true) {
-        call.out.result(before, () => stood(before))
+        call.out.result(before, () => caRadiusText(before))
         return exit.ok
       }
       const outcome = await call.client().call('ca.revoke', { params, body: { ...reasonOf(call), force: call.options['force'] === true } })
       const { generation, already, approval, keys, campaigns } = outcome
       if (approval !== null) {
-        call.out.result({ ...outcome, before }, () => `${stood(before)}\n\n${waits(approval)}`)
+        call.out.result({ ...outcome, before }, () => `${caRadiusText(before)}\n\n${waits(approval)}`)
         return exit.refused
       }
-      const after = await call.client().call('ca.blast-radius', { params })
+      const after = await call.client().call('ca.blast-radius', { params, query: {} })
       call.out.result({ ...outcome, before, after }, () =>
         [
           already
             ? `generation ${generation} was revoked before`
             : `generation ${generation} revoked; keys rotated: ${keys.join(', ') || 'none'}${campaigns.length === 0 ? '' : ` (campaigns ${campaigns.join(', ')})`}`,
-          `What stood behind it before:\n${stood(before)}`,
-          `And now:\n${stood(after)}`,
+          `What stood behind it before:\n${caRadiusText(before)}`,
+          `And now:\n${caRadiusText(after)}`,
         ].join('\n\n'),
       )
       return exit.ok
@@ -200,14 +171,24 @@ export const rolloverCommands: readonly Command[] = [
   },
   {
     name: 'ca suspend',
-    usage: 'NAME|SERIAL --reason TEXT',
-    summary: 'accept nothing that an issuing CA which signs no more has issued, until it is reinstated: its devices prove themselves anew',
+    usage: 'NAME|SERIAL --reason TEXT | --dry-run',
+    summary:
+      'accept nothing that an issuing CA which signs no more has issued, until it is reinstated: its devices prove themselves anew; shows what stands behind it',
     args: [1, 1],
-    options: { reason: { type: 'string' } },
+    options: { reason: { type: 'string' }, ...dryRunOption },
     async run(call) {
       const params = { name: call.args[0] ?? '' }
-      const outcome = await call.client().call('ca.suspend', { params, body: { reason: required(text(call, 'reason'), '--reason TEXT') } })
-      return tell(call, outcome, 'suspended; what it has issued is refused')
+      const body = { reason: call.options['dry-run'] === true ? '-' : required(text(call, 'reason'), '--reason TEXT') }
+      return await aroundOrder<ResponseOf<'ca.blast-radius'>, Partial<Outcome>>(call, {
+        radius: async () => await call.client().call('ca.blast-radius', { params, query: {} }),
+        text: caRadiusText,
+        preview: async () => ({}),
+        order: async () => await call.client().call('ca.suspend', { params, body }),
+        said: ({ generation, already }, dry) =>
+          dry
+            ? 'what it has issued would be refused, and no key rotated; the CA that signs cannot be suspended'
+            : `generation ${generation} ${already === true ? 'was suspended before' : 'suspended; what it has issued is refused'}`,
+      })
     },
   },
   {

@@ -2,32 +2,28 @@ import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import { hasIdentity, type Device } from '../fleet/device.ts'
 import { exposureOf, type Exposure } from '../keys/exposure.ts'
-import type { ManagedKey } from '../keys/key.ts'
+import type { Window } from '../keys/span.ts'
 import type { Context } from './context.ts'
 import { keysOf } from './membership.ts'
+import { readableKey, type ReadableKey } from './readable-key.ts'
 import { needDevice } from './revoke.ts'
 import { findAll } from './rows.ts'
-
-interface Span {
-  readonly from: number
-  /** Null: until now, and on. */
-  readonly until: number | null
-}
 
 /** What one identity could read, and from when to when: answered from what was delivered, acknowledged, granted and rotated. */
 export interface BlastRadius {
   readonly device: DeviceId
   readonly state: Device['state']
   /** While it could connect; null: it never had an identity. */
-  readonly identity: Span | null
+  readonly identity: Window | null
   /** Topics of the broker that it alone may read and write; all that the broker lets it. */
   readonly topics: readonly string[]
-  readonly keys: readonly { readonly key: KeyId; readonly protection: ManagedKey['protection']; readonly epochs: readonly Exposure[] }[]
+  readonly keys: readonly ReadableKey<Exposure>[]
   /** Keys that were granted to its groups and never sent to it: it has read nothing under them. */
   readonly notDelivered: readonly KeyId[]
 }
 
-const identityOf = (device: Device): Span | null => {
+/** While a device could connect; `until` null: it can. Null: it never had an identity. */
+export const identityOf = (device: Device): Window | null => {
   if (hasIdentity(device)) return { from: device.enrolledAt, until: null }
   if (device.state === 'suspended') return hasIdentity(device.before) ? { from: device.before.enrolledAt, until: device.suspendedAt } : null
   if (device.state !== 'revoked' || device.keys === null) return null
@@ -42,7 +38,6 @@ export const blastRadius = async (ctx: Context, id: DeviceId): Promise<BlastRadi
   const held = [...new Set(holdings.map(({ key }) => key))].toSorted()
   const keys = await Promise.all(
     held.map(async (key) => {
-      const row = await ctx.store.get('key', key)
       const exposures = await Promise.all(
         holdings
           .filter((holding) => holding.key === key)
@@ -51,7 +46,7 @@ export const blastRadius = async (ctx: Context, id: DeviceId): Promise<BlastRadi
             return epoch === undefined ? [] : [exposureOf(holding, epoch)]
           }),
       )
-      return row === undefined ? [] : [{ key, protection: row.protection, epochs: exposures.flat().toSorted((one, other) => one.epoch - other.epoch) }]
+      return await readableKey(ctx, key, exposures.flat())
     }),
   )
   const identity = identityOf(device)
@@ -60,7 +55,7 @@ export const blastRadius = async (ctx: Context, id: DeviceId): Promise<BlastRadi
     state: device.state,
     identity,
     topics: identity === null ? [] : [deviceTopic(id, 'up'), deviceTopic(id, 'down')],
-    keys: keys.flat(),
+    keys: keys.filter((key) => key !== undefined),
     notDelivered: granted.filter((key) => !held.includes(key)),
   }
 }

@@ -84,7 +84,7 @@ export const revokeCa = async (
 
 /** What the second person decides on. */
 const inWords = async (ctx: Context, generation: Generation, next: Generation | undefined): Promise<string> => {
-  const { devices, connected, rotated, first } = await caBlastRadius(ctx, generation)
+  const { devices, connected, rotated, first } = await caBlastRadius(ctx, generation, { limit: 1 })
   const then = next === undefined ? '' : `; generation ${next.number} signs from then on`
   return `${devices} devices have to prove themselves anew (${connected} connected): ${first.join(', ') || 'none'}; keys rotated: ${rotated.join(', ') || 'none'}${then}`
 }

@@ -6,6 +6,7 @@ import { hasIdentity, type AdmissibleDevice, type SuspendedDevice } from '../fle
 import { dropSeats } from './broadcast.ts'
 import { endCertificates } from './certificates.ts'
 import type { Context } from './context.ts'
+import { keysOf } from './membership.ts'
 import { owe, settle } from './owed-rotation.ts'
 import { callerName, perform, type Transaction } from './perform.ts'
 import { dropTargets } from './quarantine.ts'
@@ -20,6 +21,15 @@ export const keysLostBy = async (ctx: Context, device: DeviceId): Promise<readon
   const rotating = groups.filter((group) => group?.policy.rotateOnLeave === true)
   const grants = await Promise.all(rotating.map(async (group) => await findAll(ctx.store, 'grant', { where: { group: group?.id ?? '' } })))
   return [...new Set(grants.flat().map(({ key }) => key))].toSorted()
+}
+
+/** What an order would do to a device: whether there is nothing left to do, and which keys would be rotated. Changes nothing. Throws Problem('not-found'). */
+export const previewDeviceOrder = async (ctx: Context, id: DeviceId, order: 'revoke' | 'suspend' | 'reinstate'): Promise<Effect> => {
+  const device = await needDevice(ctx, id)
+  const { state } = device
+  const already = order === 'reinstate' ? state !== 'suspended' : state === 'revoked' || (order === 'suspend' && state === 'suspended')
+  const loses = order === 'revoke' || (order === 'suspend' && hasIdentity(device))
+  return { already, keys: already || !loses ? [] : await (order === 'revoke' ? keysOf : keysLostBy)(ctx, id), campaigns: [] }
 }
 
 /**

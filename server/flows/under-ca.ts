@@ -1,22 +1,20 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
-import { deviceTopic } from '@fleetkey/protocol/topics.ts'
 import type { Caller } from '../access/caller.ts'
 import { issuerKeyOf } from '../ca/certificate.ts'
 import type { Generation, Revocation } from '../ca/rollover.ts'
 import type { IdentifiedDevice } from '../fleet/device.ts'
-import { exposureOf, type Exposure } from '../keys/exposure.ts'
-import type { ManagedKey } from '../keys/key.ts'
 import { caCertificates, issuingKey } from './authority.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
+import type { Page } from './readers.ts'
 import { findAll, inChunks } from './rows.ts'
+import { gather, type SharedRadius } from './shared-radius.ts'
 import { keysLostBy } from './suspend.ts'
 import { eachDevice } from './trust.ts'
 
 const system: Caller = { kind: 'system', id: 'rollover', from: 'server' }
 /** Sessions that are looked at, and commits that are under way, at a time. */
 const atOnce = 64
-const shown = 20
 
 /**
  * Devices that have a certificate of the CA with this key which had not run out at `since`, in use or replaced meanwhile: whoever has come back with new ones
@@ -64,93 +62,49 @@ export const emptyUnder = async (ctx: Context, of: { readonly key: string; reado
   return [...keys].toSorted()
 }
 
-/** One epoch that devices under a CA could read; what one of them alone could is the least of it. */
-export type SharedExposure = Omit<Exposure, 'proof'> & { readonly devices: number }
-
-/** What devices with certificates of one CA could read, and from when to when: what stands behind its signature. */
-export interface CaBlastRadius {
+/** What devices with certificates of one CA could read, and from when to when: what stands behind its signature. `devices`: with certificates of it that are in force by their dates; `connected`: over it. */
+export interface CaBlastRadius extends Omit<SharedRadius, 'identity'> {
   readonly generation: number
   /** Common name and serial (hex) of its certificate. */
   readonly issuing: string
   readonly serial: string
   readonly state: Generation['state']
   readonly revoked: Revocation | null
+  readonly suspended: NonNullable<Generation['suspended']> | null
   /** While its certificates let somebody in; `until` null: they do. */
   readonly from: number
   readonly until: number | null
-  /** Devices with certificates of it that are in force by their dates; connected over it; some of them. */
-  readonly devices: number
-  readonly connected: number
-  readonly first: readonly DeviceId[]
-  /** Messages that wait to be sent to them. */
-  readonly waiting: number
-  /** Topics of the broker: both of each device, here those of `first`. */
-  readonly topics: readonly string[]
-  readonly keys: readonly { readonly key: KeyId; readonly protection: ManagedKey['protection']; readonly epochs: readonly SharedExposure[] }[]
   /** Keys that its revocation rotates, by the policies of their groups. */
   readonly rotated: readonly KeyId[]
 }
 
-const later = (one: number | null, other: number | null): number | null => (one === null || other === null ? null : Math.max(one, other))
-
 /** The blast radius of a CA as the ledger has it now. Reads every device: an operator's rare question. */
-export const caBlastRadius = async (ctx: Context, { number, state, since, activatedAt, revoked }: Generation): Promise<CaBlastRadius> => {
+export const caBlastRadius = async (
+  ctx: Context,
+  { number, state, since, activatedAt, revoked, suspended }: Generation,
+  page: Page,
+): Promise<CaBlastRadius> => {
   const key = issuingKey(number)
   const { issuing } = await caCertificates(ctx, { number })
-  const ids: DeviceId[] = []
   const rotated = new Set<KeyId>()
-  const epochs = new Map<string, { readonly key: KeyId; readonly exposure: SharedExposure }>()
-  let [connected, waiting] = [0, 0]
-  await eachUnder(ctx, { key, since: revoked?.at ?? ctx.now() }, async ({ id }) => {
-    ids.push(id)
-    const [holdings, outbox, lost, online] = await Promise.all([
-      findAll(ctx.store, 'holding', { where: { device: id } }),
-      findAll(ctx.store, 'outbox', { where: { device: id } }),
-      keysLostBy(ctx, id),
-      ctx.bus.online(id) ? restsOn(ctx, id, key) : false,
-    ])
-    if (online) connected++
-    waiting += outbox.length
-    for (const one of lost) rotated.add(one)
-    for (const holding of holdings) {
-      const name = `${holding.key}/${holding.epoch}`
-      const epoch = await ctx.store.get('epoch', name)
-      if (epoch === undefined) continue
-      const { proof: _, ...exposure } = exposureOf(holding, epoch)
-      const known = epochs.get(name)?.exposure
-      const shared: SharedExposure = {
-        ...exposure,
-        devices: (known?.devices ?? 0) + 1,
-        heldFrom: Math.min(exposure.heldFrom, known?.heldFrom ?? Infinity),
-        heldUntil: known === undefined ? exposure.heldUntil : later(known.heldUntil, exposure.heldUntil),
-      }
-      epochs.set(name, { key: holding.key, exposure: shared })
-    }
+  const all = gather(ctx)
+  await eachUnder(ctx, { key, since: revoked?.at ?? ctx.now() }, async (device) => {
+    for (const one of await keysLostBy(ctx, device.id)) rotated.add(one)
+    await all.add(device, ctx.bus.online(device.id) && (await restsOn(ctx, device.id, key)))
   })
-  const names = [...new Set([...epochs.values()].map((one) => one.key))].toSorted()
-  const keys = await Promise.all(
-    names.map(async (name) => {
-      const row = await ctx.store.get('key', name)
-      const own = [...epochs.values()].filter((one) => one.key === name).map(({ exposure }) => exposure)
-      return row === undefined ? [] : [{ key: name, protection: row.protection, epochs: own.toSorted((one, other) => one.epoch - other.epoch) }]
-    }),
-  )
-  const first = ids.toSorted().slice(0, shown)
+  // Identities outlive a CA: devices that came back by another one have theirs from then.
+  const { identity: _, ...shared } = await all.radius(page)
   return {
     generation: number,
     issuing: issuing.commonName ?? '',
     serial: issuing.serial,
     state,
     revoked: revoked ?? null,
+    suspended: suspended ?? null,
     // The first CA is active from before there was a rollover to note it.
     from: Math.max(activatedAt ?? 0, issuing.notBefore),
     until: revoked?.at ?? (state === 'retiring' || state === 'retired' ? since : null),
-    devices: ids.length,
-    connected,
-    first,
-    waiting,
-    topics: first.flatMap((id) => [deviceTopic(id, 'up'), deviceTopic(id, 'down')]),
-    keys: keys.flat(),
+    ...shared,
     rotated: [...rotated].toSorted(),
   }
 }

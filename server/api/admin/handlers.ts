@@ -48,9 +48,10 @@ import { mayBeCut } from '../../flows/cut.ts'
 import { setKeyPolicy } from '../../flows/key-policy.ts'
 import { rotateCompromised, startRotation } from '../../flows/rotate.ts'
 import { confirmSeal, splitSeal } from '../../flows/seal.ts'
+import { batchRadius, stationRadius } from '../../flows/shared-radius.ts'
 import { addStation, reinstateStation, removeStation, revokeStation, signedBy, suspendStation } from '../../flows/station.ts'
 import { reinstateCa, suspendCa } from '../../flows/suspend-ca.ts'
-import { reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
+import { previewDeviceOrder, reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf, wholeCampaign } from '../../campaigns/campaign.ts'
 import type { Deadline } from '../../ca/alerts.ts'
@@ -78,6 +79,7 @@ import {
   pageOf,
   policyView,
   releaseView,
+  sharedRadiusView,
   signedView,
   stationView,
   targetView,
@@ -114,7 +116,7 @@ const parsed = <T>(schema: { safeParse(value: unknown): { success: true; data: T
 const deviceId = (value: string): DeviceId => parsed(DeviceId, value, 'device')
 const groupId = (value: string): GroupId => parsed(GroupId, value, 'group')
 const keyId = (value: string): KeyId => parsed(KeyId, value, 'key')
-const batchOrder = (value: string): BatchOrder => parsed(z.enum(['revoke', 'suspend', 'reinstate']), value, 'order')
+const order = (value: string): BatchOrder => parsed(z.enum(['revoke', 'suspend', 'reinstate']), value, 'order')
 
 const need = async <T extends Table>(ctx: Context, table: T, id: string): Promise<Tables[T]> => {
   const row = await ctx.store.get(table, id)
@@ -184,6 +186,10 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
       read(caller)
       return signedView(await signedBy(ctx, params.id))
     },
+    async 'station.blast-radius'({ caller, params, query }) {
+      read(caller)
+      return sharedRadiusView(await stationRadius(ctx, params.id, page(query)))
+    },
     async 'station.revoke'({ caller, params, body }) {
       const { already, ...signed } = await revokeStation(ctx, caller, params.id, body.reason, body.code)
       return { already, ...signedView(signed) }
@@ -211,7 +217,11 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     'batch.window': async ({ caller, params, body }) => batchRow(await setClaimWindow(ctx, caller, params.id, body.claimUntil)),
     async 'batch.preview'({ caller, params }) {
       read(caller)
-      return effectView(await previewBatchOrder(ctx, params.id, batchOrder(params.order)))
+      return effectView(await previewBatchOrder(ctx, params.id, order(params.order)))
+    },
+    async 'batch.blast-radius'({ caller, params, query }) {
+      read(caller)
+      return sharedRadiusView(await batchRadius(ctx, params.id, page(query)))
     },
     'batch.revoke': async ({ caller, params, body }) =>
       effectView(await orderBatch(ctx, caller, params.id, { order: 'revoke', why: body.reason, code: body.code })),
@@ -266,9 +276,9 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     'kms.rotate-kek': async ({ caller }) => kekView(await rotateKek(ctx, caller, rewrapAll)),
     'kms.retire-kek': async ({ caller }) => kekView(await retireKek(ctx, caller, rewrapAll)),
-    async 'ca.blast-radius'({ caller, params }) {
+    async 'ca.blast-radius'({ caller, params, query }) {
       read(caller)
-      return caBlastRadiusView(await caBlastRadius(ctx, await caNamed(ctx, params.name)))
+      return caBlastRadiusView(await caBlastRadius(ctx, await caNamed(ctx, params.name), page(query)))
     },
     async 'ca.revoke'({ caller, params, body: { reason, code, force } }) {
       const { keys, campaigns, ...outcome } = await revokeCa(ctx, caller, params.name, { why: reason, code, force })
@@ -403,6 +413,10 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     async 'device.recover'({ caller, params, body }) {
       return await allowRecovery(ctx, caller, deviceId(params.id), body.reason)
+    },
+    async 'device.preview'({ caller, params }) {
+      read(caller)
+      return effectView(await previewDeviceOrder(ctx, deviceId(params.id), order(params.order)))
     },
     'device.revoke': async ({ caller, params, body }) => effectView(await revokeDevice(ctx, caller, deviceId(params.id), body.reason, body.code)),
     'device.suspend': async ({ caller, params, body }) => effectView(await suspendDevice(ctx, caller, deviceId(params.id), body.reason)),

@@ -10,6 +10,8 @@ import { stages, type Campaign, type Stage, type Target } from '../../campaigns/
 import { keyGenerationOf } from '../../flows/approvals.ts'
 import type { BatchEffect } from '../../flows/batch-order.ts'
 import type { BlastRadius } from '../../flows/blast-radius.ts'
+import type { ReadableKey } from '../../flows/readable-key.ts'
+import type { SharedRadius } from '../../flows/shared-radius.ts'
 import type { CaBlastRadius } from '../../flows/under-ca.ts'
 import { deliveryPolicyOf, shardsOf } from '../../flows/broadcast.ts'
 import { topicSpans } from '../../flows/key-topics.ts'
@@ -86,20 +88,25 @@ export const effectView = <E extends Effect | BatchEffect>(effect: E): E & { key
   campaigns: [...effect.campaigns],
 })
 
+/** A key of a blast radius: arrays of its own. */
+const readableView = <E>({ key, protection, epochs, topics, more }: ReadableKey<E>) => ({ key, protection, epochs: [...epochs], topics: [...topics], more })
+
 export const blastRadiusView = ({ topics, keys, notDelivered, ...rest }: BlastRadius): ResponseOf<'device.blast-radius'> => ({
   ...rest,
   topics: [...topics],
-  keys: keys.map((key) => ({ ...key, epochs: [...key.epochs] })),
+  keys: keys.map(readableView),
   notDelivered: [...notDelivered],
 })
 
-export const caBlastRadiusView = ({ first, topics, keys, rotated, ...rest }: CaBlastRadius): ResponseOf<'ca.blast-radius'> => ({
+/** What many could read: arrays of its own. */
+export const sharedRadiusView = <R extends Omit<SharedRadius, 'identity'>>({ first, topics, keys, ...rest }: R) => ({
   ...rest,
   first: [...first],
   topics: [...topics],
-  keys: keys.map((key) => ({ ...key, epochs: [...key.epochs] })),
-  rotated: [...rotated],
+  keys: keys.map(readableView),
 })
+
+export const caBlastRadiusView = ({ rotated, ...rest }: CaBlastRadius): ResponseOf<'ca.blast-radius'> => ({ ...sharedRadiusView(rest), rotated: [...rotated] })
 
 export const releaseView = ({ id, model, name, number, debug, pcrs, files, importedAt, withdrawn }: Release): Item<'release.list'> => ({
   id,
