@@ -25,10 +25,23 @@ const curves = {
 
 export type CurveName = keyof typeof curves
 
+/** Orders as bytes, big-endian, without a leading zero. */
+const orders: Readonly<Record<CurveName, Uint8Array>> = {
+  p256: Buffer.from(curves.p256.n.toString(16), 'hex'),
+  p384: Buffer.from(curves.p384.n.toString(16), 'hex'),
+}
+
 /** Bytes of one coordinate. */
 export const coordinateSize = (curve: CurveName): number => curves[curve].size
 
-const numberOf = (bytes: Uint8Array): bigint => BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex') || '0'}`)
+const numberOf = (bytes: Uint8Array): bigint => {
+  if (bytes.length % 8 !== 0) return BigInt(`0x${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex')}`)
+  // Coordinates have whole words: half the price of going through text.
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length)
+  let value = 0n
+  for (let at = 0; at < bytes.length; at += 8) value = (value << 64n) | view.getBigUint64(at)
+  return value
+}
 
 /** Whether the point lies on the curve; both curves have cofactor 1, so that it is then in the right group (SP 800-56A §5.6.2.3.3). */
 export const isPoint = (curve: CurveName, point: { readonly x: Uint8Array; readonly y: Uint8Array }): boolean => {
@@ -39,6 +52,17 @@ export const isPoint = (curve: CurveName, point: { readonly x: Uint8Array; reado
 
 /** Whether r or s (big-endian) may stand in an ECDSA signature: from 1 to below the group's order (FIPS 186-5 §6.4.2). */
 export const isScalar = (curve: CurveName, bytes: Uint8Array): boolean => {
-  const value = numberOf(bytes)
-  return value > 0n && value < curves[curve].n
+  const { size } = curves[curve]
+  let start = 0
+  while (start < bytes.length && bytes[start] === 0) start++
+  const length = bytes.length - start
+  if (length === 0 || length > size) return false
+  if (length < size) return true
+  const order = orders[curve]
+  for (let at = 0; at < size; at++) {
+    const byte = bytes[start + at] as number
+    const limit = order[at] as number
+    if (byte !== limit) return byte < limit
+  }
+  return false
 }

@@ -7,7 +7,7 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { p256Key, rawSignature, verifySignature } from '@fleetkey/protocol/signed.ts'
 import { importSpki } from '@fleetkey/protocol/x509/public-key.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
-import { checkPossession, importKey, readKey } from '@fleetkey/protocol/x509/request/key.ts'
+import { checkPossession, readKey } from '@fleetkey/protocol/x509/request/key.ts'
 import { checkSignature } from '@fleetkey/server/attestation/signature.ts'
 import { open, seal } from '@fleetkey/server/kms/cell.ts'
 import { marshalSignature } from '@fleetkey/tpm2/attest.ts'
@@ -67,7 +67,7 @@ describe.skipIf(vectors.folder === undefined)('Wycheproof', () => {
     isAccepted(() => {
       const key = readKey(spki, [kind])
       const signatureAlgorithm = { oid: kind === 'p256' ? oids.ecdsaSha256 : oids.ecdsaSha384, parameters: false }
-      checkPossession({ info: bytes(msg), signature: bytes(sig), signatureAlgorithm } as never, key, importKey(key))
+      checkPossession({ info: bytes(msg), signature: bytes(sig), signatureAlgorithm } as never, key)
     })
   /** The signature of a TPM, as a quote's is verified. */
   const tpmVerifies = (key: object, scheme: number, hash: number, { msg }: Case, signature: object, spki: Uint8Array): boolean =>

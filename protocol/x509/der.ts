@@ -41,60 +41,94 @@ const fail = (what: string, fault: DerFault = 'value'): never => {
   throw new DerProblem(fault, what)
 }
 
-/** One element: `bytes` with its header, `content` without. */
-export interface Element {
+/** Where the content of the element begins that `readHeader` has read, and where the element ends. */
+let headerEnd = 0
+let elementEnd = 0
+
+/** Reads tag and length of the element that begins at `start`, before `limit`, where it must have ended. Its tag; sets `headerEnd` and `elementEnd`. */
+const readHeader = (bytes: Uint8Array, start: number, limit: number): number => {
+  const tag = bytes[start] as number
+  if ((tag & 0x1f) === 0x1f) fail('a tag of several bytes', 'tag')
+  if (start + 1 >= limit) return fail('ends early', 'early')
+  let length = bytes[start + 1] as number
+  let body = start + 2
+  if (length >= 0x80) {
+    const count = length & 0x7f
+    if (count === 0) fail('an indefinite length', 'indefinite')
+    if (count > 3) fail('a length too large', 'length')
+    if (body + count > limit) fail('ends early', 'early')
+    length = 0
+    for (const end = body + count; body < end; body++) length = length * 256 + (bytes[body] as number)
+    if (length < 0x80 || (count > 1 && length < 1 << (8 * (count - 1)))) fail('a length that is not minimal', 'length')
+  }
+  if (body + length > limit) fail('ends early', 'early')
+  headerEnd = body
+  elementEnd = body + length
+  return tag
+}
+
+/** One element: `bytes` with its header, `content` without. It lies in `source` from `start` to `end`, its content from `body`. */
+export class Element {
   readonly tag: number
-  readonly bytes: Uint8Array
-  readonly content: Uint8Array
   readonly depth: number
+  readonly source: Uint8Array
+  readonly start: number
+  readonly body: number
+  readonly end: number
+
+  constructor(tag: number, depth: number, source: Uint8Array, start: number) {
+    this.tag = tag
+    this.depth = depth
+    this.source = source
+    this.start = start
+    this.body = headerEnd
+    this.end = elementEnd
+  }
+
+  get bytes(): Uint8Array {
+    return this.source.subarray(this.start, this.end)
+  }
+
+  get content(): Uint8Array {
+    return this.source.subarray(this.body, this.end)
+  }
 }
 
 /** Reads the elements of one level in order. */
 export class DerReader {
   readonly #bytes: Uint8Array
   readonly #depth: number
-  #at = 0
+  readonly #end: number
+  #at: number
 
-  constructor(bytes: Uint8Array, depth = 0) {
-    if (bytes.length > maxBytes) fail(`${bytes.length} bytes`, 'size')
+  /** Reads `bytes` from `start` to `end`. */
+  constructor(bytes: Uint8Array, depth = 0, start = 0, end = bytes.length) {
+    if (end - start > maxBytes) fail(`${end - start} bytes`, 'size')
     if (depth > maxDepth) fail('nested too deeply', 'depth')
     this.#bytes = bytes
     this.#depth = depth
+    this.#at = start
+    this.#end = end
   }
 
   get done(): boolean {
-    return this.#at === this.#bytes.length
+    return this.#at === this.#end
   }
 
   /** Tag of the next element, undefined at the end. */
   peek(): number | undefined {
-    return this.#bytes[this.#at]
+    return this.done ? undefined : this.#bytes[this.#at]
   }
 
   /** The next element; with `tag` it must be of that tag. */
   next(tag?: number): Element {
     const start = this.#at
-    const found = this.#bytes[start]
+    const found = this.peek()
     if (found === undefined) return fail('ends early', 'early')
-    if ((found & 0x1f) === 0x1f) fail('a tag of several bytes', 'tag')
-    if (tag !== undefined && found !== tag) fail(`tag ${found.toString(16)} where ${tag.toString(16)} belongs`, 'tag')
-    const first = this.#bytes[start + 1]
-    if (first === undefined) return fail('ends early', 'early')
-    let length = first
-    let header = 2
-    if (first >= 0x80) {
-      const count = first & 0x7f
-      if (count === 0) fail('an indefinite length', 'indefinite')
-      if (count > 3) fail('a length too large', 'length')
-      length = 0
-      for (let i = 0; i < count; i++) length = length * 256 + (this.#bytes[start + 2 + i] ?? fail('ends early', 'early'))
-      if (length < 0x80 || (count > 1 && length < 1 << (8 * (count - 1)))) fail('a length that is not minimal', 'length')
-      header += count
-    }
-    const end = start + header + length
-    if (end > this.#bytes.length) fail('ends early', 'early')
-    this.#at = end
-    return { tag: found, bytes: this.#bytes.subarray(start, end), content: this.#bytes.subarray(start + header, end), depth: this.#depth }
+    if (tag !== undefined && found !== tag && (found & 0x1f) !== 0x1f) fail(`tag ${found.toString(16)} where ${tag.toString(16)} belongs`, 'tag')
+    readHeader(this.#bytes, start, this.#end)
+    this.#at = elementEnd
+    return new Element(found, this.#depth, this.#bytes, start)
   }
 
   /** The next element if it has this tag. */
@@ -113,7 +147,7 @@ export class DerReader {
   }
 }
 
-export const inside = (element: Element): DerReader => new DerReader(element.content, element.depth + 1)
+export const inside = ({ source, depth, body, end }: Element): DerReader => new DerReader(source, depth + 1, body, end)
 
 /** The one element that these bytes are. */
 export const whole = (bytes: Uint8Array, tag: number): Element => {
@@ -128,35 +162,58 @@ export const whole = (bytes: Uint8Array, tag: number): Element => {
  * form (X.690 §8, §10, §11). What lies inside an OCTET STRING is not looked at.
  */
 export const checkDer = (bytes: Uint8Array, depth: number): void => {
-  const walk = (reader: DerReader, left: number): void => {
+  if (bytes.length > maxBytes) fail(`${bytes.length} bytes`, 'size')
+  const walk = (from: number, to: number, left: number): void => {
     if (left < 0) fail('nested too deeply', 'depth')
-    while (!reader.done) {
-      const element = reader.next()
-      if ((element.tag & 0x20) === 0) checkPrimitive(element)
-      else if (element.tag < 0x40 && element.tag !== tags.sequence && element.tag !== tags.set) fail('a string in pieces')
-      else walk(inside(element), left - 1)
+    for (let at = from; at < to;) {
+      const tag = readHeader(bytes, at, to)
+      const body = headerEnd
+      const end = elementEnd
+      if ((tag & 0x20) === 0) checkPrimitive(tag, bytes, body, end)
+      else if (tag < 0x40 && tag !== tags.sequence && tag !== tags.set) fail('a string in pieces')
+      else walk(body, end, left - 1)
+      at = end
     }
   }
-  walk(new DerReader(bytes), depth)
+  walk(0, bytes.length, Math.min(depth, maxDepth))
 }
 
-const checkPrimitive = (element: Element): void => {
-  const { tag, content } = element
-  // By index here and below: destructuring bytes goes through an iterator.
-  const first = content[0] ?? 0
-  const second = content[1] ?? 0
-  if (tag === tags.boolean) readBoolean(element)
-  else if (tag === tags.oid) readOid(element)
-  else if (tag === tags.null && content.length > 0) fail('a NULL with content')
-  else if (tag === tags.integer && (content.length === 0 || (content.length > 1 && ((first === 0 && second < 0x80) || (first === 0xff && second >= 0x80)))))
+/** The content of a primitive, from `body` to `end`. */
+const checkPrimitive = (tag: number, bytes: Uint8Array, body: number, end: number): void => {
+  const length = end - body
+  const first = length > 0 ? (bytes[body] as number) : 0
+  const second = length > 1 ? (bytes[body + 1] as number) : 0
+  if (tag === tags.boolean) booleanOf(bytes, body, end)
+  else if (tag === tags.oid) oidOf(bytes, body, end)
+  else if (tag === tags.null && length > 0) fail('a NULL with content')
+  else if (tag === tags.integer && (length === 0 || (length > 1 && ((first === 0 && second < 0x80) || (first === 0xff && second >= 0x80)))))
     fail('an INTEGER that is not minimal')
-  else if (tag === tags.bitString && (content.length === 0 || first > 7 || (content.length === 1 && first > 0))) fail('a BIT STRING without its first byte')
+  else if (tag === tags.bitString && (length === 0 || first > 7 || (length === 1 && first > 0))) fail('a BIT STRING without its first byte')
 }
 
-/** Dotted form of an OBJECT IDENTIFIER. */
-export const readOid = (element: Element): string => {
-  if (element.tag !== tags.oid || element.content.length === 0 || element.content.length > 64) return fail('not an OBJECT IDENTIFIER')
-  const { content } = element
+/** OBJECT IDENTIFIERs that were read, by a hash of their bytes: the same few, over and over. */
+const knownOids: ({ readonly content: Uint8Array; readonly dotted: string } | undefined)[] = Array.from({ length: 256 })
+
+/** Dotted form of the OBJECT IDENTIFIER with this content: from the table where it is there. */
+const oidOf = (bytes: Uint8Array, body: number, end: number): string => {
+  const length = end - body
+  if (length === 0 || length > 64) return fail('not an OBJECT IDENTIFIER')
+  let hash = length
+  for (let at = body; at < end; at++) hash = (Math.imul(hash, 31) + (bytes[at] as number)) | 0
+  const place = (hash ^ (hash >>> 8)) & 255
+  const known = knownOids[place]
+  if (known !== undefined && known.content.length === length) {
+    let at = 0
+    while (at < length && known.content[at] === bytes[body + at]) at++
+    if (at === length) return known.dotted
+  }
+  const content = new Uint8Array(bytes.subarray(body, end))
+  const dotted = dottedOf(content)
+  knownOids[place] = { content, dotted }
+  return dotted
+}
+
+const dottedOf = (content: Uint8Array): string => {
   let dotted = ''
   let value = 0
   let fresh = true
@@ -176,28 +233,36 @@ export const readOid = (element: Element): string => {
   return fresh ? dotted : fail('an OBJECT IDENTIFIER that ends early')
 }
 
-export const readBoolean = (element: Element): boolean => {
-  const [value] = element.content
-  return element.tag === tags.boolean && element.content.length === 1 && (value === 0 || value === 0xff) ? value === 0xff : fail('not a BOOLEAN')
+/** Dotted form of an OBJECT IDENTIFIER. */
+export const readOid = ({ tag, source, body, end }: Element): string => (tag === tags.oid ? oidOf(source, body, end) : fail('not an OBJECT IDENTIFIER'))
+
+const booleanOf = (bytes: Uint8Array, body: number, end: number): boolean => {
+  const value = bytes[body]
+  return end - body === 1 && (value === 0 || value === 0xff) ? value === 0xff : fail('not a BOOLEAN')
 }
 
-/** Content of a minimal, non-negative INTEGER, as big-endian bytes with its sign byte. */
-export const readUnsigned = (element: Element): Uint8Array => {
+export const readBoolean = ({ tag, source, body, end }: Element): boolean => (tag === tags.boolean ? booleanOf(source, body, end) : fail('not a BOOLEAN'))
+
+/** Content of a minimal, non-negative INTEGER, as big-endian bytes with its sign byte. `tag`: where an IMPLICIT one takes its place. */
+export const readUnsigned = (element: Element, tag: number = tags.integer): Uint8Array => {
   const { content } = element
   const first = content[0] ?? 0x80
   const second = content[1] ?? 0x80
-  if (element.tag !== tags.integer || first >= 0x80 || (content.length > 1 && first === 0 && second < 0x80)) return fail('not a minimal, non-negative INTEGER')
+  if (element.tag !== tag || first >= 0x80 || (content.length > 1 && first === 0 && second < 0x80)) return fail('not a minimal, non-negative INTEGER')
   return content
 }
 
-export const readSmall = (element: Element): number => {
-  const bytes = readUnsigned(element)
-  return bytes.length > 4 ? fail('an INTEGER too large') : bytes.reduce((value, byte) => value * 256 + byte, 0)
+export const readSmall = (element: Element, tag?: number): number => {
+  const bytes = readUnsigned(element, tag)
+  if (bytes.length > 4) return fail('an INTEGER too large')
+  let value = 0
+  for (let at = 0; at < bytes.length; at++) value = value * 256 + (bytes[at] as number)
+  return value
 }
 
 /** BIT STRING without unused bits. */
-export const readBits = (element: Element): Uint8Array =>
-  element.tag === tags.bitString && element.content[0] === 0 ? element.content.subarray(1) : fail('not a BIT STRING of whole bytes')
+export const readBits = ({ tag, source, body, end }: Element): Uint8Array =>
+  tag === tags.bitString && body < end && source[body] === 0 ? source.subarray(body + 1, end) : fail('not a BIT STRING of whole bytes')
 
 /** Named bits (X.680 §22.7): the set of positions that are one. */
 export const readNamedBits = (element: Element): ReadonlySet<number> => {

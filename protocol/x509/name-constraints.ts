@@ -32,7 +32,7 @@ const subtrees = (element: Element | undefined): readonly GeneralName[] => {
     const subtree = reader.enter(tags.sequence)
     const base = readGeneralName(subtree.next())
     const minimum = subtree.optional(0x80)
-    if (minimum !== undefined && readSmall({ ...minimum, tag: tags.integer }) !== 0) fail('a minimum')
+    if (minimum !== undefined && readSmall(minimum, 0x80) !== 0) fail('a minimum')
     subtree.end()
     if (!isBase(base)) fail(`a ${base.kind} subtree of another form`)
     found.push(base)

@@ -1,4 +1,4 @@
-import { createPublicKey, verify, type KeyObject } from 'node:crypto'
+import { verify, type KeyObject } from 'node:crypto'
 import { coordinateSize, isPoint, isScalar, type CurveName } from '../../curves.ts'
 import { inside, readOid, readUnsigned, tags, whole } from '../der.ts'
 import { oids } from '../oids.ts'
@@ -38,7 +38,8 @@ export const readKey = (spki: Uint8Array, admitted: readonly KeyKind[]): Admitte
     const parameters = algorithm.done ? undefined : algorithm.next()
     algorithm.end()
     const named = parameters?.tag === tags.oid ? readOid(parameters) : undefined
-    return { oid: of, curve: named, explicit: parameters?.tag === tags.sequence, unused: key.content[0] ?? 0, bits: key.content.subarray(1) }
+    const { content } = key
+    return { oid: of, curve: named, explicit: parameters?.tag === tags.sequence, unused: content[0] ?? 0, bits: content.subarray(1) }
   }, 'csr.key.encoding')
   if (unused !== 0) refuseRequest('csr.key.bits', `${unused} unused bits`)
   if (oid === oids.rsaEncryption) return refuseRsa(bits)
@@ -53,7 +54,7 @@ export const readKey = (spki: Uint8Array, admitted: readonly KeyKind[]): Admitte
 }
 
 const checkPoint = (kind: KeyKind, bits: Uint8Array): void => {
-  const [form = -1] = bits
+  const form = bits[0] ?? -1
   const size = coordinateSize(kind)
   if (form === 0 && bits.length === 1) refuseRequest('csr.ec.infinity')
   if (((form === 2 || form === 3) && bits.length === 1 + size) || ((form === 6 || form === 7) && bits.length === 1 + 2 * size))
@@ -61,9 +62,6 @@ const checkPoint = (kind: KeyKind, bits: Uint8Array): void => {
   if (form !== 4 || bits.length !== 1 + 2 * size) refuseRequest('csr.key.encoding', 'no point of its curve')
   if (!isPoint(kind, { x: bits.subarray(1, 1 + size), y: bits.subarray(1 + size) })) refuseRequest('csr.ec.off-curve')
 }
-
-/** Imports what `readKey` admitted. */
-export const importKey = ({ spki }: AdmittedKey): KeyObject => createPublicKey({ key: Buffer.from(spki), format: 'der', type: 'spki' })
 
 const checkSignature = (kind: KeyKind, signature: Uint8Array): void => {
   const [r, s] = understood(() => {
@@ -76,15 +74,18 @@ const checkSignature = (kind: KeyKind, signature: Uint8Array): void => {
   if (!isScalar(kind, r) || !isScalar(kind, s)) refuseRequest('csr.signature.range')
 }
 
-/** Proof of possession (RFC 2986 §3): the request is signed by its own key, in the algorithm of that key. */
+/** Proof of possession (RFC 2986 §3): the request is signed by its own key, in the algorithm of that key. `known`: that key, where it was imported already. */
 export const checkPossession = (
   { info, signature, signatureAlgorithm: { oid, parameters } }: RequestStructure,
-  { kind }: AdmittedKey,
-  key: KeyObject,
+  { spki, kind }: AdmittedKey,
+  known?: KeyObject,
 ): void => {
   if (oldHashes.has(oid)) refuseRequest('csr.signature.hash', `signature algorithm ${oid}`)
   if (oid !== signatures[kind]) refuseRequest('csr.signature.algorithm', `signature algorithm ${oid} with a key on ${kind}`)
   if (parameters) refuseRequest('csr.signature.parameters')
   checkSignature(kind, signature)
-  if (!verify(hashes[kind], info, { key, dsaEncoding: 'der' }, signature)) refuseRequest('csr.signature')
+  // A key object for one verification would be garbage with a part outside of the heap.
+  const key =
+    known === undefined ? { key: Buffer.from(spki.buffer, spki.byteOffset, spki.length), format: 'der' as const, type: 'spki' as const } : { key: known }
+  if (!verify(hashes[kind], info, { ...key, dsaEncoding: 'der' }, signature)) refuseRequest('csr.signature')
 }

@@ -1,6 +1,6 @@
 import type { KeyObject } from 'node:crypto'
 import { keyUsages } from '../oids.ts'
-import { checkPossession, importKey, readKey, type KeyKind } from './key.ts'
+import { checkPossession, readKey, type KeyKind } from './key.ts'
 import { readStructure } from './structure.ts'
 import { checkWishes, type Wishes } from './wishes.ts'
 
@@ -21,7 +21,6 @@ export interface JudgedRequest extends Wishes {
   /** SubjectPublicKeyInfo, DER: all that a certificate takes from a request. */
   readonly spki: Uint8Array
   readonly kind: KeyKind
-  readonly object: KeyObject
 }
 
 /** What devices of our own ask for: a P-256 key that signs, under a name that is not taken over. */
@@ -38,7 +37,6 @@ export const judgeRequest = (
 ): JudgedRequest => {
   const structure = readStructure(bytes)
   const key = readKey(structure.spki, policy.keys)
-  const object = known !== undefined && Buffer.compare(known.spki, key.spki) === 0 ? known.object : importKey(key)
-  checkPossession(structure, key, object)
-  return { spki: new Uint8Array(key.spki), kind: key.kind, object, ...checkWishes(structure, policy) }
+  checkPossession(structure, key, known !== undefined && Buffer.compare(known.spki, key.spki) === 0 ? known.object : undefined)
+  return { spki: new Uint8Array(key.spki), kind: key.kind, ...checkWishes(structure, policy) }
 }

@@ -59,8 +59,9 @@ export const requestOfFile = (file: Uint8Array): Uint8Array => {
 export const readStructure = (bytes: Uint8Array): RequestStructure => {
   if (bytes.length > requestLimits.bytes) refuseRequest('csr.size', `${bytes.length} bytes`)
   return understood(() => {
-    checkDer(whole(bytes, tags.sequence).bytes, requestLimits.depth)
-    const outer = inside(whole(bytes, tags.sequence))
+    const request = whole(bytes, tags.sequence)
+    checkDer(bytes, requestLimits.depth)
+    const outer = inside(request)
     const info = outer.next(tags.sequence)
     const algorithm = outer.enter(tags.sequence)
     const signature = readBits(outer.next(tags.bitString))
