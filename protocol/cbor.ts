@@ -169,12 +169,19 @@ const write = (value: unknown): void => {
   library(value)
 }
 
-/** Deterministic CBOR (RFC 8949 §4.2.1): shortest forms, definite lengths, map keys in bytewise order. */
-export const encode = (value: unknown): Uint8Array => {
+const ofItsOwn = (length: number): Uint8Array => new Uint8Array(length)
+
+/**
+ * Deterministic CBOR (RFC 8949 §4.2.1): shortest forms, definite lengths, map keys in bytewise order. `allocate` gives the bytes that it is written to; memory of
+ * its own is dear for what is gone again at once.
+ */
+export const encode = (value: unknown, allocate = ofItsOwn): Uint8Array => {
   end = 0
   try {
     write(value)
-    return new Uint8Array(buffer.subarray(0, end))
+    const bytes = allocate(end)
+    bytes.set(buffer.subarray(0, end))
+    return bytes
   } finally {
     // Keys and secrets pass here: nothing of them stays behind.
     buffer.fill(0, 0, end)

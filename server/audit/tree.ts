@@ -11,8 +11,13 @@ export interface Tree {
 
 export const emptyTree: Tree = { size: 0, frontier: [] }
 
-/** In one call: a hash object for each of so many short inputs costs more than hashing them. */
-const sha256 = (...parts: readonly Uint8Array[]): Uint8Array => new Uint8Array(hash('sha256', Buffer.concat(parts), 'buffer'))
+/** In one call, and through a string: a hash object, or a Buffer of its own, for each of so many short inputs costs more than hashing them. */
+export const sha256 = (...parts: readonly Uint8Array[]): Uint8Array => {
+  const text = hash('sha256', Buffer.concat(parts), 'binary')
+  const digest = new Uint8Array(32)
+  for (let at = 0; at < 32; at++) digest[at] = text.charCodeAt(at)
+  return digest
+}
 
 const leafPrefix = Uint8Array.of(0)
 const nodePrefix = Uint8Array.of(1)

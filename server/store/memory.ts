@@ -81,8 +81,9 @@ const outcome = (table: MemoryTable, write: Write): { id: string; next: Stored |
   if (write.do === 'delete') return { id, next: undefined }
   const { row } = write
   const version = (stored?.version ?? 0) + 1
-  const values = fieldsOf(table.name).map(({ name, unique }, at) => {
-    const value = indexedValue(write.table, row, name)
+  const values = fieldsOf(table.name).map((field, at) => {
+    const { name, unique } = field
+    const value = indexedValue(row, field)
     const holders = unique && value !== null ? table.byField[at]?.get(value) : undefined
     if (holders !== undefined && !holders.has(id)) throw new WriteConflict({ table: table.name, id, why: 'unique', field: name })
     return value

@@ -9,6 +9,8 @@ export interface Field {
   readonly unique: boolean
   /** What of a value its rows are counted by; undefined for a field that is not tallied. */
   readonly tally: ((value: string) => string) | undefined
+  /** Of a field that follows from the row. */
+  readonly derive: ((row: never) => string | null) | undefined
 }
 
 const own = <V>(of: object | undefined, key: string): V | undefined =>
@@ -24,6 +26,7 @@ const fields = Object.fromEntries(
       name,
       unique: kind === 'unique',
       tally: own<(value: string) => string>(own<object>(tallies, table), name),
+      derive: own<(row: never) => string | null>(own<object>(derived, table), name),
     })),
   ]),
 ) as unknown as Readonly<Record<Table, readonly Field[]>>
@@ -31,9 +34,8 @@ const fields = Object.fromEntries(
 export const tableNames = Object.keys(indexes) as readonly Table[]
 
 /** What an index holds for a row: its text, or null for a field that is not set (which no search finds and no uniqueness refuses). */
-export const indexedValue = <T extends Table>(table: T, row: Tables[T], field: string): string | null => {
-  const derive = own<(row: Tables[T]) => string | null>(own<object>(derived, table), field)
-  const value: unknown = derive === undefined ? (row as unknown as Readonly<Record<string, unknown>>)[field] : derive(row)
+export const indexedValue = <T extends Table>(row: Tables[T], { name, derive }: Pick<Field, 'name' | 'derive'>): string | null => {
+  const value: unknown = derive === undefined ? (row as unknown as Readonly<Record<string, unknown>>)[name] : derive(row as never)
   return typeof value === 'string' ? value : null
 }
 
@@ -47,13 +49,22 @@ export const indexNamed = (table: Table, name: string, kind: 'index' | 'tally' =
 
 /** A row as deterministic CBOR. Throws Problem('internal') for what would not come back the same: undefined, NaN, infinite. */
 export const encodeRow = <T extends Table>(table: T, row: Tables[T], version: number): Uint8Array => {
-  const fault = unstorable(row)
-  if (fault !== undefined) throw new Problem('internal', `${table} ${row.id}: ${fault}`, { reason: 'store.row' })
-  return encode({ ...row, version })
+  if (!isStorable(row)) throw new Problem('internal', `${table} ${row.id}: ${unstorable(row) ?? 'cannot be stored'}`, { reason: 'store.row' })
+  return encode({ ...row, version }, Buffer.allocUnsafe)
 }
 
 /** The row back; its byte fields are Uint8Arrays of their own. */
 export const decodeRow = <T extends Table>(bytes: Uint8Array): Tables[T] => decode(bytes) as Tables[T]
+
+/** Whether the value comes back from CBOR as it is. Every row passes here: what is wrong with one is found out afterwards. */
+const isStorable = (value: unknown): boolean => {
+  if (typeof value === 'string' || typeof value === 'boolean' || value === null) return true
+  if (typeof value === 'number') return Number.isFinite(value)
+  if (typeof value !== 'object') return false
+  if (value instanceof Uint8Array) return true
+  for (const key in value) if (!isStorable((value as Readonly<Record<string, unknown>>)[key])) return false
+  return true
+}
 
 const unstorable = (value: unknown, path = ''): string | undefined => {
   if (value === undefined) return `${path} is undefined`
@@ -83,8 +94,7 @@ export class WriteConflict extends Error {
 export const requireEntries = (changes: Changes): void => {
   if (changes.entries.length === 0) throw new Problem('internal', 'a commit without an audit entry', { reason: 'store.unaudited' })
   for (const entry of changes.entries) {
-    const fault = unstorable(entry)
-    if (fault !== undefined) throw new Problem('internal', `audit entry: ${fault}`, { reason: 'store.row' })
+    if (!isStorable(entry)) throw new Problem('internal', `audit entry: ${unstorable(entry) ?? 'cannot be stored'}`, { reason: 'store.row' })
   }
 }
 

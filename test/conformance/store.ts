@@ -115,11 +115,16 @@ export const storeConformance = (name: string, open: () => Promise<Store>): void
 
     test('of commits made at once each has its own verdict', async () => {
       const verdicts = await Promise.all(
-        [insertDevice('d1'), insertDevice('d2'), insertDevice('d1'), insertDevice('d3')].map(async (write) => await store.commit(change(write))),
+        [[insertDevice('d1')], [insertDevice('d2')], [insertDevice('d4'), insertDevice('d1')], [insertDevice('d3')]].map(
+          async (writes) => await store.commit(change(...writes)),
+        ),
       )
       expect(verdicts.map(({ committed }) => committed)).toEqual([true, true, false, true])
       expect(verdicts.filter((verdict) => verdict.committed).map((verdict) => verdict.sequence)).toEqual([1, 2, 3])
+      // The third one's first write is taken back with it, and is counted nowhere.
       expect(await ids({ limit: 10 })).toEqual(['d1', 'd2', 'd3'])
+      expect(await store.count('device', { state: 'registered' })).toBe(3)
+      expect((await store.checkpoint()).size).toBe(3)
     })
 
     test('of a hundred updates of one version exactly one wins', async () => {

@@ -1,5 +1,5 @@
 import type { Table, Tables } from '../../flows/context.ts'
-import { decodeRow } from '../rows.ts'
+import { decodeRow, fieldsOf } from '../rows.ts'
 import type { PreparedWrite, RowQuery } from './statements.ts'
 
 type Row = Tables[Table]
@@ -121,10 +121,10 @@ export const readCache = (): ReadCache => {
       for (const name of within.get(row) ?? []) answers.delete(name)
       within.delete(row)
       answers.delete(table)
-      for (const field in values) {
-        const value = values[field]
-        if (value !== null && value !== undefined) answers.delete(answerName(table, field, value))
-      }
+      fieldsOf(table).forEach(({ name }, at) => {
+        const value = values[at]
+        if (value !== null && value !== undefined) answers.delete(answerName(table, name, value))
+      })
     }
   }
 

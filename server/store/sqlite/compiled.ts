@@ -7,6 +7,9 @@ export interface Compiled {
   all(values: Readonly<Record<string, unknown>>): unknown[]
   /** Rows that were changed. */
   run(values: Readonly<Record<string, unknown>>): number
+  /** Names of the parameters in their order, for `runOrdered`: what runs often spares looking each of them up. */
+  readonly names: readonly string[]
+  runOrdered(values: readonly unknown[]): number
 }
 
 const nameOf = (parameter: unknown): string => {
@@ -26,8 +29,10 @@ export const compile = (connection: Connection, query: { toSQL(): { readonly sql
   if (statement.reader) statement.pluck()
   const bound = (values: Readonly<Record<string, unknown>>): unknown[] => names.map((name) => values[name])
   return {
-    get: (values) => statement.get(...bound(values)),
-    all: (values) => statement.all(...bound(values)),
-    run: (values) => statement.run(...bound(values)).changes,
+    get: (values) => statement.get(bound(values)),
+    all: (values) => statement.all(bound(values)),
+    run: (values) => statement.run(bound(values)).changes,
+    names,
+    runOrdered: (values) => statement.run(values).changes,
   }
 }

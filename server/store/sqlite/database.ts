@@ -46,7 +46,7 @@ export const migrationFunctions = (connection: Connection): void => {
   }
   connection.function('index_value', { deterministic: true, directOnly: true }, (table, field, row) => {
     const name = named(table)
-    return indexedValue(name, decodeRow(row as Uint8Array), String(field))
+    return indexedValue(decodeRow(row as Uint8Array), indexNamed(name, String(field)))
   })
   connection.function('tally_value', { deterministic: true, directOnly: true }, (table, field, value) =>
     typeof value === 'string' ? (indexNamed(named(table), String(field), 'tally').tally?.(value) ?? null) : null,

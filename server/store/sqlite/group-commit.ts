@@ -27,23 +27,44 @@ export interface GroupParts {
   readonly step: (name: string) => void
 }
 
+/** A commit of a group conflicts: the group runs again, each commit with a savepoint. */
+class Contended extends Error {}
+
+/** What one commit did, and the log's head after it. */
+interface Done {
+  readonly result: Verdict | Error
+  readonly head: LogHead
+}
+
 /**
- * Runs a group of commits as one transaction, durable when it returns: one flush of the disk for all. Each commit has a savepoint of its
- * own: a conflict takes back that commit alone, its entries included. Throws when the disk fails; the transaction is then undone as a whole.
+ * Runs a group of commits as one transaction, durable when it returns: one flush of the disk for all. A conflict takes back that commit alone, its entries
+ * included. Conflicts are rare and savepoints are dear (SQLite copies each page before its first change in one), so a group runs without any; one that turns out
+ * to have a conflict is undone and runs once more with a savepoint for each commit. Throws when the disk fails; the transaction is then undone as a whole.
  */
 export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
   const [begin, commit, rollback] = [connection.prepare('BEGIN IMMEDIATE'), connection.prepare('COMMIT'), connection.prepare('ROLLBACK')] as const
   const [savepoint, undo, release] = [connection.prepare('SAVEPOINT one'), connection.prepare('ROLLBACK TO one'), connection.prepare('RELEASE one')] as const
 
-  const one = (pending: Pending, before: LogHead, counts: Counts): { result: Verdict | Error; head: LogHead } => {
+  const apply = ({ writes, entries }: Pending, before: LogHead, counts: Counts): Done => {
+    for (const write of writes) rows.write(write, counts)
+    const head = entries.reduce(log.append, before)
+    return { result: { committed: true, sequence: head.sequence }, head }
+  }
+  const plain = (pending: Pending, before: LogHead, counts: Counts): Done => {
+    try {
+      return apply(pending, before, counts)
+    } catch (error) {
+      throw isDiskError(error) ? error : new Contended()
+    }
+  }
+  const guarded = (pending: Pending, before: LogHead, counts: Counts): Done => {
     savepoint.run()
     try {
       const own: Counts = new Map()
-      for (const write of pending.writes) rows.write(write, own)
-      const head = pending.entries.reduce(log.append, before)
+      const done = apply(pending, before, own)
       release.run()
       addCounts(counts, own)
-      return { result: { committed: true, sequence: head.sequence }, head }
+      return done
     } catch (error) {
       if (isDiskError(error)) throw error
       undo.run()
@@ -53,7 +74,7 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
     }
   }
 
-  return (group: readonly Pending[], start: LogHead): GroupResult => {
+  const run = (group: readonly Pending[], start: LogHead, one: typeof plain): GroupResult => {
     begin.run()
     try {
       let head = start
@@ -77,6 +98,16 @@ export const groupCommit = ({ connection, rows, log, step }: GroupParts) => {
       // SQLite has already rolled back by itself after some errors.
       if (connection.inTransaction) rollback.run()
       throw error
+    }
+  }
+
+  return (group: readonly Pending[], start: LogHead): GroupResult => {
+    try {
+      return run(group, start, plain)
+    } catch (error) {
+      // Nothing of it is left: it may run again.
+      if (!(error instanceof Contended)) throw error
+      return run(group, start, guarded)
     }
   }
 }

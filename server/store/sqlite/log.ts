@@ -72,7 +72,7 @@ export const logStatements = (connection: Connection, db: BetterSQLite3Database)
     },
     append(before, entry) {
       const { sequenced, bytes, head: next } = extend(before, entry)
-      insert.run({ sequence: sequenced.sequence, bytes: Buffer.from(bytes), chain: Buffer.from(sequenced.chain) })
+      insert.run({ sequence: sequenced.sequence, bytes, chain: sequenced.chain })
       return next
     },
     save({ sequence, chain, tree }) {

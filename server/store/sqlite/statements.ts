@@ -16,14 +16,17 @@ export interface PreparedWrite {
   readonly id: string
   /** The version that must be stored (update, delete). */
   readonly expected: number
-  readonly bytes: Buffer
-  readonly values: Readonly<Record<string, string | null>>
+  readonly bytes: Uint8Array
+  /** Of the indexed fields, in the order of `fieldsOf`; none of a deletion. */
+  readonly values: readonly (string | null)[]
 }
+
+const nothing = new Uint8Array()
 
 /** Encodes a write. Throws Problem('internal') for a row that cannot be stored. */
 export const prepareWrite = (write: Write): PreparedWrite => {
   const { table } = write
-  if (write.do === 'delete') return { table, do: 'delete', id: write.id, expected: write.version, bytes: Buffer.alloc(0), values: {} }
+  if (write.do === 'delete') return { table, do: 'delete', id: write.id, expected: write.version, bytes: nothing, values: [] }
   const { row } = write
   const expected = write.do === 'insert' ? 0 : row.version
   return {
@@ -31,8 +34,8 @@ export const prepareWrite = (write: Write): PreparedWrite => {
     do: write.do,
     id: row.id,
     expected,
-    bytes: Buffer.from(encodeRow(table, row, expected + 1)),
-    values: Object.fromEntries(fieldsOf(table).map(({ name }) => [name, indexedValue(table, row, name)])),
+    bytes: encodeRow(table, row, expected + 1),
+    values: fieldsOf(table).map((field) => indexedValue(row, field)),
   }
 }
 
@@ -85,19 +88,35 @@ const statementsOf = (connection: Connection, db: BetterSQLite3Database, name: T
   const { id: _id, ...changed } = values
   const isId = eq(table.id, sql.placeholder('id'))
   const isExpected = and(isId, eq(table.version, sql.placeholder('expected')))
+  const update = db
+    .update(table)
+    .set(changed as never)
+    .where(isExpected)
   return {
     get: compile(connection, db.select({ row: table.row }).from(table).where(isId)),
     version: compile(connection, db.select({ version: table.version }).from(table).where(isId)),
-    insert: compile(connection, db.insert(table).values(values as never)),
-    update: compile(
-      connection,
-      db
-        .update(table)
-        .set(changed as never)
-        .where(isExpected),
-    ),
-    delete: compile(connection, db.delete(table).where(isExpected)),
+    insert: writing(name, compile(connection, db.insert(table).values(values as never))),
+    update: writing(name, compile(connection, update)),
+    delete: writing(name, compile(connection, db.delete(table).where(isExpected))),
   }
+}
+
+/** Where the parameters of a statement come from. */
+const sources = {
+  id: ({ id }) => id,
+  row: ({ bytes }) => bytes,
+  version: ({ expected }) => expected + 1,
+  expected: ({ expected }) => expected,
+} as const satisfies Readonly<Record<string, (write: PreparedWrite) => unknown>>
+
+/** A statement that makes a write; how many rows it changed. */
+const writing = (table: Table, statement: Compiled): ((write: PreparedWrite) => number) => {
+  const fields = fieldsOf(table).map(({ name }) => name)
+  const parameters = statement.names.map((name): ((write: PreparedWrite) => unknown) => {
+    const at = fields.indexOf(name)
+    return at < 0 ? sources[name as keyof typeof sources] : ({ values }) => values[at]
+  })
+  return (write) => statement.runOrdered(parameters.map((parameter) => parameter(write)))
 }
 
 /** Counts of rows by value, changed with the rows they count. */
@@ -156,7 +175,9 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
   const tallies = tallyStatements(connection, db)
   const tallied = new Map(
     tableNames.flatMap((name) => {
-      const fields = fieldsOf(name).filter(({ tally }) => tally !== undefined)
+      const fields = fieldsOf(name)
+        .map((field, at) => ({ ...field, at }))
+        .filter(({ tally }) => tally !== undefined)
       if (fields.length === 0) return []
       const table = rowTables[name]
       const before = db
@@ -268,24 +289,20 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
         counted === undefined || write.do === 'insert'
           ? undefined
           : (counted.before.get({ id: write.id }) as Readonly<Record<string, string | null>> | undefined)
-      const recount = (): void => {
-        for (const { name, tally } of counted?.fields ?? []) {
-          const part = (value: string | null | undefined): string | null => (value === null || value === undefined ? null : (tally?.(value) ?? null))
-          const [from, to] = [part(before?.[name]), part(write.values[name])]
-          if (from === to) continue
-          if (from !== null) add(counts, { table: write.table, field: name, value: from, by: -1 })
-          if (to !== null) add(counts, { table: write.table, field: name, value: to, by: 1 })
-        }
-      }
-      const statements = prepared[write.table]
-      const values = { ...write.values, id: write.id, row: write.bytes, version: write.expected + 1, expected: write.expected }
+      let rows: number
       try {
-        if (statements[write.do].run(values) === 1) return recount()
+        rows = prepared[write.table][write.do](write)
       } catch (error) {
-        if (isConstraint(error)) throw conflictOf(write, error)
-        throw error
+        throw isConstraint(error) ? conflictOf(write, error) : error
       }
-      throw conflictOf(write)
+      if (rows !== 1) throw conflictOf(write)
+      for (const { name, tally, at } of counted?.fields ?? []) {
+        const part = (value: string | null | undefined): string | null => (value === null || value === undefined ? null : (tally?.(value) ?? null))
+        const [from, to] = [part(before?.[name]), part(write.values[at])]
+        if (from === to) continue
+        if (from !== null) add(counts, { table: write.table, field: name, value: from, by: -1 })
+        if (to !== null) add(counts, { table: write.table, field: name, value: to, by: 1 })
+      }
     },
     recount: (counts) => tallies.save(counts),
   }
