@@ -46,7 +46,7 @@ export interface Issuing {
 }
 
 /** Method 1 of RFC 7093 §2 would truncate SHA-256; so does this: the leftmost 160 bits over the SubjectPublicKeyInfo. */
-export const keyIdentifier = (spki: Uint8Array): Uint8Array => hash('sha256', spki, 'buffer').subarray(0, 20)
+export const keyIdentifier = (spki: Uint8Array): Uint8Array => Buffer.from(hash('sha256', spki, 'binary').slice(0, 20), 'latin1')
 
 const ipBytes = (address: string): Uint8Array => {
   if (isIP(address) === 4) return Uint8Array.from(address.split('.').map(Number))

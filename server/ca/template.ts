@@ -1,6 +1,6 @@
 import { hash } from 'node:crypto'
 import { isPoint } from '@fleetkey/protocol/curves.ts'
-import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { isDeviceId } from '@fleetkey/protocol/ids.ts'
 import { isCanonicalP256 } from '@fleetkey/protocol/x509/public-key.ts'
 import { utcTime } from '@fleetkey/protocol/x509/der.ts'
 import { lint, requireClean } from './lint/lint.ts'
@@ -44,7 +44,7 @@ const isSound = ({ profile, order, issuer, of, now }: Filling): boolean =>
   order.role === undefined &&
   order.names === undefined &&
   profile.keys.includes('p256') &&
-  DeviceId.safeParse(order.subject).success &&
+  isDeviceId(order.subject) &&
   isCanonicalP256(order.spki) &&
   isPoint('p256', { x: order.spki.subarray(prefixLength, prefixLength + 32), y: order.spki.subarray(prefixLength + 32) }) &&
   Buffer.compare(order.spki, issuer.spki) !== 0 &&
@@ -63,11 +63,19 @@ const write = (bytes: Uint8Array, at: number, text: string): void => {
   for (let index = 0; index < text.length; index++) bytes[at + index] = text.charCodeAt(index)
 }
 
+/** Texts of the last dates: certificates of one second share theirs. */
+const dates = { notBefore: { at: NaN, text: '' }, notAfter: { at: NaN, text: '' } }
+const dateText = (which: keyof typeof dates, at: number): string => {
+  if (dates[which].at !== at) dates[which] = { at, text: utcTime(at) }
+  return dates[which].text
+}
+
 const filled = (template: Template, { order, of }: Filling): Uint8Array => {
-  const bytes = new Uint8Array(template.bytes)
-  bytes.set(Buffer.from(of.serial, 'hex'), template.serial)
-  write(bytes, template.notBefore, utcTime(of.notBefore))
-  write(bytes, template.notAfter, utcTime(of.notAfter))
+  const bytes = Buffer.allocUnsafe(template.bytes.length)
+  bytes.set(template.bytes)
+  bytes.write(of.serial, template.serial, 'hex')
+  write(bytes, template.notBefore, dateText('notBefore', of.notBefore))
+  write(bytes, template.notAfter, dateText('notAfter', of.notAfter))
   for (const at of template.subject) write(bytes, at, order.subject)
   bytes.set(order.spki.subarray(prefixLength), template.point)
   bytes.set(keyIdentifier(order.spki), template.keyIdentifier)

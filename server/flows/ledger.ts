@@ -53,10 +53,12 @@ const over = async (ctx: Base, write: Write): Promise<Write | undefined> => {
   return from === undefined ? undefined : { table: 'span', do: 'insert', row: ended(spanOf(ctx, { ...pair, from }), ctx.now()) }
 }
 
+/** Whether a membership or a grant begins or ends with this write. */
+export const concernsLedger = ({ table, do: does }: Write): boolean => (table === 'member' || table === 'grant') && does !== 'update'
+
 /** What the ledger has to say of these writes, to be committed with them: the one place where memberships and grants become spans. */
 export const ledgerOf = async (ctx: Base, writes: readonly Write[]): Promise<readonly Write[]> => {
-  const concerned = writes.filter(({ table, do: does }) => (table === 'member' || table === 'grant') && does !== 'update')
-  if (concerned.length === 0) return []
+  const concerned = writes.filter(concernsLedger)
   const found = await inChunks(concerned, 200, async (write): Promise<Write[]> => {
     const [span, ending] = [await begun(ctx, write), await over(ctx, write)]
     return [...(span === undefined ? [] : [{ table: 'span', do: 'insert', row: span } as const]), ...(ending === undefined ? [] : [ending])]

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { keyId, rawSignature, signMessage, type Signer } from '@fleetkey/protocol/signed.ts'
 import type { Body } from '@fleetkey/protocol/messages.ts'
 import { DeviceId, EnrolmentId, GroupAddress, TenantId } from '@fleetkey/protocol/ids.ts'
@@ -33,4 +33,4 @@ export const messageTo = async (ctx: Base, signer: Signer, client: string, body:
   )
 
 export const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
-export const sha256hex = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
+export const sha256hex = (bytes: Uint8Array): string => hash('sha256', bytes, 'hex')

@@ -2,7 +2,7 @@ import { Problem, toProblem } from '@fleetkey/protocol/problem.ts'
 import { authorise, type Action } from '../access/authorise.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Base, Changes, Table, Tables, Write } from './context.ts'
-import { ledgerOf } from './ledger.ts'
+import { concernsLedger, ledgerOf } from './ledger.ts'
 
 /** Caller + action + subject. */
 export interface Intent {
@@ -48,22 +48,34 @@ export const markAudited = (problem: Problem): void => void audited.add(problem)
 /** `operator:alice`; `unidentified:192.0.2.0/24` */
 export const callerName = (caller: Caller): string => `${caller.kind}:${caller.id}`
 
-const collect = (): { tx: Transaction; writes: Write[]; notes: string[] } => {
-  const writes: Write[] = []
-  const notes: string[] = []
-  const touched = new Set<string>()
-  const tx: Transaction = {
-    insert: (table, row) => void writes.push({ table, do: 'insert', row: { ...row, version: 0 } } as unknown as Write),
-    update: (table, row) => void writes.push({ table, do: 'update', row } as unknown as Write),
-    touch(table, row) {
-      if (touched.has(`${table}/${row.id}`)) return
-      touched.add(`${table}/${row.id}`)
-      tx.update(table, row)
-    },
-    remove: (table, row) => void writes.push({ table, do: 'delete', id: row.id, version: row.version } as Write),
-    note: (detail) => void notes.push(detail),
+class Collected implements Transaction {
+  readonly writes: Write[] = []
+  readonly notes: string[] = []
+  #touched: Set<string> | undefined
+
+  insert<T extends Table>(table: T, row: Omit<Tables[T], 'version'> & { version?: number }): void {
+    this.writes.push({ table, do: 'insert', row: { ...row, version: 0 } } as unknown as Write)
   }
-  return { tx, writes, notes }
+
+  update<T extends Table>(table: T, row: Tables[T]): void {
+    this.writes.push({ table, do: 'update', row } as unknown as Write)
+  }
+
+  touch<T extends Table>(table: T, row: Tables[T]): void {
+    const name = `${table}/${row.id}`
+    this.#touched ??= new Set()
+    if (this.#touched.has(name)) return
+    this.#touched.add(name)
+    this.update(table, row)
+  }
+
+  remove<T extends Table>(table: T, row: Tables[T]): void {
+    this.writes.push({ table, do: 'delete', id: row.id, version: row.version } as Write)
+  }
+
+  note(detail: string): void {
+    this.notes.push(detail)
+  }
 }
 
 /**
@@ -75,11 +87,10 @@ export const perform = async <R>(ctx: Base, intent: Intent, change: (tx: Transac
   try {
     authorise(intent.caller, intent.action)
     for (let attempt = 1; ; attempt++) {
-      const { tx, writes, notes } = collect()
+      const tx = new Collected()
       const result = await change(tx)
-      const verdict = await ctx.store.commit(changesOf(ctx, intent, [...writes, ...(await ledgerOf(ctx, writes))], notes), {
-        reserved: reserved.has(intent.action),
-      })
+      const ledger = tx.writes.some(concernsLedger) ? await ledgerOf(ctx, tx.writes) : []
+      const verdict = await ctx.store.commit(changesOf(ctx, intent, [...tx.writes, ...ledger], tx.notes), { reserved: reserved.has(intent.action) })
       if (verdict.committed) return result
       const { table, id, why, field } = verdict.conflict
       if (why === 'unique' || why === 'exists' || attempt === attempts)

@@ -131,7 +131,10 @@ export const openFileHolder = (folder: string, options: FileKmsOptions = {}): Ho
       }
     },
     async sign(batch) {
-      return batch.map(({ key, data }) => new Uint8Array(sign('sha256', data, key.material)))
+      return batch.map(({ key, data }) => {
+        const { buffer, byteOffset, length } = sign('sha256', data, key.material)
+        return new Uint8Array(buffer, byteOffset, length)
+      })
     },
     async wrap(batch) {
       return batch.map(({ key, plaintext, context }) => seal(key.material, plaintext.bytes(), wrapContext(key.name, context), random(12)))
