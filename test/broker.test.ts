@@ -1,5 +1,5 @@
 import { createHash, randomBytes, randomInt } from 'node:crypto'
-import { connect as connectTcp } from 'node:net'
+import { connect as connectTcp, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
@@ -212,14 +212,21 @@ describe('CONNECT', () => {
       expect(await wire.next()).toBe('closed')
     }))
 
-  test('a handshake that does not end is closed', async () =>
-    await withBroker({ limits: { handshake: 100 } }, async ({ bus }) => {
-      const socket = connectTcp(bus.port, '127.0.0.1')
-      socket.on('error', () => undefined)
-      await new Promise((resolve) => void socket.once('close', resolve))
-      await sleep(50)
-      expect(bus.health().connections).toBe(0)
-    }))
+  test.each([
+    ['that does not begin', () => undefined],
+    ['that does not end', (socket: Socket) => void socket.write(Buffer.from('1603010200', 'hex'))],
+    ['of a peer that hangs up at once', (socket: Socket) => void socket.end()],
+  ])(
+    'a handshake %s is closed',
+    async (_name, say) =>
+      await withBroker({ limits: { handshake: 100 } }, async ({ bus }) => {
+        const socket = connectTcp(bus.port, '127.0.0.1')
+        socket.on('error', () => undefined)
+        say(socket)
+        await new Promise((resolve) => void socket.once('close', resolve))
+        await expect.poll(() => bus.health().connections).toBe(0)
+      }),
+  )
 
   test('an enrolment that takes too long is closed', async () =>
     await withBroker({ limits: { enrolment: 100 } }, async ({ bus }) => {

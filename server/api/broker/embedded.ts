@@ -324,6 +324,22 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     socket.destroy()
   })
 
+  /**
+   * Begins TLS once the peer has said something. Node reads what is encrypted into a buffer that it keeps as long as the connection lasts: one of 64 kB, unless
+   * something was read before; then of that size.
+   */
+  const begin = (socket: Socket): void => {
+    socket.setTimeout(limits.handshake, () => {
+      line(addressPrefix(socket.remoteAddress ?? ''), 'TLS: nothing was said')
+      socket.destroy()
+    })
+    socket.once('readable', () => {
+      socket.setTimeout(0)
+      if (socket.readableLength === 0) socket.destroy()
+      else tlsServer.emit('connection', socket)
+    })
+  }
+
   const sockets = new Set<Socket>()
   const listener = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => {
     const from = addressPrefix(socket.remoteAddress ?? '')
@@ -334,7 +350,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
       sockets.delete(socket)
       arriving.done(from, endpoint)
     })
-    arriving.add(from, { endpoint, go: () => void tlsServer.emit('connection', socket), giveUp: () => void socket.destroy() })
+    arriving.add(from, { endpoint, go: () => begin(socket), giveUp: () => void socket.destroy() })
   })
   listener.maxConnections = limits.connections
 
