@@ -4,137 +4,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { agentPoints, agentSteps, kmsPoints, serverPoints, serverSteps } from './faults/kill-tables.ts'
 import { runScenario } from './faults/scenario.ts'
 
-const long = process.env['FLEETKEY_LONG'] === '1'
 const factory = mkdtempSync(join(tmpdir(), 'fk-factory-'))
 const serials = ['GATEWAY-BATCH-1-0001', 'GATEWAY-BATCH-1-0002'] as const
-
-/** Durable steps of the server, from its first start to a revocation. */
-const serverSteps = [
-  'store.migrated',
-  'kms.key-file',
-  'kms.header',
-  'kms.key',
-  'kms.uses',
-  'setup.tenant',
-  'setup.kek',
-  'setup.data-key',
-  'setup.ca/root',
-  'setup.ca/issuing',
-  'setup.ca/role/challenge',
-  'setup.ca/role/delivery',
-  'setup.ca/role/group',
-  'setup.ca/role/release',
-  'setup.token',
-  'setup.token-file',
-  'station.add',
-  'endorsement.import',
-  'import.release',
-  'firmware.approved',
-  'import.batch',
-  'group.create',
-  'group.add',
-  'key.create',
-  'key.grant',
-  'enrol.challenged',
-  'enrol.spent',
-  'issue.intended',
-  'issue.signed',
-  'enrol.issued',
-  'deliver.recorded',
-  'acknowledge.installed',
-  'acknowledge.active',
-  'acknowledge.retired',
-  'ledger.page',
-  'ledger.settled',
-  'rotate.started',
-  'rotate.targets',
-  'rotate.prepare',
-  'rotate.open-wave',
-  'rotate.activate',
-  'rotate.retire',
-  'rotate.finish',
-  'key.destroyed',
-  'connect.certificate',
-  'attest.boot',
-  'attest.asked',
-  'attest.accepted',
-  'group.policy',
-  'attest.quarantined',
-  'appraisal.settled',
-  'revoke.committed',
-  'rotation.kicked',
-  'rotation.started',
-  'rotation.settled',
-  'store.commit',
-  'store.committed',
-]
-
-/** Durable steps of the agent; its TPM loses power with it. */
-const agentSteps = [
-  'tpm-keys.written',
-  'tpm-keys.renamed',
-  'tpm-keys.durable',
-  'tpm-keys.stored',
-  'firmware.made',
-  'approvals.written',
-  'approvals.renamed',
-  'approvals.durable',
-  'firmware.learned',
-  'firmware.settled',
-  'enrol.hello',
-  'enrol.answered',
-  'enrol.stored',
-  'identity.written',
-  'identity.renamed',
-  'identity.durable',
-  'identity.stored',
-  'usage.written',
-  'usage.renamed',
-  'usage.durable',
-  'usage.counted',
-  'keyring.written',
-  'keyring.renamed',
-  'keyring.durable',
-  'key.installed',
-  'key.used',
-  'key.given',
-  'key.settled',
-  'key.erased',
-  'attested',
-  'acknowledged.installed',
-  'acknowledged.active',
-  'acknowledged.retired',
-]
-
-/** Later occurrences: the same step at another moment of the path. */
-const later = (steps: readonly string[], counts: readonly number[]): readonly string[] => steps.flatMap((step) => counts.map((count) => `${step}#${count}`))
-
-const serverPoints = [
-  // The first issuing steps are those of the CA; these are a device's.
-  'issue.intended#7',
-  'issue.signed#7',
-  ...later(['store.committed'], [20, 30, 45, 60]),
-  ...(long
-    ? [
-        ...later(
-          ['store.commit', 'store.committed'],
-          Array.from({ length: 70 }, (_, at) => at + 2),
-        ),
-        ...later(['deliver.recorded', 'acknowledge.active'], [2, 3, 4, 5, 6]),
-      ]
-    : []),
-]
-const agentPoints = [
-  ...later(['keyring.renamed'], [5, 9, 13]),
-  ...(long
-    ? later(
-        ['keyring.written', 'keyring.renamed', 'keyring.durable'],
-        Array.from({ length: 28 }, (_, at) => at + 2),
-      )
-    : []),
-]
 
 beforeAll(async () => {
   const order = { batch: 'batch-1', model: 'gateway', station: 'line-1', devices: 2, release: { name: '1.0.0', number: 1 } }
@@ -144,20 +18,6 @@ afterAll(() => rmSync(factory, { recursive: true, force: true }))
 
 /** Milliseconds from the restart to the end of the whole path. */
 const durations: number[] = []
-
-/** Durable steps at which the KMS process alone is ended: its own, and some of the server's, where it waits. */
-const kmsPoints = [
-  'kms.key-file',
-  'kms.header',
-  'kms.key',
-  'kms.key#4',
-  'kms.uses',
-  'kms.uses#3',
-  'setup.ca/root',
-  'enrol.spent',
-  'issue.intended#7',
-  'rotate.started',
-]
 
 const killed = async (at: { readonly server?: string; readonly boards?: string }): Promise<void> => {
   const { kills, afterRestart } = await runScenario({

@@ -41,6 +41,8 @@ export const runScenario = async (of: {
   readonly away?: boolean
   /** They are in a group that is served by broadcast: one leaves and returns, and the labels are made anew. */
   readonly groups?: boolean
+  /** One misses five rotations and comes back. */
+  readonly misses?: boolean
   readonly server?: NodeJS.ProcessEnv
   readonly boards?: NodeJS.ProcessEnv
 }): Promise<ScenarioResult> => {
@@ -230,7 +232,45 @@ export const runScenario = async (of: {
       assert.ok(((await call('group.show', group))?.shards[0]?.generation ?? 0) >= 2, 'the labels were not made anew')
       return of.serials
     }
-    const left = of.groups === true ? await evictAndReturn() : of.away === true ? await renewAndReturn() : await rotateAndRevoke()
+    /** One is without power during five rotations; the other goes on, then both use and have proven the newest, and nothing older is left. */
+    const missAndReturn = async (): Promise<readonly string[]> => {
+      const [stays, misses] = of.serials
+      const latest = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.latest ?? 0
+      const current = async (): Promise<number> => (await call('key.show', { params: { id: 'telemetry' } }))?.current ?? 0
+      boardsProcess.write(JSON.stringify({ id: 0, do: 'off', serials: [misses] }))
+      for (let epoch = 2; epoch <= 6; epoch++) {
+        await until(`rotation ${epoch - 1} was started`, async () => {
+          if ((await latest()) === epoch) return true
+          await call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 300, successThreshold: 0, errorThreshold: 1 } })
+          return false
+        })
+        await until(`epoch ${epoch} is in use`, async () => (await current()) === epoch)
+      }
+      await until('who stayed uses it', () => using('telemetry', 6, [stays]))
+      boardsProcess.write(JSON.stringify({ id: 0, do: 'on', serials: [misses] }))
+      await until('both use it', () => using('telemetry', 6))
+      await until(
+        'every rotation is over',
+        async () => (await call('campaign.list'))?.items.every(({ state }) => state === 'done' || state === 'aborted') === true,
+      )
+      await until('both have proven it, and what they erased', async () => {
+        const views = await Promise.all(of.serials.map(async (serial) => await call('device.show', { params: { id: serial.toLowerCase() } })))
+        return views.every((view) =>
+          view?.holdings.every(
+            ({ key, epoch, stage }) => key !== 'telemetry' || (epoch === 6 ? stage === 'active' : stage !== 'installed' && stage !== 'active'),
+          ),
+        )
+      })
+      return of.serials
+    }
+    const left =
+      of.misses === true
+        ? await missAndReturn()
+        : of.groups === true
+          ? await evictAndReturn()
+          : of.away === true
+            ? await renewAndReturn()
+            : await rotateAndRevoke()
     const ended = Date.now()
 
     // The evidence, at rest.
