@@ -455,6 +455,11 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     await start()
     for (const board of boards) if (board.agent === undefined || dice.once(2)) board.switchOn()
     const calm = time.now()
+    // With an older disk a board has lost what a halted rotation had it install: that one is given up.
+    if (lives.size > 0)
+      for (const { id, state } of await rows(store, 'campaign'))
+        if (state === 'halted') order('abort what has halted', async (ctx) => await direct(ctx, 'abort', id))
+    await time.run(1_000)
     // The operators see to what waits for them.
     const resume = async (): Promise<void> => {
       for (const { id, key, state, policy } of await rows(store, 'campaign')) {
