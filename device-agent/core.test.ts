@@ -317,6 +317,13 @@ describe('a session', () => {
     expect(advance(waiting, { on: 'welcome', session, time: at, reportEvery: 1 }, middle)).toEqual([waiting, []])
   })
 
+  test('asked to use an epoch that is not here, it says so, and soon what is', () => {
+    const [core] = play(initialCore, [start({ held: [held()] }), ...online.slice(1)])
+    const [, effects] = advance(core, { on: 'work', work: activate(5) }, middle)
+    expect(effects[0]).toMatchObject({ do: 'acknowledge', body: { epoch: 5, stage: 'failed', reason: 'epoch.not-held' } })
+    expect(timerOf(effects, 'report')).toBeLessThanOrEqual(timing.askWithin)
+  })
+
   test('the welcome of an earlier connection came first: that of this one counts, and the reports begin anew under it', () => {
     const [core] = play(initialCore, [...online, { on: 'timer', name: 'report' }])
     const [now, effects] = advance(core, { on: 'welcome', session: nonce, time: at + 1, reportEvery: 60 }, middle)

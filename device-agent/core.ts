@@ -60,6 +60,7 @@ export type Decision =
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 const maxEpochs = 16
+const notHeld = 'epoch.not-held'
 const maxKeys = 256
 
 /** What a message about a key leads to, given what is held of it. Asking twice is harmless. */
@@ -94,7 +95,7 @@ const decideDelivery = (held: HeldKey | undefined, delivery: Delivery): Decision
 /** Taking into use never goes back: an epoch below the one in use is refused, the one in use is stated again. */
 const decideUse = (held: HeldKey | undefined, epoch: number): Decision => {
   const own = held?.epochs.find((one) => one.epoch === epoch)
-  if (held === undefined || own === undefined) return { do: 'refuse', epoch, reason: 'epoch.not-held' }
+  if (held === undefined || own === undefined) return { do: 'refuse', epoch, reason: notHeld }
   if (own.readOnly || epoch < held.floor) return { do: 'refuse', epoch, reason: 'epoch.lower' }
   return own.stage === 'active' ? { do: 'say', stage: 'active', epoch } : { do: 'take' }
 }
@@ -535,11 +536,15 @@ const startNext = (core: Core): Next => {
     case 'say':
       return then([{ ...next, working: null }, [say(work, decision.stage, decision.epoch)]], startNext)
     case 'refuse':
-      return then([{ ...next, working: null }, [say(work, 'failed', decision.epoch, decision.reason)]], startNext)
+      return then([{ ...next, working: null }, [say(work, 'failed', decision.epoch, decision.reason), ...told(core, decision.reason)]], startNext)
     case 'ignore':
       return then([{ ...next, working: null }, [{ do: 'log', line: `${work.type} of ${work.key}: ${decision.reason}` }]], startNext)
   }
 }
+
+/** The server counts on an epoch that is not here: an older copy of the disk took the place of the one that had it. It hears soon what is, and sends what is missing. */
+const told = ({ session }: Core, reason: string): readonly Effect[] =>
+  reason === notHeld && session !== null ? [{ do: 'timer', name: 'report', after: timing.askWithin }] : []
 
 const clearedName = ({ key, below }: Retire): string => `${key}/${below ?? 'all'}`
 

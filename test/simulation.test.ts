@@ -1,6 +1,7 @@
 import { randomInt } from 'node:crypto'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { advanceCampaign, controlCampaign } from '@fleetkey/server/flows/campaign-order.ts'
 import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { openBoard } from './simulation/board.ts'
@@ -108,6 +109,37 @@ test('a device that joined during a rotation erases the old epoch when the other
     await time.run(2_000)
     expect(held()).toEqual([2])
     expect((await store.get('holding', `${device}/${key}/1`))?.stage).toBe('retired')
+  } finally {
+    for (const board of boards) board.cut()
+    time.end()
+  }
+})
+
+test('an older disk takes the place of one that had the next epoch, while its rotation is paused: it has that epoch soon after it is in use', async () => {
+  const time = virtualTime(fleet.at)
+  const dice = diceOf(4)
+  const network = openNetwork({ time, dice })
+  const store = fleet.store.fork()
+  const log = (): void => undefined
+  const boards = fleet.boards.map((made) => openBoard({ ...made, network, time, dice, log, trust: fleet.trust, inUse: log }))
+  const world = { store, kms: fleet.kms, network, time, random: dice.bytes, log, step: log, isFull: () => false, begun: log }
+  try {
+    const { ctx } = await startSimulatedServer(world)
+    for (const board of boards) board.switchOn()
+    await time.run(30_000)
+    const [{ id: key }] = keys
+    const { campaign } = await startRotation(ctx, alice, key, { policy: { advance: 'manual', errorThreshold: 1 }, because: 'its disk is old' })
+    await time.run(30_000)
+    await controlCampaign(ctx, alice, campaign, { order: 'pause' })
+    const [board] = boards
+    board?.restore(fleet.boards[0]?.contents ?? new Map())
+    board?.switchOn()
+    await time.run(30_000)
+    await controlCampaign(ctx, alice, campaign, { order: 'resume' })
+    await advanceCampaign(ctx, alice, campaign)
+    await time.run(15_000)
+    expect(boards.map(({ agent }) => agent?.status().current[key])).toEqual([2, 2, 2])
+    expect((await store.get('holding', `${board?.device}/${key}/2`))?.stage).toBe('active')
   } finally {
     for (const board of boards) board.cut()
     time.end()
