@@ -31,7 +31,8 @@ export const acknowledge = async (ctx: Context, device: DeviceId, said: Acknowle
     return await advanced(ctx, device, said)
   })
   if (campaign !== undefined) ctx.wake(campaign)
-  if (await isBehind(ctx, device, said)) await convergeDevice(ctx, device)
+  // What it failed with is sent again; what it has not answered yet is on its way.
+  if (await isBehind(ctx, device, said)) await convergeDevice(ctx, device, { news: said.stage !== 'failed' })
 }
 
 /**

@@ -57,9 +57,12 @@ export const converge = async (ctx: Context, device: DeviceId, report: BodyOf<'r
   await settle(ctx, device, { kind: 'device', id: device, from: 'report' }, { reported, report })
 }
 
-/** The same from what the server has recorded: something changed on this side while the device is connected. */
-export const convergeDevice = async (ctx: Context, device: DeviceId): Promise<void> =>
-  await settle(ctx, device, { kind: 'system', id: 'converge', from: 'server' }, null)
+/**
+ * The same from what the server has recorded: something changed on this side while the device is connected. `news`: what waits for its answer already is not sent again, or each of
+ * several answers would have the rest sent once more, and each of those be answered.
+ */
+export const convergeDevice = async (ctx: Context, device: DeviceId, { news = false }: { readonly news?: boolean } = {}): Promise<void> =>
+  await settle(ctx, device, { kind: 'system', id: 'converge', from: 'server' }, null, news)
 
 /** Devices that are served at a time. */
 const atOnce = 32
@@ -85,6 +88,7 @@ const settle = async (
   id: DeviceId,
   caller: Caller,
   told: { readonly reported: readonly Reported[]; readonly report: BodyOf<'report'> } | null,
+  news = false,
 ): Promise<void> => {
   const send = await inTurn(ctx.store, `device/${id}`, async () => {
     const device = await ctx.store.get('device', id)
@@ -106,7 +110,7 @@ const settle = async (
         if (!hasIdentity(now)) return []
         if (now.state !== 'enrolled' || (await withheld(ctx, now, policy))) return []
         for (const { place, erase } of places) tx.note(`${erase ? 'erase labels' : 'labels'} ${placeName(place)} generation ${place.generation}`)
-        return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null))]
+        return [...places.map((owed): Outgoing => ({ labels: owed, to: now })), ...(await record(ctx, tx, now, told?.reported ?? null, news))]
       }),
     )
     // A crash here: the messages stand in the outbox; the device reports when it reconnects and gets them then.
@@ -157,7 +161,13 @@ const outstanding = async (
 }
 
 /** Collects holdings, stages and outgoing messages of one device; the messages, to be sent once that is durable. */
-const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, reported: readonly Reported[] | null): Promise<readonly Outgoing[]> => {
+const record = async (
+  ctx: Context,
+  tx: Transaction,
+  device: EnrolledDevice,
+  reported: readonly Reported[] | null,
+  news: boolean,
+): Promise<readonly Outgoing[]> => {
   const { standing, holdings, found } = await outstanding(ctx, device, reported)
   const outbox = new Map((await findAll(ctx.store, 'outbox', { where: { device: device.id } })).map((row) => [row.subject, row]))
   const messages: Outgoing[] = []
@@ -165,6 +175,8 @@ const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, rep
     const rotation = standing.rotations.get(difference.do === 'retire' ? difference.key : difference.key.id)
     const broadcast = await broadcastOf(ctx, device.id, difference)
     if (broadcast !== undefined && difference.do === 'deliver') {
+      const isNews = holdings.every(({ key, epoch, nonce }) => key !== difference.key.id || epoch !== difference.epoch.epoch || !same(nonce, broadcast.nonce))
+      if (news && !isNews) continue
       recordDelivery(ctx, tx, device, difference, { holdings, rotation, nonce: broadcast.nonce })
       tx.note(`${describe(difference, holdings, reported)}, as it was broadcast`)
       messages.push({ broadcast, activate: difference.as === 'active' })
@@ -173,6 +185,7 @@ const record = async (ctx: Context, tx: Transaction, device: EnrolledDevice, rep
     const body = recordOne(ctx, tx, device, difference, holdings, rotation)
     const subject = subjectOf(difference)
     const waiting = outbox.get(subject)
+    if (news && waiting !== undefined && says(waiting, body)) continue
     const bytes = waiting !== undefined && says(waiting, body) ? waiting.bytes : await messageTo(ctx, ctx.authority.roles.delivery, device.id, body())
     if (waiting === undefined) tx.insert('outbox', { id: `${device.id}/${subject}`, device: device.id, subject, bytes, createdAt: ctx.now() })
     else if (waiting.bytes !== bytes) tx.update('outbox', { ...waiting, bytes, createdAt: ctx.now() })
