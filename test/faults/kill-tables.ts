@@ -233,7 +233,6 @@ const everyReturnStep = [
   'key.erased',
   'acknowledged.installed#7',
   'acknowledged.installed#8',
-  'acknowledged.retired',
 ]
 export const catchUp = {
   server: share(everyMissedStep, 1),
