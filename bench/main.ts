@@ -37,7 +37,7 @@ import { startServer, until } from './server.ts'
 import { measureSoftHsm } from './softhsm.ts'
 import { measureSoftwareTpm } from './software-tpm.ts'
 import { measureWraps } from './wraps.ts'
-import { measureStorm } from './storm.ts'
+import { measureStorms } from './storm.ts'
 import { measureWireBytes } from './wire-bytes.ts'
 
 const names = [
@@ -288,15 +288,17 @@ const runLive = async (wanted: readonly Name[], devices: number, flags: readonly
         figure('rotation', 'up', wire.up, 'bytes')
       }
       if (wanted.includes('storm')) {
-        const { most, all, serverCpu, fleetCpu, reportCpu, memory, idle, meanwhile } = await measureStorm(folder, live)
-        figure('storm', '99-percent', most, 's')
-        // What a bare TLS listener alone would need for as many handshakes, on a core of its own.
-        figure('storm', 'all', all, 's', (floor.mutualHandshake * devices) / 1_000)
-        figure('storm', 'server-cpu', serverCpu, 'ms', floor.mutualHandshake)
-        figure('storm', 'fleet-cpu', fleetCpu, 'ms')
+        const { full, resumed, reportCpu, memory, idle } = await measureStorms(folder, live)
+        for (const [kind, { most, all, serverCpu, fleetCpu, control }] of [['', full] as const, ['resumed-', resumed] as const]) {
+          figure('storm', `${kind}99-percent`, most, 's')
+          // What a bare TLS listener alone would need for as many handshakes, on a core of its own.
+          figure('storm', `${kind}all`, all, 's', (floor.mutualHandshake * devices) / 1_000)
+          figure('storm', `${kind}server-cpu`, serverCpu, 'ms', floor.mutualHandshake)
+          figure('storm', `${kind}fleet-cpu`, fleetCpu, 'ms')
+          figure('storm', `${kind}control-p99`, control, 'ms', idle)
+        }
         figure('storm', 'report-cpu', reportCpu, 'ms')
         figure('storm', 'memory-peak', memory / (1 << 20), 'MiB')
-        figure('storm', 'control-p99', meanwhile, 'ms', idle)
       }
     } finally {
       await live.stop()
