@@ -28,7 +28,7 @@ import { measureEviction, measureNaive } from './eviction.ts'
 import { measureInventory } from './inventory.ts'
 import { measureLedger } from './ledger.ts'
 import { boundOf, measureIssuance } from './issuance.ts'
-import { measureAnswers, measureLists, measureRevocation } from './revocation.ts'
+import { measureAnswers, measureLists, measureRevocation, median } from './revocation.ts'
 import { openLiveFleet } from './live-fleet.ts'
 import { measureMosquitto } from './mosquitto.ts'
 import { measureListPauses, measurePauses } from './pause.ts'
@@ -231,6 +231,7 @@ const run = async (wanted: readonly Name[], devices: number, print: (figure: Fig
         }
         // The slowest: one that is late is late.
         print({ bench: 'revocation', metric: 'session-cut', value: rounded(Math.max(...cuts)), unit: 'ms' })
+        print({ bench: 'revocation', metric: 'session-cut-median', value: rounded(median(cuts)), unit: 'ms' })
       }
     } finally {
       await bench.stop()

@@ -13,7 +13,7 @@ import { sealHandlers } from './api/admin/seal.ts'
 import { embeddedBus, type EmbeddedBus } from './api/broker/embedded.ts'
 import { clock } from './api/clock.ts'
 import { deviceHandler } from './api/device.ts'
-import { estServer } from './api/est.ts'
+import { estServer, type EstServer } from './api/est.ts'
 import { statusPlaces, statusService, type StatusService } from './api/status.ts'
 import type { Deadline } from './ca/alerts.ts'
 import { checkProfiles } from './ca/check-profiles.ts'
@@ -163,6 +163,8 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const bus = around.bus?.(broker) ?? broker
   started.defer(async () => await bus.stop())
   let status: StatusService | undefined
+  /** Of the CA that is active now. */
+  let est: EstServer | undefined
   const ctx: Context = {
     ...base,
     authority,
@@ -172,6 +174,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
     recoveries: settings.recoveries,
     wake: bell.wake,
     certificatesChanged(rows) {
+      est?.cut(rows)
       status?.changed(rows)
       // Its CONNECT would be refused with a ticket as well: so that nothing rests on that alone.
       if (rows.some((row) => row.status !== 'valid')) bus.forgetTickets()
@@ -187,8 +190,6 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   await sweepEnrolments(ctx)
   await approveReleases(ctx)
   await bus.start(deviceHandler(ctx, { policy: { requireEkCertificate: false }, reportEvery }))
-  /** Of the CA that is active now. */
-  let est: ReturnType<typeof estServer> | undefined
   const renewTls = async (): Promise<void> => {
     const fresh = await serverTls(base, authority, names)
     tls = fresh

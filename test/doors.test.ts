@@ -2,10 +2,12 @@ import { existsSync } from 'node:fs'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import type { Agent } from '@fleetkey/device-agent/agent.ts'
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { expectCut, stepClock } from './cut.ts'
 import { openWorld, until, using, type Machine, type PlainMachine, type World } from './world.ts'
 
 /** The real server and the real agent on boards of all three kinds: a TPM, a secure element, nothing but a token. */
 let world: World
+const steps = stepClock()
 const machines: (Machine | PlainMachine)[] = []
 const agents: Agent[] = []
 const ids = ['gw-1', 'se-1', 'pl-1'] as const
@@ -13,7 +15,7 @@ let batch: string
 let token: string
 
 beforeAll(async () => {
-  world = await openWorld()
+  world = await openWorld({ step: steps.step })
   machines.push(await world.simulated('GW-1'), await world.withSecureElement('SE-1'), { serial: 'PL-1' })
   batch = await world.enlist(machines, 'plant')
   await world.client.call('key.create', { body: { id: 'telemetry', protection: 'sealed', recipientUsage: 0 } })
@@ -122,8 +124,11 @@ test('revoked: cut off at once, the key rotated without them, and nothing brings
     [1, 'se-1', [0, 2], 5],
     [2, 'pl-1', [0], 6],
   ] as const) {
-    await world.client.call('device.revoke', { params: { id }, body: { reason: 'lost' } })
-    await until('it is out', () => !at(index).status().connected)
+    await expectCut({
+      order: async () => await world.client.call('device.revoke', { params: { id }, body: { reason: 'lost' } }),
+      isCut: () => !at(index).status().connected,
+      durable: () => steps.at('revoke.committed'),
+    })
     await until('the others go on without it', () => using(left.map(at), 'telemetry', epoch), 30_000)
     // What its record shows of refusals is bounded: the device itself hears every one.
     await until('it is refused', () => at(index).status().lastRefusal === 'unauthenticated', 60_000)

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { request } from 'node:https'
 import type { AddressInfo } from 'node:net'
+import { connect } from 'node:tls'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { newTlsKey, tlsCsr } from '@fleetkey/device-agent/tls-key.ts'
 import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
@@ -19,6 +20,7 @@ import { createTokens } from '@fleetkey/server/flows/enrolment-token.ts'
 import { estEnrol, estReenrol, type EstRequest } from '@fleetkey/server/flows/est.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { allowRecovery } from '@fleetkey/server/flows/recover.ts'
+import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { distributeCa, prepareCa } from '@fleetkey/server/flows/rollover.ts'
 import { addStation } from '@fleetkey/server/flows/station.ts'
 import { attemptAt, byToken } from './enrolling.ts'
@@ -149,6 +151,47 @@ describe('who gets nothing, whatever it brings', () => {
       await new Promise((resolve) => void server.close(resolve))
     }
   })
+})
+
+test('over one connection: revoked between two requests, it is refused at the next one, which is the last', { timeout: 30_000 }, async () => {
+  const server = estServer(ctx, await serverTls(ctx, ctx.authority, []))
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  const first = newTlsKey()
+  const own = await estEnrol(ctx, { basic: { user: 'pl-1', password: await token() }, chain: [], csr: await tlsCsr(first, 'pl-1'), from })
+  const socket = connect({
+    port: (server.address() as AddressInfo).port,
+    host: '127.0.0.1',
+    rejectUnauthorized: false,
+    key: first.private.export({ format: 'pem', type: 'pkcs8' }),
+    cert: toPem('CERTIFICATE', own),
+  })
+  let heard = ''
+  socket.on('data', (bytes: Buffer) => (heard += bytes.toString('latin1')))
+  socket.on('error', () => undefined)
+  const ended = new Promise<void>((resolve) => socket.once('close', () => resolve()))
+  /** Each asks for a certificate for another key, without closing. */
+  const asked = async (): Promise<string> => {
+    heard = ''
+    const body = Buffer.from(await csr('pl-1')).toString('base64')
+    const head = ['POST /.well-known/est/simplereenroll HTTP/1.1', 'host: est', 'content-type: application/pkcs10', `content-length: ${body.length}`]
+    socket.write(`${head.join('\r\n')}\r\n\r\n${body}`)
+    while (!/\r\n\r\n[^]+$/.test(heard)) await new Promise((resolve) => void setTimeout(resolve, 5))
+    return heard
+  }
+  try {
+    for (let times = 0; times < 2; times++) expect(await asked()).toMatch(/^HTTP\/1\.1 200 [^]*\r\nconnection: keep-alive/i)
+    const certificates = (await ctx.store.find('certificate', { where: { device: DeviceId.parse('pl-1') }, limit: 10 })).length
+    // Nobody has told the listener: the row is read for every request.
+    await revokeDevice(ctx, operator(), DeviceId.parse('pl-1'), 'stolen')
+    expect(await asked()).toMatch(/^HTTP\/1\.1 403 [^]*\r\nconnection: close[^]*\r\n\r\nforbidden\n$/i)
+    await ended
+    expect((await row('pl-1')).lastRefusal?.reason).toBe('certificate.revoked')
+    expect(await ctx.store.find('certificate', { where: { device: DeviceId.parse('pl-1') }, limit: 10 })).toHaveLength(certificates)
+  } finally {
+    socket.destroy()
+    server.closeAllConnections()
+    await new Promise((resolve) => void server.close(resolve))
+  }
 })
 
 test('one identity has ten certificates an hour, by its certificate', async () => {

@@ -2,7 +2,8 @@ import { execFile, execFileSync } from 'node:child_process'
 import { promisify } from 'node:util'
 import { generateKeyPairSync, randomBytes, sign, X509Certificate, type KeyObject } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
-import { request } from 'node:https'
+import { Agent, request } from 'node:https'
+import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { makeElement, makeIdevidCa } from '@fleetkey/firmware-sim/factory/idevid-ca.ts'
@@ -12,6 +13,7 @@ import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { bitString, der, explicit, octetString, oid, sequence, set, tags } from '@fleetkey/protocol/x509/der.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
+import { expectCut, stepClock } from './cut.ts'
 import { certificatesIn } from './est-answer.ts'
 import { hasProgram } from './programs.ts'
 import { openWorld, type World } from './world.ts'
@@ -40,6 +42,7 @@ const csr = (key: Key, name: string, of: { attributes?: Uint8Array[]; signer?: K
 const uri = (text: string): Uint8Array => sequence(der(0x86, new TextEncoder().encode(text)))
 const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64')
 
+const steps = stepClock()
 let world: World
 let port: number
 let root: string
@@ -98,12 +101,12 @@ const lastReason = async (device: string): Promise<string | undefined> =>
   (await world.client.call('device.show', { params: { id: device } })).lastRefusal?.reason
 
 beforeAll(async () => {
-  world = await openWorld({ args: ['--est-port', '0'] })
+  world = await openWorld({ args: ['--est-port', '0'], step: steps.step })
   port = world.server.estPort ?? 0
   root = world.bundle.trust[0] ?? ''
   writeFileSync(at('root.pem'), root)
   const element = await world.withSecureElement('SE-1')
-  batch = await world.enlist([element, ...Array.from({ length: 12 }, (_, n) => ({ serial: `PL-${n + 1}` }))], 'plant')
+  batch = await world.enlist([element, ...Array.from({ length: 16 }, (_, n) => ({ serial: `PL-${n + 1}` }))], 'plant')
 }, 60_000)
 afterAll(async () => await world.stop())
 
@@ -252,6 +255,53 @@ test('suspended, it gets nothing; reinstated it does; revoked, never again', asy
   expect(await again()).toBe(200)
   await world.client.call('device.revoke', { params: { id: 'pl-4' }, body: { reason: 'test' } })
   expect(await again()).toBe(403)
+})
+
+describe('a connection that stays open', () => {
+  /** One TLS connection of this certificate, over which a first request was answered. */
+  const opened = async (
+    device: string,
+  ): Promise<{ ask: () => Promise<{ status: number; port: number | undefined }>; socket: () => Socket; stop: () => void }> => {
+    const key = newKey()
+    const agent = new Agent({ keepAlive: true, maxSockets: 1, ca: root, cert: await enrol(device, await token(device), key), key: key.pem })
+    let socket: Socket | undefined
+    const ask = async (): Promise<{ status: number; port: number | undefined }> => {
+      const body = base64(csr(newKey(), device))
+      return await new Promise((resolve, reject) => {
+        const asked = request(
+          { host: '127.0.0.1', port, path: reenroll, method: 'POST', agent, headers: { 'content-type': 'application/pkcs10' } },
+          (response) => {
+            socket = response.socket
+            const local = response.socket.localPort
+            response.resume().on('end', () => resolve({ status: response.statusCode ?? 0, port: local }))
+          },
+        )
+        asked.on('error', reject)
+        asked.end(body)
+      })
+    }
+    const [one, two] = [await ask(), await ask()]
+    expect([one.status, two.status, one.port === two.port]).toEqual([200, 200, true])
+    return { ask, socket: () => socket as Socket, stop: () => agent.destroy() }
+  }
+
+  test.each([
+    ['suspended', 'device.suspend', 'pl-13', 'pl-14'],
+    ['revoked', 'device.revoke', 'pl-15', 'pl-16'],
+  ] as const)('%s between two requests: cut while it is idle, and no other; then refused', async (_how, order, device, other) => {
+    const [control, one] = [await opened(other), await opened(device)]
+    await Promise.all([control.ask(), one.ask()])
+    await expectCut({
+      order: async () => await world.client.call(order, { params: { id: device }, body: { reason: 'lost' } }),
+      isCut: () => one.socket().destroyed,
+      durable: () => steps.at(`${order.slice('device.'.length)}.committed`),
+    })
+    expect((await one.ask()).status).toBe(403)
+    expect(await lastReason(device)).toBe(order === 'device.suspend' ? 'certificate.held' : 'certificate.revoked')
+    expect((await control.ask()).status).toBe(200)
+    one.stop()
+    control.stop()
+  })
 })
 
 describe('hostile requests', () => {

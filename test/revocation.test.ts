@@ -15,16 +15,16 @@ import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { addStation, removeStation, revokeStation } from '@fleetkey/server/flows/station.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { withdrawRelease } from '@fleetkey/server/flows/withdraw-release.ts'
+import { expectCut, stepClock } from './cut.ts'
 import { operator, station, testContext, type TestContext } from './harness.ts'
 import { dial } from './mqtt-wire.ts'
 import { openWorld, until, using, type Machine, type World } from './world.ts'
 
-/** Milliseconds until an order acts everywhere (I11), on a machine that has other things to do; the bench holds it to one second. */
-const acts = 5_000
 const id = (name: string): DeviceId => DeviceId.parse(name)
 
 describe('with real boards', () => {
   let world: World
+  const steps = stepClock()
   const agents: Agent[] = []
   const machines: Machine[] = []
   const call = (): World['client'] => world.client
@@ -33,7 +33,7 @@ describe('with real boards', () => {
   const [first, second, third] = ['gw-1', 'gw-2', 'gw-3'] as const
 
   beforeAll(async () => {
-    world = await openWorld()
+    world = await openWorld({ step: steps.step })
     for (const serial of ['GW-1', 'GW-2']) machines.push(await world.simulated(serial))
     await world.enlist(machines, 'plant')
     machines.push(await world.simulated('GW-3'))
@@ -48,22 +48,15 @@ describe('with real boards', () => {
   }, 120_000)
   afterAll(async () => await world.stop())
 
-  const cutBy = async (name: string, agent: Agent, order: () => Promise<unknown>): Promise<number> => {
-    const started = performance.now()
-    const [, at] = await Promise.all([order(), until(`the session of ${name} is cut`, () => !agent.status().connected).then(() => performance.now())])
-    return at - started
-  }
-
   test('suspended: cut at once, refused with a public code and a private reason, its keys go on without it', async () => {
     const [agent] = agents
     if (agent === undefined) throw new Error('no agent')
-    let done: Awaited<ReturnType<typeof suspend>> | undefined
     const suspend = async () => await call().call('device.suspend', { params: { id: first }, body: { reason: 'under repair' } })
     const { socket } = await dial(world.server.mqttPort)
     const session = await new Promise<Buffer>((resolve) => void socket.once('session', resolve))
     const resumes = async (): Promise<boolean> => (await dial(world.server.mqttPort, { session })).socket.isSessionReused()
     expect(await resumes()).toBe(true)
-    expect(await cutBy(first, agent, async () => (done = await suspend()))).toBeLessThan(acts)
+    const done = await expectCut({ order: suspend, isCut: () => !agent.status().connected, durable: () => steps.at('suspend.committed') })
     expect(done).toMatchObject({ already: false, keys: ['telemetry'] })
     // Nor does anybody resume what began before.
     expect(await resumes()).toBe(false)
@@ -106,7 +99,7 @@ describe('with real boards', () => {
     const agent = agents[2]
     if (agent === undefined) throw new Error('no agent')
     const revoke = async () => await call().call('device.revoke', { params: { id: third }, body: { reason: 'stolen from the yard', code: 'keyCompromise' } })
-    expect(await cutBy(third, agent, revoke)).toBeLessThan(acts)
+    await expectCut({ order: revoke, isCut: () => !agent.status().connected, durable: () => steps.at('revoke.committed') })
     expect(await revoke()).toMatchObject({ already: true, keys: [] })
     await until(
       'its keys are superseded',
@@ -125,13 +118,25 @@ describe('with real boards', () => {
 
   test('a batch: every session is cut at once, and comes back with the batch', async () => {
     expect(await call().call('batch.preview', { params: { id: 'batch-1', order: 'suspend' } })).toMatchObject({ devices: 2, keys: ['telemetry'] })
+    const shared = async () => await call().call('batch.blast-radius', { params: { id: 'batch-1' }, query: {} })
+    const before = await shared()
+    expect(before).toMatchObject({ devices: 2, connected: 2, standing: null, states: { enrolled: 2 }, identity: { until: null }, keyCount: 1, next: null })
+    expect(before.keys[0]?.epochs.at(-1)).toMatchObject({ devices: 2, state: 'active', usedUntil: null })
     const live = agents.slice(0, 2)
-    const started = performance.now()
-    const [, done] = await Promise.all([
-      until('both are cut', () => live.every((agent) => !agent.status().connected)).then(() => expect(performance.now() - started).toBeLessThan(acts)),
-      call().call('batch.suspend', { params: { id: 'batch-1' }, body: { reason: 'recall' } }),
-    ])
+    const done = await expectCut({
+      order: async () => await call().call('batch.suspend', { params: { id: 'batch-1' }, body: { reason: 'recall' } }),
+      isCut: () => live.every((agent) => !agent.status().connected),
+      durable: () => steps.at('batch.ordered'),
+    })
     expect(done).toMatchObject({ already: false, devices: 2, keys: ['telemetry'] })
+    const after = await shared()
+    expect(after).toMatchObject({ devices: 2, connected: 0, waiting: 0, states: { suspended: 2 } })
+    expect(after.identity?.until).toBeGreaterThan(before.identity?.from ?? Infinity)
+    await until(
+      'the epoch that they could read ends',
+      async () => (await shared()).keys[0]?.epochs.every(({ usedUntil }) => usedUntil !== null) === true,
+      60_000,
+    )
     expect(await call().call('batch.show', { params: { id: 'batch-1' } })).toMatchObject({
       standing: { state: 'suspended', reason: 'recall' },
       states: { suspended: 2 },
@@ -172,6 +177,9 @@ describe('with real boards', () => {
     await expect(world.importRelease(world.build('1.2.0', 3))).rejects.toMatchObject({ code: 'forbidden' })
     await expect(call().call('station.remove', { params: { id: 'line-1' } })).rejects.toMatchObject({ code: 'conflict' })
     expect((await call().call('station.list')).items).toMatchObject([{ id: 'line-1', revoked: { code: 'keyCompromise' } }])
+    const radius = await call().call('station.blast-radius', { params: { id: 'line-1' }, query: {} })
+    expect(radius).toMatchObject({ revoked: { code: 'keyCompromise' }, batches: 2, releases: 2, devices: 3, states: { enrolled: 2, revoked: 1 } })
+    expect(radius.keys.map(({ key }) => key)).toEqual(['telemetry', 'unsent'])
   })
 
   test('each of it is in the log', async () => {
@@ -300,6 +308,55 @@ describe('orders against many', () => {
     expect(await ctx.store.find('outbox', { where: { device }, limit: 10 })).toEqual([])
     expect(ctx.bus.online(device)).toBe(false)
     expect(ctx.bus.take(device)).toEqual([])
+  })
+
+  const queued = async (devices: readonly string[]): Promise<void> => {
+    const caller = { kind: 'system', id: 'converge', from: 'server' } as const
+    for (const device of devices.map(id))
+      await perform(ctx, { caller, action: 'key.deliver', subject: device }, (tx) =>
+        tx.insert('outbox', { id: `${device}/delivery/telemetry/1`, device, subject: 'delivery/telemetry/1', bytes: randomBytes(8), createdAt: ctx.now() }),
+      )
+  }
+  const waiting = async (): Promise<readonly string[]> => (await ctx.store.find('outbox', { limit: 1000 })).map(({ device }) => device).toSorted()
+  const latest = async (): Promise<number> => (await ctx.store.get('key', telemetry))?.latest ?? 0
+
+  test.each([
+    ['suspend', true, ['telemetry']],
+    ['suspend', false, []],
+    ['revoke', true, ['telemetry']],
+    ['revoke', false, ['telemetry']],
+  ] as const)('%s of a batch, rotate-on-leave %s: what waits for its devices is dropped, nobody else’s; rotated: %s', async (order, rotateOnLeave, keys) => {
+    await setGroupPolicy(ctx, operator(), GroupId.parse('plant'), { rotateOnLeave })
+    const line = factory.signed(
+      JSON.stringify({
+        format: 'fleetkey/batch/1',
+        batch: 'b2',
+        model: 'gateway',
+        station: factory.id,
+        rows: [{ serial: 'OTHER', ek: randomBytes(32).toString('hex') }],
+      }),
+    )
+    await importBatch(ctx, operator(), { ...line, format: 'json' })
+    await queued(['gw-0', 'gw-149', 'other'])
+    for (const device of ['gw-0', 'other']) ctx.bus.connect({ client: device, device })
+    const before = await latest()
+    expect(await previewBatchOrder(ctx, 'b1', order)).toMatchObject({ devices: rows, keys })
+    expect(await latest()).toBe(before)
+    expect(await orderBatch(ctx, operator(), 'b1', { order, why: 'recall' })).toMatchObject({ devices: rows, keys })
+    expect(await waiting()).toEqual(['other'])
+    expect(await latest()).toBe(before + keys.length)
+    expect([ctx.bus.online('gw-0'), ctx.bus.online('other')]).toEqual([false, true])
+    expect(ctx.bus.take('gw-0')).toEqual([])
+  })
+
+  test('a station: nothing waits for it and it holds no key; what it signed goes on until its batches are ordered away', async () => {
+    await queued(['gw-0'])
+    ctx.bus.connect({ client: 'gw-0', device: 'gw-0' })
+    const before = await latest()
+    const { batches } = await revokeStation(ctx, operator(), factory.id, 'copied')
+    expect([await waiting(), await latest(), ctx.bus.online('gw-0')]).toEqual([['gw-0'], before, true])
+    for (const batch of batches) await orderBatch(ctx, operator(), batch.id, { order: 'revoke', why: 'signed by a station that was copied' })
+    expect([await waiting(), await latest(), ctx.bus.online('gw-0')]).toEqual([[], before + 1, false])
   })
 
   test('keys that a suspended device holds are rotated when its firmware is withdrawn', async () => {

@@ -7,9 +7,11 @@ import { problemStatus, toProblem, type Problem } from '@fleetkey/protocol/probl
 import { certsOnly } from '@fleetkey/protocol/x509/certs-only.ts'
 import { oid, sequence, set } from '@fleetkey/protocol/x509/der.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
+import type { Certificate } from '../ca/certificate.ts'
 import { estStatus, refuseEst } from '../ca/est-reasons.ts'
 import type { Context } from '../flows/context.ts'
 import { estEnrol, estReenrol, type EstRequest } from '../flows/est.ts'
+import { sha256hex } from '../flows/message.ts'
 import { addressPrefix } from './address.ts'
 
 const root = '/.well-known/est/'
@@ -79,12 +81,20 @@ const enrolmentOf = async (request: IncomingMessage): Promise<EstRequest> => {
   return { csr: decoded(await readBody(request)), chain: chainOf(socket), basic, from: addressPrefix(socket.remoteAddress ?? '') }
 }
 
+export type EstServer = Server & {
+  renew(tls: { readonly key: string; readonly cert: string }): void
+  /** Ends connections over these certificates, those that are good aside. What they ask is refused without it: every request judges the certificate anew. */
+  cut(certificates: readonly Pick<Certificate, 'fingerprint' | 'status'>[]): void
+}
+
 /**
  * EST (RFC 7030, RFC 8951) for devices that run no agent of ours. A listener of its own: it asks for client certificates (which are judged in our code, never by
  * TLS) and takes TLS 1.2, because EST clients of today speak no other; the operators' API does neither. Not listening yet.
  */
-export const estServer = (ctx: Context, tls: { readonly key: string; readonly cert: string }): Server & { renew(tls: { key: string; cert: string }): void } => {
+export const estServer = (ctx: Context, tls: { readonly key: string; readonly cert: string }): EstServer => {
   let waiting = 0
+  /** Connections on which a certificate was shown, by its SHA-256 (hex). */
+  const byCertificate = new Map<string, Set<TLSSocket>>()
 
   const enrolment = async (request: IncomingMessage, work: (ctx: Context, of: EstRequest) => Promise<Uint8Array>): Promise<Answer> => {
     // Whoever sends its request slowly holds up nobody but itself.
@@ -170,6 +180,29 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
   server.keepAliveTimeout = 5_000
   server.maxConnections = 512
   server.on('tlsClientError', () => undefined)
+  server.on('secureConnection', (socket: TLSSocket) => {
+    const certificate = socket.getPeerX509Certificate()
+    if (certificate === undefined) return
+    const name = sha256hex(certificate.raw)
+    const same = (byCertificate.get(name) ?? new Set()).add(socket)
+    byCertificate.set(name, same)
+    socket.once('close', () => {
+      same.delete(socket)
+      if (same.size === 0 && byCertificate.get(name) === same) byCertificate.delete(name)
+    })
+  })
+  const end = (sockets: Iterable<TLSSocket>): void => [...sockets].forEach((socket) => socket.destroy())
+  let retired = ctx.authority.retired.size
+  // A CA counts no more. Which connections rest on it is not looked up: there are 512 at most, and whoever may comes back.
+  ctx.authority.onChange(async () => {
+    if (ctx.authority.retired.size > retired) for (const sockets of byCertificate.values()) end(sockets)
+    retired = ctx.authority.retired.size
+  })
   server.on('clientError', (_error, socket) => socket.destroy())
-  return Object.assign(server, { renew: (fresh: { key: string; cert: string }) => server.setSecureContext(context(fresh)) })
+  return Object.assign(server, {
+    renew: (fresh: { readonly key: string; readonly cert: string }) => server.setSecureContext(context(fresh)),
+    cut(certificates: readonly Pick<Certificate, 'fingerprint' | 'status'>[]) {
+      for (const { fingerprint, status } of certificates) if (status !== 'valid') end(byCertificate.get(fingerprint) ?? [])
+    },
+  })
 }
