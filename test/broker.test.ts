@@ -435,13 +435,18 @@ describe('sockets', () => {
 
   test('beyond the bound of the listener are closed', async () =>
     await withBroker({ limits: { connections: 3 } }, async ({ bus }) => {
-      const sockets = await Promise.all([1, 2, 3, 4, 5].map(async () => await silent(bus.port)))
+      const sockets: Awaited<ReturnType<typeof silent>>[] = []
+      for (let at = 0; at < 5; at++) {
+        sockets.push(await silent(bus.port))
+        // Let on: none of them waits.
+        await new Promise((resolve) => void setTimeout(resolve, 50))
+      }
       await expect.poll(() => sockets.filter((socket) => socket.closed()).length).toBe(2)
       for (const socket of sockets) socket.end()
     }))
 
   test('beyond the bound of those that wait are closed', async () =>
-    await withBroker({ limits: { arriving: 1, waiting: 2 } }, async ({ bus }) => {
+    await withBroker({ limits: { arriving: 1, connections: 5 } }, async ({ bus }) => {
       const sockets = await Promise.all([1, 2, 3, 4, 5].map(async () => await silent(bus.port)))
       await expect.poll(() => sockets.filter((socket) => socket.closed()).length).toBe(2)
       for (const socket of sockets) socket.end()

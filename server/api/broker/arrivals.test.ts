@@ -18,22 +18,28 @@ const loop = (): Turns & { turn(took?: number): void } => {
   }
 }
 
-const limits = { arriving: 2, atLeast: 100, waiting: 3, patience: 60_000, turn: 5, longest: 100 }
+const limits = { arriving: 2, atLeast: 100, patience: 60_000, turn: 5, longest: 100 }
 
-const scene = (of: Partial<typeof limits> = {}) => {
+const scene = ({ places = 200, ...of }: Partial<typeof limits> & { places?: number } = {}) => {
   const turns = loop()
-  const queue = arrivals({ ...limits, ...of }, turns)
+  const sockets = new Set<string>()
+  const queue = arrivals({ ...limits, ...of }, () => places - sockets.size, turns)
   const went: string[] = []
   const gaveUp: string[] = []
   const arrive = (from: string, endpoint: string): void => {
-    const arrival: Arrival = { endpoint, go: () => void went.push(endpoint), giveUp: () => void gaveUp.push(endpoint) }
+    const arrival: Arrival = { endpoint, go: () => void went.push(endpoint), giveUp: () => (gaveUp.push(endpoint), sockets.delete(endpoint)) }
+    sockets.add(endpoint)
     queue.add(from, arrival)
   }
-  return { turns, queue, went, gaveUp, arrive }
+  const leave = (from: string, endpoint: string): void => {
+    sockets.delete(endpoint)
+    queue.done(from, endpoint)
+  }
+  return { turns, queue, leave, went, gaveUp, arrive }
 }
 
 test('one goes on each turn, so many of a prefix at a time, the others in order as those before them are through', () => {
-  const { turns, queue, went, gaveUp, arrive } = scene()
+  const { turns, queue, went, gaveUp, arrive } = scene({ places: 6 })
   for (const endpoint of ['a1', 'a2', 'a3', 'a4']) arrive('a', endpoint)
   expect(gaveUp).toEqual(['a4'])
   turns.turn()
@@ -48,7 +54,7 @@ test('one goes on each turn, so many of a prefix at a time, the others in order 
 })
 
 test('prefixes take turns: one that has a crowd waiting does not keep the others out', () => {
-  const { turns, went, arrive } = scene({ arriving: 8, waiting: 100 })
+  const { turns, went, arrive } = scene({ arriving: 8 })
   for (let at = 0; at < 20; at++) arrive('crowd', `c${at}`)
   arrive('other', 'o1')
   arrive('third', 't1')
@@ -56,8 +62,18 @@ test('prefixes take turns: one that has a crowd waiting does not keep the others
   expect(went).toEqual(['c0', 'o1', 't1', 'c1', 'c2'])
 })
 
+test('as many of one prefix wait as there is room left: there is always room for another', () => {
+  const { gaveUp, arrive } = scene({ places: 12 })
+  for (let at = 0; at < 20; at++) arrive('crowd', `c${at}`)
+  expect(gaveUp.length).toBe(14)
+  for (let at = 0; at < 20; at++) arrive('second', `s${at}`)
+  expect(gaveUp.filter((endpoint) => endpoint.startsWith('s')).length).toBe(17)
+  arrive('third', 't1')
+  expect(gaveUp).not.toContain('t1')
+})
+
 test('nobody is let on while turns are long, but for one in a while', () => {
-  const { turns, went, arrive } = scene({ arriving: 8, waiting: 100 })
+  const { turns, went, arrive } = scene({ arriving: 8 })
   for (let at = 0; at < 20; at++) arrive('a', `a${at}`)
   turns.turn(1)
   expect(went.length).toBe(1)
@@ -70,10 +86,10 @@ test('nobody is let on while turns are long, but for one in a while', () => {
 })
 
 test('one that leaves while it waits is not called, and its place is free', () => {
-  const { turns, queue, went, gaveUp, arrive } = scene({ waiting: 2 })
+  const { turns, leave, went, gaveUp, arrive } = scene({ places: 4 })
   arrive('a', 'a1')
   arrive('a', 'a2')
-  queue.done('a', 'a1')
+  leave('a', 'a1')
   arrive('a', 'a3')
   turns.turn()
   turns.turn()
@@ -81,7 +97,7 @@ test('one that leaves while it waits is not called, and its place is free', () =
 })
 
 test('as many go on as turns stay short with: few where the server is what they wait for, more where it is not', () => {
-  const { turns, queue, went, arrive } = scene({ arriving: 1_000, atLeast: 4, waiting: 1_000 })
+  const { turns, queue, went, arrive } = scene({ arriving: 1_000, atLeast: 4, places: 2_000 })
   for (let at = 0; at < 500; at++) arrive('a', `a${at}`)
   for (let at = 0; at < 4; at++) turns.turn()
   expect(went.length).toBe(4)
@@ -107,7 +123,7 @@ test('as many go on as turns stay short with: few where the server is what they 
 })
 
 test('who hangs about holds up nobody for long', () => {
-  const { turns, went, arrive } = scene({ arriving: 1_000, atLeast: 2, waiting: 1_000 })
+  const { turns, went, arrive } = scene({ arriving: 1_000, atLeast: 2, places: 2_000 })
   for (let at = 0; at < 20; at++) arrive('a', `a${at}`)
   for (let at = 0; at < 60; at++) turns.turn(20)
   // One in a hundred milliseconds, on a server that is busy all the time.

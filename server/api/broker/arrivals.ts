@@ -41,7 +41,9 @@ interface Prefix {
 }
 
 export const arrivals = (
-  limits: Pick<BrokerLimits, 'arriving' | 'atLeast' | 'waiting' | 'patience' | 'turn' | 'longest'>,
+  limits: Pick<BrokerLimits, 'arriving' | 'atLeast' | 'patience' | 'turn' | 'longest'>,
+  /** Sockets that the listener could take besides those it has. */
+  room: () => number,
   turns: Turns = eventLoop,
 ): Arrivals => {
   const prefixes = new Map<string, Prefix>()
@@ -106,7 +108,8 @@ export const arrivals = (
     add(from, arrival) {
       const prefix = prefixes.get(from) ?? { going: new Set(), waiting: new Map() }
       prefixes.set(from, prefix)
-      if (prefix.waiting.size >= limits.waiting) return arrival.giveUp()
+      // As many of one prefix wait as there is room left: a crowded site is served in one go on an idle listener, and there is always room for others.
+      if (prefix.waiting.size > room()) return arrival.giveUp()
       prefix.waiting.set(arrival.endpoint, { ...arrival, timer: setTimeout(() => arrival.giveUp(), limits.patience) })
       weigh(from, prefix)
       wake()

@@ -69,7 +69,8 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
   const members = new Map<string, Set<Peer>>()
   const clients = new WeakMap<Peer, Client>()
   const takeovers = new Map<string, number[]>()
-  const arriving = arrivals(limits)
+  const sockets = new Set<Socket>()
+  const arriving = arrivals(limits, () => limits.connections - sockets.size)
   const unidentified = { all: 0, prefixes: new Map<string, number>() }
   let listening = false
   let handler: ((from: DeviceRef, bytes: Uint8Array) => Promise<void>) | undefined
@@ -340,7 +341,6 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     })
   }
 
-  const sockets = new Set<Socket>()
   const listener = createServer({ noDelay: true, pauseOnConnect: true }, (socket) => {
     const from = addressPrefix(socket.remoteAddress ?? '')
     const endpoint = endpointOf(socket)

@@ -12,14 +12,12 @@ export interface BrokerLimits {
   readonly enrolment: number
   /** Open sockets of the listener. */
   readonly connections: number
-  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before their first message; more wait, unread, for at most `patience`. */
+  /** Sockets of one address prefix (IPv4 /24, IPv6 /48) before their first message; more wait, unread, for at most `patience`, as many as the listener has room left; more are closed. */
   readonly arriving: number
   /** Of all prefixes together, however busy the server is. */
   readonly atLeast: number
   /** Milliseconds after CONNACK until a connection counts as one that has said something. */
   readonly settled: number
-  /** Sockets of one prefix that wait; more are closed. */
-  readonly waiting: number
   /** Milliseconds that a socket waits for its turn: as long as agents do, for one that gave up has waited in vain and comes again. */
   readonly patience: number
   /** Nobody is let on after a turn of the event loop that took longer, milliseconds; but for one after `longest`. */
@@ -53,7 +51,6 @@ export const brokerLimits: BrokerLimits = {
   arriving: 256,
   atLeast: 32,
   settled: 2_000,
-  waiting: 4_096,
   patience: 60_000,
   turn: 5,
   longest: 100,
