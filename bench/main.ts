@@ -494,22 +494,7 @@ const measure = async (): Promise<void> => {
   const ofFleet = wanted.filter((name) => name === 'rotation' || name === 'storm')
   if (ofFleet.length > 0) await runLive(ofFleet, devices, values.profile === undefined ? [] : ['--cpu-prof', '--cpu-prof-dir', values.profile], print)
   if (wanted.includes('enrolment') || wanted.includes('start')) await runAtSize(wanted, print)
-  const alone: readonly Name[] = [
-    ...ofFleet,
-    'start',
-    'software-tpm',
-    'evidence',
-    'issuance',
-    'crl',
-    'ocsp',
-    'inventory',
-    'ledger',
-    'eviction',
-    'wraps',
-    'pause',
-    'softhsm',
-  ]
-  const ofServer = wanted.filter((name) => !alone.includes(name))
+  const ofServer = wanted.filter((name) => name === 'enrolment' || name === 'memory' || name === 'revocation')
   if (ofServer.length > 0) await run(ofServer, devices, print)
 }
 await measure().catch((thrown: unknown) => {

@@ -1,24 +1,14 @@
-import { randomBytes } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { describe, expect, test } from 'vitest'
 import { catchUp } from './faults/kill-tables.ts'
 import { missingPoints } from './faults/points.ts'
 import { runScenario } from './faults/scenario.ts'
+import { twoBoards } from './faults/two-boards.ts'
 
-const factory = mkdtempSync(join(tmpdir(), 'fk-factory-'))
-const serials = ['GATEWAY-BATCH-1-0001', 'GATEWAY-BATCH-1-0002'] as const
-
-beforeAll(async () => {
-  const order = { batch: 'batch-1', model: 'gateway', station: 'line-1', devices: 2, release: { name: '1.0.0', number: 1 } }
-  await writeBatch(factory, await makeBatch(order, { random: (length) => new Uint8Array(randomBytes(length)), now: () => Date.now() }))
-}, 60_000)
-afterAll(() => rmSync(factory, { recursive: true, force: true }))
+const { factory, serials } = twoBoards()
 
 const run = async (of: { readonly server?: NodeJS.ProcessEnv; readonly boards?: NodeJS.ProcessEnv }): Promise<number> =>
-  (await runScenario({ factory, serials: [...serials], misses: true, ...of })).kills
+  (await runScenario({ factory, serials, misses: true, ...of })).kills
 
 const long = process.env['FLEETKEY_LONG'] === '1'
 

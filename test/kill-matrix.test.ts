@@ -1,20 +1,11 @@
-import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { describe, expect, test } from 'vitest'
 import { agentPoints, agentSteps, kmsPoints, serverPoints, serverSteps } from './faults/kill-tables.ts'
 import { runScenario } from './faults/scenario.ts'
+import { twoBoards } from './faults/two-boards.ts'
 
-const factory = mkdtempSync(join(tmpdir(), 'fk-factory-'))
-const serials = ['GATEWAY-BATCH-1-0001', 'GATEWAY-BATCH-1-0002'] as const
-
-beforeAll(async () => {
-  const order = { batch: 'batch-1', model: 'gateway', station: 'line-1', devices: 2, release: { name: '1.0.0', number: 1 } }
-  await writeBatch(factory, await makeBatch(order, { random: (length) => new Uint8Array(randomBytes(length)), now: () => Date.now() }))
-}, 60_000)
-afterAll(() => rmSync(factory, { recursive: true, force: true }))
+const { factory, serials } = twoBoards()
 
 /** Milliseconds from the restart to the end of the whole path. */
 const durations: number[] = []
@@ -22,7 +13,7 @@ const durations: number[] = []
 const killed = async (at: { readonly server?: string; readonly boards?: string }): Promise<void> => {
   const { kills, afterRestart } = await runScenario({
     factory,
-    serials: [...serials],
+    serials,
     ...(at.server === undefined ? {} : { server: { FLEETKEY_KILL_AT: at.server } }),
     ...(at.boards === undefined ? {} : { boards: { FLEETKEY_KILL_AT: at.boards } }),
   })
@@ -32,7 +23,7 @@ const killed = async (at: { readonly server?: string; readonly boards?: string }
 
 test('every step that the path reaches is in the tables', { timeout: 240_000 }, async () => {
   const [server, boards] = [join(factory, 'server.steps'), join(factory, 'boards.steps')]
-  await runScenario({ factory, serials: [...serials], server: { FLEETKEY_STEPS: server }, boards: { FLEETKEY_STEPS: boards } })
+  await runScenario({ factory, serials, server: { FLEETKEY_STEPS: server }, boards: { FLEETKEY_STEPS: boards } })
   const reached = (path: string): readonly string[] => [...new Set(readFileSync(path, 'utf8').trim().split('\n'))]
   expect(reached(server).filter((step) => !serverSteps.includes(step))).toStrictEqual([])
   expect(reached(boards).filter((step) => !agentSteps.includes(step))).toStrictEqual([])
@@ -45,7 +36,7 @@ describe.concurrent('kill -9 of the server at', { timeout: 240_000 }, () => {
 describe.concurrent('kill -9 of the KMS process at', { timeout: 240_000 }, () => {
   test.for(kmsPoints)('%s', async (at) => {
     // The server lives: nobody but it notices.
-    const { kills, kmsKills } = await runScenario({ factory, serials: [...serials], server: { FLEETKEY_KILL_AT: at, FLEETKEY_KILL_KMS: '1' } })
+    const { kills, kmsKills } = await runScenario({ factory, serials, server: { FLEETKEY_KILL_AT: at, FLEETKEY_KILL_KMS: '1' } })
     expect([kills, kmsKills]).toEqual([0, 1])
   })
 })

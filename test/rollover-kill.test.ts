@@ -1,11 +1,9 @@
-import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
-import { makeBatch, writeBatch } from '@fleetkey/firmware-sim/factory/factory.ts'
+import { describe, expect, test } from 'vitest'
 import { missingPoints } from './faults/points.ts'
 import { rollOverKilled, type Kills } from './faults/rollover.ts'
+import { twoBoards } from './faults/two-boards.ts'
 
 const long = process.env['FLEETKEY_LONG'] === '1'
 
@@ -80,13 +78,8 @@ const kmsSteps = [
 const revoking = ['rollover.revoking', 'rollover.revoked', 'rollover.destroyed']
 const dropping = ['rollover.dropped', 'rollover.dropped#2']
 
-const factory = mkdtempSync(join(tmpdir(), 'fk-factory-'))
-const devices = { factory, serials: ['GATEWAY-BATCH-1-0001', 'GATEWAY-BATCH-1-0002'] } as const
-beforeAll(async () => {
-  const order = { batch: 'batch-1', model: 'gateway', station: 'line-1', devices: 2, release: { name: '1.0.0', number: 1 } }
-  await writeBatch(factory, await makeBatch(order, { random: (length) => new Uint8Array(randomBytes(length)), now: () => Date.now() }))
-}, 60_000)
-afterAll(() => rmSync(factory, { recursive: true, force: true }))
+const devices = twoBoards()
+const { factory } = devices
 
 const none: Kills = { server: 0, kms: 0, boards: 0 }
 

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { DeviceId, GroupId } from '@fleetkey/protocol/ids.ts'
+import { seeded } from '@fleetkey/test/mutations.ts'
 import type { Member } from '../../fleet/device.ts'
 import type { Changes, Store, Write } from '../../flows/context.ts'
 import { openMemoryStore } from '../memory.ts'
@@ -26,17 +27,6 @@ const changes = (...writes: readonly Write[]): Changes => ({
   entries: [{ at: 1, caller: 'system:test', from: 'server', action: 'test', subject: 's', outcome: 'done', code: null, detail: '' }],
 })
 
-/** The same numbers for the same seed (mulberry32). */
-const numbers = (seed: number) => {
-  let state = seed
-  return (below: number): number => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below
-  }
-}
-
 const some = async (write: () => Promise<Write>, next: (below: number) => number): Promise<readonly Write[]> =>
   await Promise.all(Array.from({ length: 1 + next(3) }, write))
 
@@ -50,7 +40,7 @@ const member = (group: number, device: number, from: number): Omit<Member, 'vers
 
 test.each([1, 2, 3])('what is read after any writes is what a store without a cache reads (seed %i)', async (seed) => {
   const plain = openMemoryStore()
-  const next = numbers(seed)
+  const next = seeded(seed)
   const write = async (): Promise<Write> => {
     const [group, device, kind] = [next(3), next(6), next(8)]
     const stored = await plain.get('member', `g${group}/d${device}`)
