@@ -1,5 +1,5 @@
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, existsSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -20,6 +20,12 @@ const until = async (ready: () => boolean | Promise<boolean>, what: string): Pro
     await new Promise((resolve) => void setTimeout(resolve, 10))
   }
 }
+
+/** Whether somebody listens there: a socket has its file before that. Asked of the kernel (Linux), for whoever connects takes the place of swtpm's one client. */
+const isListening = (path: string): boolean =>
+  readFileSync('/proc/net/unix', 'utf8')
+    .split('\n')
+    .some((line) => line.endsWith(` ${path}`) && line.split(' ')[3] === '00010000')
 
 /** What swtpm_setup is told besides folders: it makes a TPM as a maker would, its EK certificates by a CA of its own in `folder`. */
 const setup = (folder: string, state: string, options: readonly string[]): void => {
@@ -59,7 +65,7 @@ export const startSwtpm = async (of: { readonly setup?: readonly string[] } = {}
       ],
       { stdio: 'ignore' },
     )
-    await until(() => existsSync(path) && existsSync(control), 'swtpm did not listen')
+    await until(() => isListening(path) && isListening(control), 'swtpm did not listen')
   }
   const end = async (): Promise<void> => {
     const running = child
