@@ -97,7 +97,7 @@ const signOnly = async (ctx: Base, authority: Authority, requests: readonly { re
   for (let at = 0; at < requests.length; at += 64) {
     const tbs = requests.slice(at, at + 64).map(({ id, spki }) => {
       const order = { profile: 'device-tls', subject: id, spki } as const
-      const of = { tenant: ctx.tenant, serial: serialOf(ctx.random(16)), ...validityOf(profile, now) }
+      const of = { tenant: ctx.tenant, serial: serialOf(ctx.random(12), now), ...validityOf(profile, now) }
       return writeClean({ profile, order, issuer: authority, of, now })
     })
     const signatures = await ctx.kms.sign(tbs.map((data) => ({ key: authority.key, purpose: authority.purpose, data })))

@@ -37,7 +37,7 @@ const make = (of: SealingOptions): string => {
     defaultProfiles['server-tls'],
     { profile: 'server-tls', subject, spki, names: [...new Set([...of.names, 'localhost', '127.0.0.1', '::1'])] },
     { subject: nameOf(subject), spki, until: never },
-    { tenant: of.tenant, serial: serialOf(of.random(16)), notBefore: of.now - day, notAfter: never },
+    { tenant: of.tenant, serial: serialOf(of.random(12), of.now), notBefore: of.now - day, notAfter: never },
   )
   const certificate = certificateOf(tbs, new Uint8Array(sign('sha256', tbs, privateKey)))
   return `${privateKey.export({ format: 'pem', type: 'pkcs8' }) as string}${toPem('CERTIFICATE', certificate)}`

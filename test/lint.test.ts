@@ -12,7 +12,7 @@ const now = Date.UTC(2027, 0, 1)
 const issuerName = seq(commonName(utf8('ca')))
 const issuer = { subject: new Uint8Array(issuerName), spki: new Uint8Array(spkiOf('prime256v1')), until: Date.UTC(2029, 0, 1) }
 const key = spkiOf('prime256v1')
-const serial = serialOf(randomBytes(16))
+const serial = serialOf(randomBytes(12), Date.now())
 const ecdsa = seq(oid('1.2.840.10045.4.3.2'))
 const identifier = (spki: Uint8Array): Buffer => createHash('sha256').update(spki).digest().subarray(0, 20)
 const utc = (digits: string): Buffer => text(0x17, digits)

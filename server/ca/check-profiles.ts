@@ -74,7 +74,7 @@ export const checkProfiles = (profiles: Profiles, now: number): void => {
             ...(profile.eku === 'role' ? { role: 'challenge' as const } : {}),
             ...(profile.names === 'hosts' ? { names: ['localhost', '127.0.0.1', '::1', '2001:db8::8:800:200c:417a'] } : {}),
           },
-          { issuer, serial: serialOf(random), now },
+          { issuer, serial: serialOf(random, now), now },
         )
   }
 }

@@ -3,8 +3,8 @@ import { entryOf, removalOf, tbsCertList, unsignedList, type ListOrder, type Uns
 import type { IssuerName } from './tbs.ts'
 
 /**
- * Every certificate belongs to one of 16 distribution points for good: a hexadecimal digit of its serial that is random (the first byte is not). A list of one
- * point has a sixteenth of the entries.
+ * Every certificate belongs to one of 16 distribution points for good: a hexadecimal digit of its serial that is random (those around it are not). A list of
+ * one point has a sixteenth of the entries.
  */
 export const points = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'] as const
 export type Point = (typeof points)[number]

@@ -22,7 +22,7 @@ const orderOf = (
     profile: defaultProfiles[profile],
     order: { profile, subject: 'gw-1', spki: newKey(), ...odd.order },
     issuer: odd.issuer ?? issuer,
-    of: { tenant: 'plant', serial: serialOf(randomBytes(16)), ...validityOf(defaultProfiles[profile], at), ...odd.of },
+    of: { tenant: 'plant', serial: serialOf(randomBytes(12), at), ...validityOf(defaultProfiles[profile], at), ...odd.of },
     now: at,
   }
 }

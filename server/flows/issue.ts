@@ -50,7 +50,7 @@ export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent,
   const intents = orders.map(({ profile, subject, spki, until = Infinity }): CertificateIntent => {
     const { notBefore, notAfter } = validityOf(issuer.profiles[profile], now)
     return {
-      id: serialOf(ctx.random(16)),
+      id: serialOf(ctx.random(12), now),
       version: 1,
       profile,
       subject,
