@@ -6,7 +6,7 @@ import { z } from 'zod'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import type { Webhook } from './api/webhook.ts'
 import { defaultMarks, type AlertSettings } from './ca/alerts.ts'
-import { ConfigFile, type ProfileSettings } from './ca/profiles.ts'
+import { ConfigFile, refuseNames, type ProfileSettings } from './ca/profile-settings.ts'
 import { defaultRetention, type Retention } from './ca/retention.ts'
 import { defaultBudget, type RecoveryBudget } from './fleet/recovery.ts'
 import { maxSessions, type Backend, type FileBackend } from './kms/orders.ts'
@@ -47,7 +47,7 @@ export const Settings = z.strictObject({
 export type Settings = z.infer<typeof Settings> & {
   /** Where the CA keys and the KEK are. Files with secrets that it names are for the KMS process alone: they are not read here. */
   readonly backend: Backend
-  /** Lifetimes and kinds of keys of certificates, within the bounds of each profile. */
+  /** What certificates are besides what is fixed, within the bounds of each profile. */
   readonly profiles: ProfileSettings
   /** Milliseconds before an end at which alerts are raised, and where they go. */
   readonly alerts: { readonly marks: readonly number[]; readonly webhook: Webhook | undefined }
@@ -280,7 +280,11 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
   })
   if (!parsed.success)
     throw new SettingsError(parsed.error.issues.map((issue) => `${optionOf[String(issue.path[0])] ?? issue.path.join('.')}: ${issue.message}`).join('; '))
-  const { profiles = {}, alerts = {}, retention = {} } = fileOf(values.config ?? env['FLEETKEY_CONFIG'])
+  const path = values.config ?? env['FLEETKEY_CONFIG']
+  const { profiles = {}, alerts = {}, retention = {} } = fileOf(path)
+  const { tenant, host, names } = parsed.data
+  const refused = refuseNames(profiles, { tenant, hosts: [...names, host] })
+  if (refused !== undefined) throw new SettingsError(`--config ${path ?? ''}: ${refused}`)
   return {
     ...parsed.data,
     profiles,

@@ -7,7 +7,7 @@ import { afterAll, describe, expect, test, vi } from 'vitest'
 import { main } from '@fleetkey/cli/main.ts'
 import type { RequestVerdict } from '@fleetkey/cli/offline/request.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
-import { further, generated, honest, named, p384Request, selfSigned } from './hostile-requests.ts'
+import { extension, further, generated, honest, named, p384Request, selfSigned, seq, text, wishing } from './hostile-requests.ts'
 import { hasProgram } from './programs.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'fk-check-csr-'))
@@ -88,6 +88,32 @@ describe('accepted', () => {
     expect((await judged(bytes, '--profile', 'device-tls')).verdict.reason).toBe('csr.key.curve')
     expect((await judged(bytes, '--profile', 'device-tls', '--config', config)).verdict.certificate).toMatchObject({ key: { kind: 'p384' }, lifetime: 86_400 })
     expect((await judged(bytes, '--config', config)).verdict.reason).toBe('csr.key.curve')
+  })
+
+  test('what the configuration adds is shown, and may be asked for', async () => {
+    const added = {
+      subject: { C: 'DE', O: 'Müller & Söhne, GmbH' },
+      names: ['DNS:{id}.{tenant}.example.com', 'URI:urn:plant:{id}'],
+      usages: ['keyAgreement'],
+      purposes: ['ipsecIKE'],
+    }
+    const config = file(JSON.stringify({ profiles: { 'device-tls': added } }))
+    const dns = (name: string): Buffer => extension('2.5.29.17', seq(text(0x82, name)), false)
+    const asking = wishing(dns('gw-1.plant.example.com'), extension('2.5.29.15', Buffer.from('03020308', 'hex'), true))
+    const words = ['--profile', 'device-tls', '--tenant', 'plant']
+    expect((await judged(asking, ...words, '--config', config)).verdict).toMatchObject({
+      verdict: 'accepted',
+      certificate: {
+        subject: 'CN=gw-1,O=Müller & Söhne\\, GmbH,C=DE',
+        altNames: ['URI:spiffe://plant/device/gw-1', 'DNS:gw-1.plant.example.com', 'URI:urn:plant:gw-1'],
+        keyUsage: ['digitalSignature', 'keyAgreement'],
+        extKeyUsage: ['1.3.6.1.5.5.7.3.2', '1.3.6.1.5.5.7.3.17'],
+      },
+    })
+    expect((await judged(asking, ...words)).verdict.reason).toMatch(/^csr\.(name\.kind|usage)$/)
+    const other = wishing(dns('gw-2.plant.example.com'))
+    expect((await judged(other, ...words, '--config', config)).verdict.reason).toBe('csr.name.other')
+    expect((await judged(honest(), '--profile', 'device-identity', '--config', config)).verdict.certificate?.subject).toBe('CN=gw-1')
   })
 
   test.skipIf(!hasProgram('openssl'))('what openssl makes', () => {
@@ -172,6 +198,7 @@ describe('refused with exit code 3, a reason and a remedy', () => {
 
 describe('wrong on the command line: exit code 1', () => {
   const good = file(honest())
+  const tenantNames = file('{"profiles":{"device-tls":{"names":["DNS:{id}.{tenant}.x"]}}}')
   test.each([
     ['no file', [], 'argument is missing'],
     ['a file that is not there', [join(folder, 'nowhere')], 'ENOENT'],
@@ -185,6 +212,7 @@ describe('wrong on the command line: exit code 1', () => {
     ['a lifetime out of bounds', [good, '--config', file('{"profiles":{"device-tls":{"lifetime":"20y"}}}')], 'outside of 1h to 90d'],
     ['RSA', [good, '--config', file('{"profiles":{"device-tls":{"keys":["rsa"]}}}')], 'profiles.device-tls.keys'],
     ['a setting that is none', [good, '--config', file('{"profiles":{"device-tls":{"subject":"x"}}}')], 'subject'],
+    ['names that are not for this tenant', [good, '--tenant', 'plant-', '--config', tenantNames], 'profiles.device-tls.names.0'],
   ])('%s', async (_, words, what) => {
     const { code, stderr } = await run(...words)
     expect([code, stderr]).toEqual([1, expect.stringContaining(what) as string])

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { secondRequestVerdict } from '@fleetkey/protocol/x509/library.ts'
 import { requestReasons, requestReasonsMarkdown, type RequestReason } from '@fleetkey/protocol/x509/request/reasons.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
-import { defaultProfiles, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
+import { defaultProfiles, profilesMarkdown, requestPolicyOf } from '@fleetkey/server/ca/profiles.ts'
 import { lintMarkdown } from '@fleetkey/server/ca/lint/lint.ts'
 import { further, generated, honest, honestSpki, p384Request } from './hostile-requests.ts'
 import { outcome } from './mutations.ts'
@@ -74,6 +74,7 @@ describe('requests in order', () => {
 describe('docs/pki.md', () => {
   const docs = readFileSync(new URL('../docs/pki.md', import.meta.url), 'utf8')
   test('has the table of reasons as the code has it', () => expect(docs).toContain(requestReasonsMarkdown()))
+  test('has the profiles as the code has them', () => expect(docs).toContain(profilesMarkdown()))
   test('has the rules of the lint as the code has them', () => expect(docs).toContain(lintMarkdown()))
 
   test('every case of the list has a reason', () => {

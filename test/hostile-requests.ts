@@ -359,5 +359,7 @@ export const honest = (wished = false): Buffer =>
       })
     : selfSigned({})
 
+/** One that asks for these extensions. */
+export const wishing = (...extensions: readonly Uint8Array[]): Buffer => selfSigned({ attributes: [requested(...extensions)] })
 export const honestSpki: Uint8Array = Uint8Array.from(own.spki)
 export const p384Request = (): Buffer => request(p384())

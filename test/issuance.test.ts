@@ -11,7 +11,8 @@ import { inside, readBits, tags, whole } from '@fleetkey/protocol/x509/der.ts'
 import { secondReading } from '@fleetkey/protocol/x509/library.ts'
 import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import type { ProfileName } from '@fleetkey/server/ca/certificate.ts'
-import { defaultProfiles, profileNames, profilesOf } from '@fleetkey/server/ca/profiles.ts'
+import { ProfileSettings, profilesOf } from '@fleetkey/server/ca/profile-settings.ts'
+import { defaultProfiles, profileNames } from '@fleetkey/server/ca/profiles.ts'
 import { readSettings, SettingsError } from '@fleetkey/server/config.ts'
 import type { Caller } from '@fleetkey/server/access/caller.ts'
 import { openAuthority } from '@fleetkey/server/flows/authority.ts'
@@ -270,8 +271,55 @@ describe('every profile', () => {
     expect(new X509Certificate(tls?.der ?? '').subjectAltName).toBe('URI:spiffe://plant/device/gw-1')
   })
 
+  const everything = profilesOf(
+    ProfileSettings.parse({
+      'server-signing': { subject: { C: 'DE', O: 'Plant' } },
+      'server-tls': { subject: { C: 'DE', ST: 'Baden-Württemberg', O: '工場' }, usages: ['keyAgreement'], purposes: ['1.3.6.1.4.1.4711.3'] },
+      'ocsp-responder': { subject: { O: 'Plant', OU: 'Status' } },
+      'device-identity': {
+        subject: { C: 'DE', O: 'Plant' },
+        names: ['URI:urn:plant:{tenant}:{id}'],
+        usages: ['contentCommitment'],
+        purposes: ['1.3.6.1.4.1.4711.1'],
+      },
+      'device-tls': {
+        subject: { C: 'DE', ST: 'Baden-Württemberg', L: 'Ulm', O: 'Müller & Söhne, GmbH', OU: 'Gateways (line 1)' },
+        names: ['DNS:{id}.{tenant}.devices.example.com', 'URI:urn:plant:{tenant}:{id}', 'URI:https://plant.example/devices/{id}'],
+        usages: ['keyAgreement'],
+        purposes: ['eapOverLAN', 'eapOverPPP', 'ipsecIKE', '1.3.6.1.4.1.4711.2'],
+      },
+      station: { subject: { O: 'Plant' }, names: ['DNS:{id}.stations.example'], usages: ['contentCommitment'], purposes: ['1.3.6.1.4.1.4711.4'] },
+    }),
+  )
+
   describe.skipIf(!hasProgram('openssl') || !hasProgram('certtool'))('openssl and certtool accept', () => {
-    test.each(profileNames)('%s', async (profile) => {
+    test('what is added is in the certificate, as they read it', async () => {
+      const authority = await openAuthority(ctx, { profiles: everything })
+      const [tls] = await prepareCertificates(ctx, authority, intent, [orderOf('device-tls')])
+      const input = toPem('CERTIFICATE', tls?.der ?? new Uint8Array())
+      const text = execFileSync('openssl', ['x509', '-noout', '-text', '-nameopt', 'RFC2253,-esc_msb,utf8'], { input, encoding: 'utf8' })
+      expect(text).toContain('Subject: CN=gw-1,OU=Gateways (line 1),O=Müller & Söhne\\, GmbH,L=Ulm,ST=Baden-Württemberg,C=DE')
+      expect(text).toContain('Digital Signature, Key Agreement')
+      expect(text).toContain('DNS:gw-1.plant.devices.example.com, URI:urn:plant:plant:gw-1, URI:https://plant.example/devices/gw-1')
+      expect(text).toMatch(/TLS Web Client Authentication, .*1\.3\.6\.1\.4\.1\.4711\.2/)
+      const info = execFileSync('certtool', ['-i'], { input, encoding: 'utf8' })
+      for (const line of [
+        'CN=gw-1,OU=Gateways (line 1),O=Müller & Söhne\\, GmbH,L=Ulm,ST=Baden-Württemberg,C=DE',
+        'URI: spiffe://plant/device/gw-1',
+        'DNSname: gw-1.plant.devices.example.com',
+        'Ipsec IKE',
+        'Key agreement',
+      ])
+        expect(info).toContain(line)
+    })
+
+    test.each(
+      profileNames.flatMap((profile) =>
+        profile.endsWith('-ca')
+          ? [[profile, 'as it is', defaultProfiles] as const]
+          : [[profile, 'as it is', defaultProfiles] as const, [profile, 'with everything added', everything] as const],
+      ),
+    )('%s %s', async (profile, _, profiles) => {
       const folder = mkdtempSync(join(tmpdir(), 'fk-profile-'))
       try {
         const path = (file: string, pem: string): string => {
@@ -281,7 +329,7 @@ describe('every profile', () => {
         const order = everyOrder().find((one) => one.profile === profile)
         // certtool judges by the clock of the machine.
         const real: Base = { ...ctx, store: openMemoryStore(), now: () => Date.now() }
-        const authority = await openAuthority(real)
+        const authority = await openAuthority(real, { profiles })
         // The CAs are judged as the server made them.
         const der =
           profile === 'root-ca'
@@ -325,7 +373,7 @@ describe('the configuration of the server', () => {
   const settings = (content: string) => {
     const path = join(folder, 'config.json')
     writeFileSync(path, content)
-    return readSettings(['--config', path], {})
+    return readSettings(['--config', path, '--name', 'mqtt.plant.example'], {})
   }
 
   test('lifetimes and keys are those of the file, from the environment as well', async () => {
@@ -340,6 +388,12 @@ describe('the configuration of the server', () => {
     expect(native.publicKey.asymmetricKeyDetails?.namedCurve).toBe('secp384r1')
   })
 
+  const tls = (settings: object): string => JSON.stringify({ profiles: { 'device-tls': settings } })
+  const dns = (...names: readonly string[]): string => tls({ names })
+  const subject = (of: object): string => tls({ subject: of })
+  const both = (device: string, station: string): string => JSON.stringify({ profiles: { 'device-tls': { names: [device] }, station: { names: [station] } } })
+  const long = 'x'.repeat(60)
+
   test.each([
     ['out of bounds', '{"profiles":{"device-tls":{"lifetime":"100d"}}}', 'profiles.device-tls.lifetime: outside of 1h to 90d'],
     ['no lifetime', '{"profiles":{"device-tls":{"lifetime":3600}}}', 'profiles.device-tls.lifetime'],
@@ -349,9 +403,114 @@ describe('the configuration of the server', () => {
     ['an unknown setting', '{"profile":{}}', 'profile'],
     ['what is fixed', '{"profiles":{"device-tls":{"eku":"2.5.29.37.0"}}}', 'eku'],
     ['no JSON', '{', '--config'],
+    ['a subject for a CA', '{"profiles":{"issuing-ca":{"subject":{"O":"Plant"}}}}', 'profiles.issuing-ca: Unrecognized key: "subject"'],
+    ['a purpose for a CA', '{"profiles":{"root-ca":{"purposes":["ipsecIKE"]}}}', 'profiles.root-ca: Unrecognized key: "purposes"'],
+    ['another common name', subject({ CN: 'gw-2' }), 'profiles.device-tls.subject: Unrecognized key: "CN"'],
+    ['a serial number in the subject', subject({ serialNumber: '1' }), 'profiles.device-tls.subject: Unrecognized key: "serialNumber"'],
+    ['an empty subject', subject({}), 'profiles.device-tls.subject: none of C, ST, L, O, OU'],
+    ['an empty organisation', subject({ O: '' }), 'profiles.device-tls.subject.O: not 1 to 64 characters'],
+    ['an organisation of 65 characters', subject({ O: 'x'.repeat(65) }), 'profiles.device-tls.subject.O: not 1 to 64 characters'],
+    ['a place of 129 characters', subject({ L: 'x'.repeat(129) }), 'profiles.device-tls.subject.L: not 1 to 128 characters'],
+    ['two organisations', subject({ O: ['a', 'b'] }), 'profiles.device-tls.subject.O'],
+    ['a country in small letters', subject({ C: 'de' }), 'profiles.device-tls.subject.C: not a country'],
+    ['a country of three letters', subject({ C: 'DEU' }), 'profiles.device-tls.subject.C: not a country'],
+    ['NUL', subject({ O: 'Plant\0' }), 'profiles.device-tls.subject.O: letters'],
+    ['a line break', subject({ O: 'Plant\nCN=x' }), 'profiles.device-tls.subject.O: letters'],
+    ['an escape', subject({ O: 'Plant\\2C' }), 'profiles.device-tls.subject.O: letters'],
+    ['an attribute within', subject({ O: 'Plant+CN=x' }), 'profiles.device-tls.subject.O: letters'],
+    ['a space in front', subject({ O: ' Plant' }), 'profiles.device-tls.subject.O: letters'],
+    ['a space behind', subject({ O: 'Plant ' }), 'profiles.device-tls.subject.O: letters'],
+    ['two spaces', subject({ O: 'A  B' }), 'profiles.device-tls.subject.O: letters'],
+    ['a mark that turns the direction of text', subject({ O: 'Plant\u202egnp' }), 'profiles.device-tls.subject.O: letters'],
+    ['a space of no width', subject({ O: 'Pl\u200bant' }), 'profiles.device-tls.subject.O: letters'],
+    ['a letter in two pieces', subject({ O: 'Mu\u0308ller' }), 'profiles.device-tls.subject.O: not in the composed form'],
+    ['half of a surrogate', subject({ O: 'a\ud800' }), 'profiles.device-tls.subject.O: letters'],
+    ['no list of names', tls({ names: [] }), 'profiles.device-tls.names'],
+    ['five names', dns(...[1, 2, 3, 4, 5].map((n) => `DNS:{id}.x${n}.example`)), 'profiles.device-tls.names'],
+    ['a name of another kind', dns('IP:{id}'), 'profiles.device-tls.names.0: not DNS:… or URI:…'],
+    ['a mailbox', dns('email:{id}@example.com'), 'profiles.device-tls.names.0: not DNS:… or URI:…'],
+    ['a name without the id', dns('DNS:devices.example.com'), 'profiles.device-tls.names.0: not a name with {id} once'],
+    ['the id twice', dns('DNS:{id}.{id}.example.com'), 'profiles.device-tls.names.0: not a name with {id} once'],
+    ['an id that is not the whole of a label', dns('DNS:dev-{id}.example.com'), 'profiles.device-tls.names.0: not a name with {id} once'],
+    ['an id next to the tenant', dns('DNS:{id}-{tenant}.example.com'), 'profiles.device-tls.names.0: not a name with {id} once'],
+    ['a placeholder that there is not', dns('DNS:{id}.{model}.example.com'), 'profiles.device-tls.names.0: not a name with {id} once'],
+    ['a wildcard', dns('DNS:*.{id}.example.com'), 'profiles.device-tls.names.0: not a host name of small letters'],
+    ['an underscore', dns('DNS:{id}.a_b.example'), 'profiles.device-tls.names.0: not a host name of small letters'],
+    ['capitals', dns('DNS:{id}.Example.com'), 'profiles.device-tls.names.0: not a host name of small letters'],
+    ['the id alone', dns('DNS:{id}'), 'profiles.device-tls.names.0: not a host name that ends in a domain of yours'],
+    ['the id as domain', dns('DNS:example.{id}'), 'profiles.device-tls.names.0: not a host name that ends in a domain of yours'],
+    ['an empty label', dns('DNS:{id}..example.com'), 'profiles.device-tls.names.0: not a legal host name'],
+    ['a dot at the end', dns('DNS:{id}.example.com.'), 'profiles.device-tls.names.0: not a legal host name'],
+    ['an address as domain', dns('DNS:{id}.0.0.1'), 'profiles.device-tls.names.0: not a legal host name'],
+    ['a label that ends with a hyphen', dns('DNS:{id}.a-.example'), 'profiles.device-tls.names.0: not a legal host name'],
+    ['a name too long with the longest id', dns(`DNS:{id}.${long}.${long}.${long}.example`), 'profiles.device-tls.names.0: not a name of at most 253'],
+    ['a URI too long with the longest id', dns(`URI:urn:plant:{id}:${'x'.repeat(200)}`), 'profiles.device-tls.names.0: not a name of at most 255'],
+    ['another spiffe:// URI', dns('URI:spiffe://other/device/{id}'), 'profiles.device-tls.names.0: not another scheme'],
+    ['a relative URI', dns('URI:/devices/{id}'), 'profiles.device-tls.names.0: not a URI in small letters'],
+    ['a URI with a query', dns('URI:https://a.example/{id}?x={id}'), 'profiles.device-tls.names.0: not a URI in small letters'],
+    ['a URI with a user', dns('URI:https://{id}@a.example/x'), 'profiles.device-tls.names.0: not a URI in small letters'],
+    ['a URI with an escape', dns('URI:https://a.example/%2e/{id}'), 'profiles.device-tls.names.0: not a URI in small letters'],
+    ['a URI of no host', dns('URI:https://a..b/{id}'), 'profiles.device-tls.names.0: not a URI with the name of a host'],
+    ['a URI that climbs', dns('URI:https://a.example/x/../{id}'), 'profiles.device-tls.names.0: not a URI without'],
+    ['a name twice', dns('DNS:{id}.example.com', 'DNS:{id}.example.com'), 'profiles.device-tls.names.1: DNS:{id}.example.com can be the same name as'],
+    ['a name that is another one for some tenant', dns('DNS:{id}.{tenant}.example', 'DNS:{id}.plant.example'), 'profiles.device-tls.names.1'],
+    ['names of two devices that can be one', dns('DNS:{id}.b.example', 'DNS:a.{id}.example'), 'can be the same name as DNS:{id}.b.example of device-tls'],
+    ['a name for a device and a station', both('DNS:{id}.example.com', 'DNS:{id}.example.com'), 'profiles.station.names.0'],
+    ['a name that can be that of a station', both('URI:urn:plant:station:{id}', 'URI:urn:plant:{tenant}:{id}'), 'profiles.station.names.0'],
+    [
+      'a name of the server',
+      dns('DNS:{id}.plant.example'),
+      'profiles.device-tls.names.0: DNS:{id}.plant.example can be the name of this server, mqtt.plant.example',
+    ],
+    ['names where there are no ids', '{"profiles":{"server-tls":{"names":["DNS:{id}.example.com"]}}}', 'profiles.server-tls.names: not to be added'],
+    ['the usage that stays', tls({ usages: ['digitalSignature'] }), 'profiles.device-tls.usages.0: digitalSignature is there already'],
+    ['a usage of CAs', tls({ usages: ['keyCertSign'] }), 'profiles.device-tls.usages.0: keyCertSign is none of keyAgreement'],
+    ['lists', tls({ usages: ['crlSign'] }), 'profiles.device-tls.usages.0: crlSign is none of keyAgreement'],
+    ['encryption with a key that only signs', tls({ usages: ['keyEncipherment'] }), 'profiles.device-tls.usages.0: keyEncipherment is none of keyAgreement'],
+    ['agreement for an identity', '{"profiles":{"device-identity":{"usages":["keyAgreement"]}}}', 'profiles.device-identity.usages.0'],
+    ['a usage for a responder', '{"profiles":{"ocsp-responder":{"usages":["keyAgreement"]}}}', 'profiles.ocsp-responder.usages.0: no usage can be added'],
+    ['a usage twice', tls({ usages: ['keyAgreement', 'keyAgreement'] }), 'profiles.device-tls.usages: a usage twice'],
+    ['a usage of every object', tls({ usages: ['__proto__'] }), 'profiles.device-tls.usages.0'],
+    ['the purpose that stays', tls({ purposes: ['1.3.6.1.5.5.7.3.2'] }), 'profiles.device-tls.purposes.0: its own purpose is there already'],
+    ['servers', tls({ purposes: ['serverAuth'] }), 'profiles.device-tls.purposes.0: serverAuth belongs to'],
+    ['servers, by OID', tls({ purposes: ['1.3.6.1.5.5.7.3.1'] }), 'profiles.device-tls.purposes.0: serverAuth belongs to'],
+    ['TLS clients', '{"profiles":{"station":{"purposes":["clientAuth"]}}}', 'profiles.station.purposes.0: clientAuth belongs to'],
+    ['responders', tls({ purposes: ['OCSPSigning'] }), 'profiles.device-tls.purposes.0: OCSPSigning belongs to'],
+    ['anything', tls({ purposes: ['2.5.29.37.0'] }), 'profiles.device-tls.purposes.0: anyExtendedKeyUsage: no certificate is for everything'],
+    ['a role of the server', tls({ purposes: ['1.3.6.1.4.1.58888.1.2'] }), 'profiles.device-tls.purposes.0: a purpose of Fleetkey'],
+    ['the identity of a device for TLS', tls({ purposes: ['1.3.6.1.4.1.58888.1.16'] }), 'profiles.device-tls.purposes.0: a purpose of Fleetkey'],
+    ['stations', tls({ purposes: ['1.3.6.1.4.1.58888.1.17'] }), 'profiles.device-tls.purposes.0: a purpose of Fleetkey'],
+    ['an agent that enrols others', tls({ purposes: ['1.3.6.1.4.1.311.20.2.1'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['a registration authority', tls({ purposes: ['1.3.6.1.5.5.7.3.28'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['mail', tls({ purposes: ['emailProtection'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['the arc of all enterprises', tls({ purposes: ['1.3.6.1.4.1'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['no OID', tls({ purposes: ['1.3.6.1.4.1.4711.01'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['an arc too large', tls({ purposes: ['1.3.6.1.4.1.4711.9999999999'] }), 'profiles.device-tls.purposes.0: not eapOverLAN'],
+    ['a purpose twice', tls({ purposes: ['ipsecIKE', '1.3.6.1.5.5.7.3.17'] }), 'profiles.device-tls.purposes: a purpose twice'],
+    ['nine purposes', tls({ purposes: [1, 2, 3, 4, 5, 6, 7, 8, 9].map((n) => `1.3.6.1.4.1.4711.${n}`) }), 'profiles.device-tls.purposes'],
+    [
+      'a purpose for a key that signs messages',
+      '{"profiles":{"server-signing":{"purposes":["ipsecIKE"]}}}',
+      'profiles.server-signing.purposes.0: no purpose can be added',
+    ],
+    [
+      'a purpose of networks for an identity',
+      '{"profiles":{"device-identity":{"purposes":["ipsecIKE"]}}}',
+      'profiles.device-identity.purposes.0: not an OID of your own',
+    ],
   ])('%s keeps the server from starting', (_, content, what) => {
     expect(() => settings(content)).toThrow(SettingsError)
     expect(() => settings(content)).toThrow(what)
+    expect(() => settings(content)).not.toThrow('\n')
+  })
+
+  test('a tenant that is no label of a host name', () => {
+    const path = join(folder, 'tenant.json')
+    writeFileSync(path, dns('DNS:{id}.{tenant}.example'))
+    expect(() => readSettings(['--config', path, '--tenant', 'plant-'], {})).toThrow(
+      'profiles.device-tls.names.0: DNS:{id}.{tenant}.example: tenant plant- is no label',
+    )
+    expect(readSettings(['--config', path, '--tenant', 'plant'], {}).profiles['device-tls']?.names).toHaveLength(1)
   })
 
   test('a file that is not there', () => expect(() => readSettings(['--config', join(folder, 'nowhere')], {})).toThrow(SettingsError))

@@ -2,7 +2,8 @@ import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto'
 import { describe, expect, test } from 'vitest'
 import { checkProfiles } from '@fleetkey/server/ca/check-profiles.ts'
 import { lint, lintRules, requireClean, type LintRule, type ToBeSigned } from '@fleetkey/server/ca/lint/lint.ts'
-import { defaultProfiles, profileNames, profilesOf, validityOf, type Profile } from '@fleetkey/server/ca/profiles.ts'
+import { profilesOf } from '@fleetkey/server/ca/profile-settings.ts'
+import { defaultProfiles, profileNames, validityOf, type Profile } from '@fleetkey/server/ca/profiles.ts'
 import { serialOf, signatureAlgorithm, statusValues, tbsOf, type CertificateOrder, type StatusPlaces } from '@fleetkey/server/ca/tbs.ts'
 import { attribute, bits, commonName, extension, integer, oid, seq, setOf, text, tlv, utf8 } from './hostile-requests.ts'
 
@@ -126,6 +127,13 @@ const points = extension('2.5.29.31', places.crl)
 const access = extension('1.3.6.1.5.5.7.1.1', places.access)
 const noCheck = '1.3.6.1.5.5.7.48.1.5'
 
+const organisation = (name: string): Buffer => setOf(attribute('2.5.4.10', utf8(name)))
+const organised = (name: string): Odd => ({ profile: { attributes: { O: name } } })
+const pattern: Profile['patterns'][number] = { kind: 'DNS', text: '{id}.plant.example', parts: ['{id}', 'plant', 'example'] }
+const [own, dns] = [uri('spiffe://plant/device/gw-1'), (name: string): Buffer => text(0x82, name)]
+/** A purpose that no profile may have beside its own: whatever its profile says. */
+const foreign = (...more: readonly string[]): readonly [Parts, Odd] => [{ purpose: purpose(clientAuth, ...more) }, { profile: { purposes: more } }]
+
 type Violation = readonly [rule: LintRule, name: string, parts: Parts | Uint8Array, odd?: Odd]
 const violations: readonly Violation[] = [
   ['tbs.structure', 'no structure', Buffer.from([0x30, 3, 1, 1])],
@@ -173,6 +181,23 @@ const violations: readonly Violation[] = [
   ['alt-name.empty', 'an empty list', { names: names() }],
   ['subject.one-name', 'two common names', named(commonName(utf8('gw-1')), commonName(utf8('gw-1')))],
   ['subject.attributes', 'an organisation', named(commonName(utf8('gw-1')), setOf(attribute('2.5.4.10', utf8('Plant'))))],
+  ['subject.attributes', 'none where the profile has one', {}, organised('Plant')],
+  ['subject.attributes', 'another organisation', named(organisation('Works'), commonName(utf8('gw-1'))), organised('Plant')],
+  ['subject.attributes', 'the organisation behind the common name', named(commonName(utf8('gw-1')), organisation('Plant')), organised('Plant')],
+  [
+    'subject.attributes',
+    'the organisation in another string type',
+    named(setOf(attribute('2.5.4.10', text(0x13, 'Plant'))), commonName(utf8('gw-1'))),
+    organised('Plant'),
+  ],
+  ['subject.bounds', 'an organisation of 65 characters', named(organisation(long), commonName(utf8('gw-1'))), organised(long)],
+  ['subject.bounds', 'an empty organisation', named(organisation(''), commonName(utf8('gw-1'))), organised('')],
+  [
+    'subject.country',
+    'a country in small letters',
+    named(setOf(attribute('2.5.4.6', text(0x13, 'de'))), commonName(utf8('gw-1'))),
+    { profile: { attributes: { C: 'de' } } },
+  ],
   ['subject.rdn', 'a relative name without attribute', named(commonName(utf8('gw-1')), setOf())],
   ['subject.length', '65 characters', { ...named(commonName(utf8(long))), names: null }, { profile: { names: null }, order: { subject: long } }],
   [
@@ -216,6 +241,13 @@ const violations: readonly Violation[] = [
   ['ext-key-usage.profile', 'serverAuth', { purpose: purpose('1.3.6.1.5.5.7.3.1') }],
   ['ext-key-usage.profile', 'serverAuth besides', { purpose: purpose(clientAuth, '1.3.6.1.5.5.7.3.1') }],
   ['ext-key-usage.any', 'a profile for anything', { purpose: purpose('2.5.29.37.0') }, { profile: { eku: '2.5.29.37.0' } }],
+  ['ext-key-usage.profile', 'not the one that the profile has besides', {}, { profile: { purposes: ['1.3.6.1.5.5.7.3.14'] } }],
+  ['ext-key-usage.bounds', 'serverAuth beside clientAuth', ...foreign('1.3.6.1.5.5.7.3.1')],
+  ['ext-key-usage.bounds', 'OCSPSigning', ...foreign('1.3.6.1.5.5.7.3.9')],
+  ['ext-key-usage.bounds', 'a role of the server', ...foreign('1.3.6.1.4.1.58888.1.2')],
+  ['ext-key-usage.bounds', 'the identity of a device', ...foreign('1.3.6.1.4.1.58888.1.16')],
+  ['ext-key-usage.bounds', 'codeSigning', ...foreign('1.3.6.1.5.5.7.3.3')],
+  ['ext-key-usage.bounds', 'an agent of Microsoft’s that enrols others', ...foreign('1.3.6.1.4.1.311.20.2.1')],
   ['ext-key-usage.unique', 'clientAuth twice', { purpose: purpose(clientAuth, clientAuth) }],
   ['ext-key-usage.usage', 'a TLS profile that cannot sign', { usage: usage('03020308') }, { profile: { usages: ['keyAgreement'] } }],
   ['subject-key.present', 'none', { subjectKey: null }],
@@ -233,6 +265,9 @@ const violations: readonly Violation[] = [
   ['alt-name.present', 'some where the profile has none', {}, { profile: { names: null } }],
   ['alt-name.critical', 'critical beside a subject', { names: extension('2.5.29.17', seq(uri('spiffe://plant/device/gw-1')), true) }],
   ['alt-name.kind', 'a mail address besides', { names: names(uri('spiffe://plant/device/gw-1'), text(0x81, 'a@b.example')) }],
+  ['alt-name.kind', 'a host name where the profile has none', { names: names(own, dns('gw-1.plant.example')) }],
+  ['alt-name.order', 'not the host name that the profile has', {}, { profile: { patterns: [pattern] } }],
+  ['alt-name.order', 'the host name of another', { names: names(own, dns('gw-2.plant.example')) }, { profile: { patterns: [pattern] } }],
   ['alt-name.uri', 'a space', { names: names(uri('spiffe://plant/device/gw-1'), uri('spiffe://plant/device/gw 1')) }],
   ['alt-name.dns', 'a wildcard', { names: names(text(0x82, '*.plant.example')) }, host('*.plant.example')],
   ['alt-name.dns', 'an underscore', { names: names(text(0x82, 'a_b.example')) }, host('a_b.example')],
@@ -263,6 +298,10 @@ describe('every rule is broken by a certificate that breaks nothing else', () =>
   test('one that breaks none', () => {
     expect(lint(linted(tbs()))).toEqual([])
     expect(lint(linted(tbs({ more: [points, access] }), offered))).toEqual([])
+    const country = setOf(attribute('2.5.4.6', text(0x13, 'DE')))
+    const full: Partial<Profile> = { attributes: { O: 'Plant', C: 'DE' }, patterns: [pattern], purposes: ['1.3.6.1.5.5.7.3.14', '1.3.6.1.4.1.4711.1'] }
+    const parts = { names: names(own, dns('gw-1.plant.example')), purpose: purpose(clientAuth, ...(full.purposes ?? [])) }
+    expect(lint(linted(tbs({ ...named(country, organisation('Plant'), commonName(utf8('gw-1'))), ...parts }), { profile: full }))).toEqual([])
     expect(lint(linted(tbs({ more: [extension(noCheck, hex('0500'))] }), { profile: { noCheck: true } }))).toEqual([])
   })
 
@@ -299,7 +338,7 @@ describe('profiles', () => {
     expect(() => checkProfiles(wrong, now)).toThrow('certificate profile device-tls breaks key-usage.ca, ext-key-usage.usage')
   })
 
-  test('settings change lifetime and keys and nothing else', () => {
+  test('settings that add nothing change lifetime and keys and nothing else', () => {
     const set = profilesOf({ 'device-tls': { lifetime: 3_600_000, keys: ['p384'] } })
     expect(set).toEqual({ ...defaultProfiles, 'device-tls': { ...defaultProfiles['device-tls'], life: 3_600_000, keys: ['p384'] } })
     const profile = set['device-tls']

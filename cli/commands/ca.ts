@@ -13,7 +13,7 @@ import { facts } from '../output.ts'
 
 const string = { type: 'string' } as const
 
-const profilesOf = (call: Invocation): RequestQuestion['profiles'] => {
+const profilesOf = (call: Invocation, of: Pick<RequestQuestion, 'tenant' | 'hosts'>): RequestQuestion['profiles'] => {
   const path = text(call, 'config')
   let content: unknown = {}
   try {
@@ -21,7 +21,7 @@ const profilesOf = (call: Invocation): RequestQuestion['profiles'] => {
   } catch (error) {
     throw error instanceof UsageError ? error : new UsageError(`--config ${path ?? ''}: ${error instanceof Error ? error.message : String(error)}`)
   }
-  const profiles = configuredProfiles(content)
+  const profiles = configuredProfiles(content, of)
   if (typeof profiles === 'string') throw new UsageError(`--config ${path ?? ''}: ${profiles}`)
   return profiles
 }
@@ -34,14 +34,15 @@ const questionOf = (call: Invocation): RequestQuestion => {
   if (!isTenant(tenant)) throw new UsageError(`--tenant: ${tenant} is none`)
   const id = text(call, 'id')
   if (id !== undefined && !isId(id)) throw new UsageError(`--id: ${id} is none`)
-  const hosts = call.options['name']
+  const named = call.options['name']
+  const hosts = [...new Set([...(Array.isArray(named) ? (named as readonly string[]) : []), 'localhost', '127.0.0.1', '::1'])]
   return {
     file: new Uint8Array(readStart(call.args[0] ?? '', requestFileMax)),
     profile,
-    profiles: profilesOf(call),
+    profiles: profilesOf(call, { tenant, hosts }),
     tenant,
     ...(id === undefined ? {} : { id }),
-    hosts: [...new Set([...(Array.isArray(hosts) ? (hosts as readonly string[]) : []), 'localhost', '127.0.0.1', '::1'])],
+    hosts,
   }
 }
 

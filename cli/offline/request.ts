@@ -1,12 +1,16 @@
 import { createHash } from 'node:crypto'
 import { DeviceId, TenantId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
+import { nameText } from '@fleetkey/protocol/x509/agreement.ts'
+import { nameAttributes } from '@fleetkey/protocol/x509/name.ts'
 import { reasonedRemedy, refuseRequest } from '@fleetkey/protocol/x509/request/reasons.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { readStructure, requestLimits, requestOfFile } from '@fleetkey/protocol/x509/request/structure.ts'
 import { readSubject } from '@fleetkey/protocol/x509/request/wishes.ts'
 import type { ProfileName } from '@fleetkey/server/ca/certificate.ts'
-import { ConfigFile, defaultProfiles, profileNames, profilesOf, requestPolicyOf, uriOf, type Profile, type Profiles } from '@fleetkey/server/ca/profiles.ts'
+import { ConfigFile, profilesOf, refuseNames } from '@fleetkey/server/ca/profile-settings.ts'
+import { defaultProfiles, namesOf, profileNames, requestPolicyOf, type Profile, type Profiles } from '@fleetkey/server/ca/profiles.ts'
+import { subjectOf } from '@fleetkey/server/ca/subject.ts'
 import { hostNames } from '@fleetkey/server/ca/tbs.ts'
 
 /** Largest part of a file that is looked at: what is larger is refused for its size. */
@@ -27,7 +31,7 @@ export interface RequestQuestion {
   readonly hosts: readonly string[]
 }
 
-/** What the certificate would be. `lifetime`: seconds; `altNames`: `URI:…`, `DNS:…`, `IP:…`. */
+/** What the certificate would be. `subject`: RFC 4514, the common name first; `lifetime`: seconds; `altNames`: `URI:…`, `DNS:…`, `IP:…`. */
 export interface WouldIssue {
   readonly subject: string
   readonly altNames: readonly string[]
@@ -57,10 +61,12 @@ export type RequestVerdict =
       readonly remedy: string | null
     }
 
-/** The profiles of a configuration file's content; a message for whoever wrote it otherwise. */
-export const configuredProfiles = (content: unknown): Profiles | string => {
+/** The profiles of a configuration file's content; a message for whoever wrote it otherwise. `hosts`: names of the server. */
+export const configuredProfiles = (content: unknown, of: { readonly tenant: string; readonly hosts: readonly string[] }): Profiles | string => {
   const parsed = ConfigFile.safeParse(content)
-  return parsed.success ? profilesOf(parsed.data.profiles ?? {}) : parsed.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`).join('; ')
+  if (!parsed.success) return parsed.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`).join('; ')
+  const settings = parsed.data.profiles ?? {}
+  return refuseNames(settings, of) ?? profilesOf(settings)
 }
 
 export const isTenant = (text: string): text is TenantId => TenantId.safeParse(text).success
@@ -93,8 +99,8 @@ const accepted = ({ profile: name, profiles, tenant, hosts, ...of }: RequestQues
     detail: 'the key proves itself and nothing is asked for that the profile does not give',
     profile: name,
     certificate: {
-      subject: `CN=${subject}`,
-      altNames: profile.names === 'hosts' ? names : profile.names === null ? [] : [`URI:${uriOf(tenant, profile.names, subject)}`],
+      subject: nameText(nameAttributes(subjectOf(profile.attributes, subject))),
+      altNames: isServer ? names : namesOf(profile, { tenant, id: subject }),
       keyUsage: profile.usages,
       extKeyUsage: policy.purposes,
       ca: profile.ca !== null,

@@ -53,8 +53,8 @@ const escapedThroughout = (value: string): string =>
 
 const printed = ({ type, value }: NameAttribute): string => `${shortNames[type] ?? type}=${escaped(value)}`
 
-/** A Name the way `XN_FLAG_RFC2253` prints it: backwards. */
-const rendered = (name: readonly NameAttribute[]): string =>
+/** A Name the way `XN_FLAG_RFC2253` prints it (RFC 4514): backwards. */
+export const nameText = (name: readonly NameAttribute[]): string =>
   name
     .toReversed()
     .map((attribute, at, all) => `${at === 0 ? '' : all[at - 1]?.rdn === attribute.rdn ? '+' : ','}${printed(attribute)}`)
@@ -68,5 +68,5 @@ export const sameAltNames = (native: X509Certificate, altNames: readonly Uint8Ar
   if (names.length === 0) return !text.includes('DirName:')
   // Node quotes what holds a comma as a JSON string, the comma as \u002c; a backslash is then doubled.
   const plain = text.replaceAll(/"((?:[^"\\]|\\.)*)"/g, (quoted) => JSON.parse(quoted) as string)
-  return names.every((name) => plain.includes(`DirName:${rendered(name)}`))
+  return names.every((name) => plain.includes(`DirName:${nameText(name)}`))
 }

@@ -2,6 +2,11 @@
 export const oids = {
   commonName: '2.5.4.3',
   serialNumber: '2.5.4.5',
+  country: '2.5.4.6',
+  locality: '2.5.4.7',
+  state: '2.5.4.8',
+  organization: '2.5.4.10',
+  organizationalUnit: '2.5.4.11',
   emailAddress: '1.2.840.113549.1.9.1',
   rsaEncryption: '1.2.840.113549.1.1.1',
   ecPublicKey: '1.2.840.10045.2.1',
@@ -27,6 +32,7 @@ export const oids = {
   authorityKeyIdentifier: '2.5.29.35',
   policyConstraints: '2.5.29.36',
   extKeyUsage: '2.5.29.37',
+  anyExtendedKeyUsage: '2.5.29.37.0',
   freshestCrl: '2.5.29.46',
   authorityInfoAccess: '1.3.6.1.5.5.7.1.1',
   ocsp: '1.3.6.1.5.5.7.48.1',
@@ -46,4 +52,4 @@ export const oids = {
 } as const
 
 /** Bit positions of KeyUsage (RFC 5280 §4.2.1.3). */
-export const keyUsages = { digitalSignature: 0, keyEncipherment: 2, keyAgreement: 4, keyCertSign: 5, crlSign: 6 } as const
+export const keyUsages = { digitalSignature: 0, contentCommitment: 1, keyEncipherment: 2, keyAgreement: 4, keyCertSign: 5, crlSign: 6 } as const

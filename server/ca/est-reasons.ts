@@ -56,11 +56,11 @@ export const estReasons = {
   'est.subject': {
     code: 'forbidden',
     meaning: 'The request names another subject than the device.',
-    remedy: 'One common name: the device id (or, the first time, its serial).',
+    remedy: 'One common name: the device id (or, the first time, its serial); or the subject of the certificate that is renewed.',
   },
   'est.alt-names': {
     code: 'forbidden',
-    meaning: 'The request asks for other alternative names than the certificate has.',
+    meaning: 'The request asks for other alternative names than the certificate has that is renewed, and than the profile gives.',
     remedy: 'Ask for those of the certificate that is renewed.',
   },
   'est.no-certificate': {

@@ -1,13 +1,13 @@
 import { hash } from 'node:crypto'
 import { isIP } from 'node:net'
-import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { ecdsaSha256 } from '@fleetkey/protocol/x509/csr.ts'
 import { bitString, boolean, der, explicit, integer, namedBits, octetString, oid, sequence, tags, time } from '@fleetkey/protocol/x509/der.ts'
 import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { roleEku, type Role } from '@fleetkey/protocol/x509/roles.ts'
 import type { ProfileName } from './certificate.ts'
 import { distributionPoints } from './distribution-point.ts'
-import { uriOf, type Profile } from './profiles.ts'
+import { namesOf, type Profile } from './profiles.ts'
+import { subjectOf } from './subject.ts'
 
 export interface CertificateOrder {
   readonly profile: ProfileName
@@ -67,8 +67,8 @@ export const hostNames = (names: readonly string[]): readonly string[] =>
 /** GeneralNames of the certificate's subjectAltName, DER, in order. */
 export const altNamesOf = (profile: Profile, order: CertificateOrder, tenant: string): readonly Uint8Array[] => {
   if ((profile.names === 'hosts') !== (order.names !== undefined)) throw new Error(`profile ${order.profile} and names`)
-  if (profile.names === null) return []
-  return profile.names === 'hosts' ? (order.names ?? []).map(hostName) : [der(0x86, ascii(uriOf(tenant, profile.names, order.subject)))]
+  if (profile.names === 'hosts') return (order.names ?? []).map(hostName)
+  return namesOf(profile, { tenant, id: order.subject }).map((name) => der(name.startsWith('DNS:') ? 0x82 : 0x86, ascii(name.slice(4))))
 }
 
 const extension = (id: string, critical: boolean, value: Uint8Array): Uint8Array => sequence(oid(id), ...(critical ? [boolean(true)] : []), octetString(value))
@@ -91,11 +91,11 @@ const fixedParts = new WeakMap<Profile, Uint8Array>()
 const fixedOf = (profile: Profile): Uint8Array => {
   const known = fixedParts.get(profile)
   if (known !== undefined) return known
-  const { usages, ca, eku } = profile
+  const { usages, ca, eku, purposes } = profile
   const made = Buffer.concat([
     extension(oids.basicConstraints, true, ca === null ? sequence() : sequence(boolean(true), integer(Uint8Array.of(ca)))),
     extension(oids.keyUsage, true, namedBits(usages.map((usage) => keyUsages[usage]))),
-    ...(eku === null || eku === 'role' ? [] : [extension(oids.extKeyUsage, false, sequence(oid(eku)))]),
+    ...(eku === null || eku === 'role' ? [] : [extension(oids.extKeyUsage, false, sequence(oid(eku), ...purposes.map(oid)))]),
   ])
   fixedParts.set(profile, made)
   return made
@@ -164,7 +164,7 @@ export const tbsOf = (profile: Profile, order: CertificateOrder, issuer: IssuerN
     ecdsaSha256,
     issuer.subject,
     sequence(time(of.notBefore), time(of.notAfter)),
-    nameOf(order.subject),
+    subjectOf(profile.attributes, order.subject),
     order.spki,
     extensionBytes(profile, order, issuer, of),
   )

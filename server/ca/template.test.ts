@@ -2,6 +2,7 @@ import { generateKeyPairSync, randomBytes, randomInt } from 'node:crypto'
 import { describe, expect, test } from 'vitest'
 import { nameOf } from '@fleetkey/protocol/x509/certificate.ts'
 import { lint } from './lint/lint.ts'
+import { ProfileSettings, profilesOf } from './profile-settings.ts'
 import { backdate, defaultProfiles, validityOf } from './profiles.ts'
 import { serialOf, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName, type Issuing } from './tbs.ts'
 import { fillTemplate, writeClean, type Filling } from './template.ts'
@@ -48,6 +49,59 @@ test('names that look like other parts of the certificate', () => {
       if (made !== undefined) expect(Buffer.from(made)).toEqual(Buffer.from(tbsOf(filling.profile, filling.order, issuer, filling.of)))
       expect(writeClean(filling)).toBeDefined()
     }
+})
+
+describe('profiles with everything that a configuration can add', () => {
+  const added = profilesOf(
+    ProfileSettings.parse({
+      'device-identity': { subject: { C: 'DE', O: 'Zzz' }, names: ['URI:urn:plant-identity:{tenant}:{id}'], usages: ['contentCommitment'] },
+      'device-tls': {
+        subject: { O: 'Müller & Söhne, GmbH', OU: 'device', ST: 'Baden-Württemberg', L: 'Ulm', C: 'DE' },
+        names: ['DNS:{id}.{tenant}.devices.example.com', `URI:https://example.com/${'d/'.repeat(50)}{id}`],
+        usages: ['keyAgreement'],
+        purposes: ['ipsecIKE', 'eapOverLAN', '1.3.6.1.4.1.4711.1'],
+      },
+      station: { subject: { O: 'station' }, names: ['URI:urn:plant-station:{id}'], purposes: ['1.3.6.1.4.1.4711.2'] },
+    }),
+  )
+  const fillingOf = (name: (typeof names)[number], subject: string, tenant = 'plant'): Filling => ({
+    ...orderOf(name, { order: { subject }, of: { tenant } }),
+    profile: added[name],
+    of: { tenant, serial: serialOf(randomBytes(16)), ...validityOf(added[name], now) },
+  })
+
+  test('what a template makes is what the writer makes, for ids of every length', () => {
+    for (let length = 1; length <= 63; length++)
+      for (const name of names) {
+        const filling = fillingOf(
+          name,
+          idOf(length)
+            .replace(/^(..)--/, '$1aa')
+            .replace(/-$/, 'a'),
+        )
+        const made = fillTemplate(filling)
+        expect(made, `${name} ${filling.order.subject}`).toBeDefined()
+        expect(Buffer.from(made ?? [])).toEqual(Buffer.from(tbsOf(filling.profile, filling.order, issuer, filling.of)))
+        expect(lint({ ...filling, tbs: made ?? new Uint8Array(), algorithm: signatureAlgorithm })).toEqual([])
+      }
+  })
+
+  test.each(['z'.repeat(64), 'gw-', 'xn--gw'])('an id that is no label of a host name has no such name, no template, and a certificate: %s', (subject) => {
+    const filling = fillingOf('device-tls', subject)
+    expect(fillTemplate(filling)).toBeUndefined()
+    const made = Buffer.from(writeClean(filling))
+    expect([made.includes('devices.example.com'), made.includes(`example.com/${'d/'.repeat(50)}${subject}`)]).toEqual([false, true])
+    // Where only URIs are made, every id has its template.
+    expect(fillTemplate(fillingOf('station', subject))).toBeDefined()
+  })
+
+  test('names that look like other parts of the certificate', () => {
+    for (const subject of ['z', 'zz', 'device', 'station', 'devices', 'example', 'd'])
+      for (const name of names) {
+        const filling = fillingOf(name, subject, 'device')
+        expect(Buffer.from(writeClean(filling))).toEqual(Buffer.from(tbsOf(filling.profile, filling.order, issuer, filling.of)))
+      }
+  })
 })
 
 describe('what does not keep the rules has no template, and the lint says why', () => {

@@ -4,8 +4,9 @@ import { isDeviceId } from '@fleetkey/protocol/ids.ts'
 import { isCanonicalP256 } from '@fleetkey/protocol/x509/public-key.ts'
 import { utcTime } from '@fleetkey/protocol/x509/der.ts'
 import { lint, requireClean } from './lint/lint.ts'
-import { backdate, type Profile } from './profiles.ts'
-import { keyIdentifier, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName, type Issuing } from './tbs.ts'
+import { nameBy, placeOfId } from './name-pattern.ts'
+import { backdate, uriOf, type Profile } from './profiles.ts'
+import { altNamesOf, keyIdentifier, signatureAlgorithm, tbsOf, type CertificateOrder, type IssuerName, type Issuing } from './tbs.ts'
 
 /**
  * A certificate that broke no rule of the lint, and where in it the parts lie that differ from order to order: what is filled in has the same length, is
@@ -16,8 +17,8 @@ interface Template {
   readonly serial: number
   readonly notBefore: number
   readonly notAfter: number
-  /** Common name, and the end of the URI. */
-  readonly subject: readonly [name: number, uri: number]
+  /** Where the id stands: common name, and alternative names. */
+  readonly subject: readonly number[]
   readonly point: number
   readonly keyIdentifier: number
 }
@@ -45,6 +46,8 @@ const isSound = ({ profile, order, issuer, of, now }: Filling): boolean =>
   order.names === undefined &&
   profile.keys.includes('p256') &&
   isDeviceId(order.subject) &&
+  // An id that goes without one of the names has a certificate of another shape.
+  profile.patterns.every((pattern) => nameBy(pattern, { tenant: of.tenant, id: order.subject }) !== undefined) &&
   isCanonicalP256(order.spki) &&
   isPoint('p256', { x: order.spki.subarray(prefixLength, prefixLength + 32), y: order.spki.subarray(prefixLength + 32) }) &&
   Buffer.compare(order.spki, issuer.spki) !== 0 &&
@@ -82,11 +85,23 @@ const filled = (template: Template, { order, of }: Filling): Uint8Array => {
   return bytes
 }
 
-/** Places of these bytes; undefined unless they stand there exactly so often. */
-const places = (bytes: Buffer, part: Uint8Array, count: number): readonly number[] | undefined => {
-  const found: number[] = []
-  for (let at = bytes.indexOf(part); at >= 0; at = bytes.indexOf(part, at + 1)) found.push(at)
-  return found.length === count ? found : undefined
+/** The place of these bytes; undefined unless they stand there once. */
+const placeIn = (bytes: Buffer, part: Uint8Array): number | undefined => {
+  const at = bytes.indexOf(part)
+  return at < 0 || bytes.includes(part, at + 1) ? undefined : at
+}
+
+/** Where the id of this order stands in its alternative names; undefined where one of them is not to be told from what else is in the certificate. */
+const idsInNames = (bytes: Buffer, { profile, order, of }: Filling): readonly number[] | undefined => {
+  if (profile.names !== 'device' && profile.names !== 'station') return []
+  const within = [uriOf(of.tenant, profile.names, '').length, ...profile.patterns.map((pattern) => placeOfId(pattern, of))]
+  const names = altNamesOf(profile, order, of.tenant)
+  const found = names.flatMap((name, at) => {
+    const place = placeIn(bytes, name)
+    // A name has at most 255 bytes: its header has two, or three from 128 on.
+    return place === undefined ? [] : [place + (name[1] === 0x81 ? 3 : 2) + (within[at] ?? 0)]
+  })
+  return found.length === names.length && names.length === within.length ? found : undefined
 }
 
 /** Bytes that follow from the filling and occur nowhere else by chance. */
@@ -99,27 +114,19 @@ const compile = (filling: Filling): Template | undefined => {
   const serial = `4${marker('serial').toString('hex').slice(1, 32)}`
   const marked = { ...filling, order: { ...order, subject }, of: { ...of, serial } }
   const tbs = Buffer.from(tbsOf(profile, marked.order, issuer, marked.of))
-  const dates = places(tbs, Buffer.from(`\x17\x0d${utcTime(of.notBefore)}\x17\x0d${utcTime(of.notAfter)}`, 'latin1'), 1)
-  const name = places(tbs, Buffer.concat([Buffer.from([0x0c, subject.length]), Buffer.from(subject)]), 1)
-  const uri = places(tbs, Buffer.from(`/${profile.names ?? ''}/${subject}`), 1)
-  const [at, point, key] = [places(tbs, Buffer.from(serial, 'hex'), 1), places(tbs, order.spki, 1), places(tbs, keyIdentifier(order.spki), 1)]
-  if (
-    dates?.[0] === undefined ||
-    name?.[0] === undefined ||
-    uri?.[0] === undefined ||
-    at?.[0] === undefined ||
-    point?.[0] === undefined ||
-    key?.[0] === undefined
-  )
-    return undefined
+  const dates = placeIn(tbs, Buffer.from(`\x17\x0d${utcTime(of.notBefore)}\x17\x0d${utcTime(of.notAfter)}`, 'latin1'))
+  const name = placeIn(tbs, Buffer.concat([Buffer.from([0x0c, subject.length]), Buffer.from(subject)]))
+  const names = idsInNames(tbs, marked)
+  const [at, point, key] = [placeIn(tbs, Buffer.from(serial, 'hex')), placeIn(tbs, order.spki), placeIn(tbs, keyIdentifier(order.spki))]
+  if (dates === undefined || name === undefined || names === undefined || at === undefined || point === undefined || key === undefined) return undefined
   const template: Template = {
     bytes: tbs,
-    serial: at[0],
-    notBefore: dates[0] + 2,
-    notAfter: dates[0] + 17,
-    subject: [name[0] + 2, uri[0] + (profile.names ?? '').length + 2],
-    point: point[0] + prefixLength,
-    keyIdentifier: key[0],
+    serial: at,
+    notBefore: dates + 2,
+    notAfter: dates + 17,
+    subject: [name + 2, ...names],
+    point: point + prefixLength,
+    keyIdentifier: key,
   }
   // What it makes of the order that asked for it is what the writer makes, byte by byte, and that breaks no rule.
   const [made, wanted] = [filled(template, filling), tbsOf(profile, order, issuer, of)]

@@ -1,13 +1,15 @@
+import { isDeepStrictEqual } from 'node:util'
 import { parseToken, type EnrolmentToken as Token } from '@fleetkey/protocol/enrolment-token.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { Secret } from '@fleetkey/protocol/secret.ts'
 import { tokenVerifier } from '@fleetkey/protocol/transcript.ts'
-import { parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { nameOf, parseCertificate, type Certificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { nameAttributes } from '@fleetkey/protocol/x509/name.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
 import { readStructure } from '@fleetkey/protocol/x509/request/structure.ts'
+import { altNameTexts, generalNames } from '@fleetkey/protocol/x509/request/wishes.ts'
 import type { Caller } from '../access/caller.ts'
 import type { Claims } from '../attestation/claims.ts'
 import { presentedIdevid } from '../attestation/idevid.ts'
@@ -15,6 +17,7 @@ import { claimsByIdevid, claimsByToken } from '../attestation/over-tls.ts'
 import { fail } from '../attestation/reasons.ts'
 import { refuseEst } from '../ca/est-reasons.ts'
 import { backdate, requestPolicyOf } from '../ca/profiles.ts'
+import { subjectOf } from '../ca/subject.ts'
 import { canReceive, hardwareOf, hasIdentity, type Device, type EnrolledDevice, type ManifestEntry, type RegisteredDevice } from '../fleet/device.ts'
 import { recovered } from '../fleet/recovery.ts'
 import { withinWindow } from './claim-window.ts'
@@ -67,25 +70,31 @@ const enrollable = async (ctx: Context, id: DeviceId): Promise<Enrollable> => {
   return device
 }
 
-/** The key of a request, which its own signature proves; what it asks for besides is compared and never taken. */
+/**
+ * The key of a request, which its own signature proves; what it asks for besides is compared and never taken. It may ask for what the profile gives, and, when it
+ * renews, for what the certificate in hand has (RFC 7030 §4.2.2 wants the names of that one): a configuration that has changed meanwhile strands nobody.
+ */
 const requested = (ctx: Context, csr: Uint8Array, of: { readonly device: Device; readonly renewed: Certificate | null }): Uint8Array => {
   const { device, renewed } = of
-  const policy = requestPolicyOf(ctx.authority.profiles['device-tls'], { tenant: ctx.tenant, subject: device.id })
-  // Its names are compared below. Messages are ES256 and this key is the device's identity: it is P-256, whatever else the profile admits.
-  const { subject: _, ...asked } = policy
-  const { spki } = judgeRequest(csr, { ...asked, keys: ['p256'] })
+  const profile = ctx.authority.profiles['device-tls']
+  const { subject: _, ...given } = requestPolicyOf(profile, { tenant: ctx.tenant, subject: device.id })
+  const { spki } = judgeRequest(csr, {
+    // Messages are ES256 and this key is the device's identity: it is P-256, whatever else the profile admits.
+    keys: ['p256'],
+    usages: [...given.usages, ...(renewed?.keyUsage ?? [])],
+    purposes: [...given.purposes, ...(renewed?.extKeyUsage ?? [])],
+    names: [...given.names, ...altNameTexts(renewed?.altNames ?? [])],
+  })
   const structure = readStructure(csr)
   const subject = nameAttributes(structure.subject)
-  const altNames = structure.extensions.get(oids.subjectAltName)?.value ?? null
-  const own = renewed === null ? [] : nameAttributes(renewed.subject)
   const [one] = subject
-  const isOwn =
-    renewed === null
-      ? subject.length === 0 || (subject.length === 1 && one?.type === oids.commonName && (one.value === device.id || one.value === device.serial))
-      : subject.length === own.length && subject.every(({ type, value, rdn }, at) => own[at]?.type === type && own[at].value === value && own[at].rdn === rdn)
-  if (!isOwn) refuseEst('est.subject', `subject ${JSON.stringify(subject.map(({ value }) => value).join('/')).slice(0, 200)}`)
-  const kept = renewed?.extensions.get(oids.subjectAltName)?.value ?? null
-  if (altNames !== null && (kept === null || Buffer.compare(altNames, kept) !== 0)) refuseEst('est.alt-names')
+  const bare = renewed === null && (subject.length === 0 || (subject.length === 1 && one?.type === oids.commonName && one.value === device.serial))
+  const owns = [nameOf(device.id), subjectOf(profile.attributes, device.id)].map(nameAttributes)
+  const isOwn = (renewed === null ? owns : [...owns.slice(1), nameAttributes(renewed.subject)]).some((own) => isDeepStrictEqual(own, subject))
+  if (!bare && !isOwn) refuseEst('est.subject', `subject ${JSON.stringify(subject.map(({ value }) => value).join('/')).slice(0, 200)}`)
+  const [asked, kept] = [structure.extensions, renewed?.extensions].map((extensions) => extensions?.get(oids.subjectAltName)?.value)
+  const isKept = asked === undefined || (kept !== undefined && Buffer.compare(asked, kept) === 0)
+  if (!isKept && !altNameTexts(generalNames(asked)).every((name) => given.names.includes(name))) refuseEst('est.alt-names')
   return spki
 }
 

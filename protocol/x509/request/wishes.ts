@@ -88,6 +88,12 @@ const nameOf = (element: Element): string => {
   return isHostName(text) ? `DNS:${text}` : refuseRequest('csr.name', 'no host name')
 }
 
+/** GeneralNames of the value of a subjectAltName, DER, in order. */
+export const generalNames = (value: Uint8Array): readonly Uint8Array[] => elementsOf(value).map(({ bytes }) => bytes)
+
+/** The same as `URI:…`, `DNS:…`, `IP:…` (hex). Throws Problem with a reason of `requestReasons` for names of another kind. */
+export const altNameTexts = (names: readonly Uint8Array[]): readonly string[] => names.map((bytes) => nameOf(whole(bytes, bytes[0] ?? 0)))
+
 const checkAltNames = (value: Uint8Array, policy: RequestPolicy): void => {
   const kinds = new Set(policy.names.map((name) => name.slice(0, name.indexOf(':'))))
   for (const name of elementsOf(value).map(nameOf)) {

@@ -1,6 +1,7 @@
 import { isHostName } from '@fleetkey/protocol/x509/general-names.ts'
 import { keyUsages, oids } from '@fleetkey/protocol/x509/oids.ts'
 import { roleEku } from '@fleetkey/protocol/x509/roles.ts'
+import { isBounded } from '../purposes.ts'
 import { altNamesOf, extensionsOf, issuerKeyIdentifier, keyIdentifier, noCheckValue, statusValues } from '../tbs.ts'
 import { same, type Rules } from './rule.ts'
 import type { Node } from './tree.ts'
@@ -32,12 +33,14 @@ const hasUsage = (view: View, bit: number): boolean => {
   return root !== undefined && usagesOf(root).has(bit)
 }
 const purposes = ({ children }: Node): readonly string[] => children.map(({ oid }) => oid)
-const wantedPurpose = ({ profile: { eku }, order: { role } }: View): string | null => (eku === 'role' && role !== undefined ? roleEku[role] : eku)
+/** The profile's own: the role that was ordered, where it has roles. */
+const ownPurpose = ({ profile: { eku }, order: { role } }: View): string | null => (eku === 'role' && role !== undefined ? roleEku[role] : eku)
 const sameSet = <T>(a: ReadonlySet<T>, b: ReadonlySet<T>): boolean => a.size === b.size && [...a].every((one) => b.has(one))
 const ofTag = (tag: number, rule: (content: Uint8Array) => boolean) =>
   where(subjectAltName, ({ children }) => children.every((name) => name.tag !== tag || rule(name.content)))
 
-const kindsOf = ({ profile }: View): readonly number[] => (profile.names === 'hosts' ? [0x82, 0x87] : [0x86])
+const kindsOf = ({ profile: { names, patterns } }: View): readonly number[] =>
+  names === 'hosts' ? [0x82, 0x87] : patterns.some(({ kind }) => kind === 'DNS') ? [0x86, 0x82] : [0x86]
 const isUri = (content: Uint8Array): boolean => /^[a-z][a-z0-9+.-]*:[\x21-\x7e]+$/i.test(latin1(content))
 const isAddress = ({ length }: Uint8Array): boolean => length === 4 || length === 16
 
@@ -94,13 +97,25 @@ export const extensionRules = {
   'ext-key-usage.critical': { source: 'CA/B BR §7.1.2.7', says: 'extended key usage is not critical', holds: critical(extKeyUsage, false) },
   'ext-key-usage.profile': {
     source: 'profile; RFC 5280 §4.2.1.12',
-    says: 'exactly the purpose of the profile',
-    holds: where(extKeyUsage, (root, view) => view.profile.eku === null || sameSet(new Set(purposes(root)), new Set([wantedPurpose(view)]))),
+    says: 'exactly the purposes of the profile',
+    holds: where(
+      extKeyUsage,
+      (root, view) => view.profile.eku === null || sameSet(new Set(purposes(root)), new Set([ownPurpose(view), ...view.profile.purposes])),
+    ),
   },
   'ext-key-usage.any': {
     source: 'CA/B BR §7.1.2.7',
     says: 'no anyExtendedKeyUsage',
-    holds: where(extKeyUsage, (root) => !purposes(root).includes('2.5.29.37.0')),
+    holds: where(extKeyUsage, (root) => !purposes(root).includes(oids.anyExtendedKeyUsage)),
+  },
+  'ext-key-usage.bounds': {
+    source: 'this CA: a purpose that lets in or signs for others belongs to one profile',
+    says: 'no purpose of another profile, or of Fleetkey, and none that no configuration may add',
+    holds: where(extKeyUsage, (root, view) => {
+      const [own, wanted] = [ownPurpose(view), view.profile.purposes]
+      // What the profile does not have is said by its own rule; so is anyExtendedKeyUsage.
+      return purposes(root).every((purpose) => !wanted.includes(purpose) || purpose === oids.anyExtendedKeyUsage || isBounded(purpose, own))
+    }),
   },
   'ext-key-usage.unique': {
     source: 'RFC 5280 §4.2.1.12',
@@ -156,7 +171,7 @@ export const extensionRules = {
   'alt-name.empty': { source: 'RFC 5280 §4.2.1.6', says: 'at least one alternative name', holds: where(subjectAltName, ({ children }) => children.length > 0) },
   'alt-name.kind': {
     source: 'profile',
-    says: 'URIs for devices and stations, host names and addresses for servers',
+    says: 'URIs for devices and stations, host names where the profile has them, host names and addresses for servers',
     holds: where(subjectAltName, ({ children }, view) => view.profile.names === null || children.every(({ tag }) => kindsOf(view).includes(tag))),
   },
   'alt-name.uri': {

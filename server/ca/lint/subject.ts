@@ -2,6 +2,7 @@ import { isPoint } from '@fleetkey/protocol/curves.ts'
 import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { backdate } from '../profiles.ts'
+import { relativeNames, subjectAttributes } from '../subject.ts'
 import { same, type Rules } from './rule.ts'
 import type { Node } from './tree.ts'
 import { dateDigits, hasDateForm, utf8, type View } from './view.ts'
@@ -51,14 +52,34 @@ export const validityRules = {
   },
 } as const satisfies Rules
 
+const bounds: ReadonlyMap<string, number> = new Map(Object.values(subjectAttributes).map(({ oid, most }) => [oid, most]))
+
 /** Names of the subject. */
 export const subjectRules = {
   'subject.present': { source: 'RFC 5280 §4.1.2.6', says: 'a subject', holds: ({ attributes }) => attributes.length > 0 },
   'subject.one-name': { source: 'CA/B BR §7.1.4.3', says: 'one common name', holds: (view) => commonNames(view).length <= 1 },
   'subject.attributes': {
     source: 'profile',
-    says: 'no attribute besides',
-    holds: ({ attributes }) => attributes.every(({ type }) => type === oids.commonName),
+    says: 'the attributes of the profile in front of the common name, and no other',
+    holds: ({ subject, profile: { attributes } }) => {
+      const wanted = relativeNames(attributes)
+      const others = subject.children.filter(({ children }) => children.length > 0 && children.every((one) => one.children[0]?.oid !== oids.commonName))
+      return others.length === wanted.length && wanted.every((name, at) => same(subject.children[at]?.bytes, name))
+    },
+  },
+  'subject.bounds': {
+    source: 'RFC 5280 §A.1',
+    says: 'attributes with no more characters than their kind may have, and none empty',
+    holds: ({ attributes }) =>
+      attributes.every(({ type, value: { content } }) => {
+        const most = bounds.get(type) ?? Infinity
+        return most === Infinity || (content.length > 0 && Array.from(utf8(content)).length <= most)
+      }),
+  },
+  'subject.country': {
+    source: 'RFC 5280 §A.1; ISO 3166',
+    says: 'a country as two capital letters in a PrintableString',
+    holds: ({ attributes }) => attributes.every(({ type, value }) => type !== oids.country || (value.tag === 0x13 && /^[A-Z]{2}$/.test(utf8(value.content)))),
   },
   'subject.rdn': {
     source: 'CA/B BR §7.1.4.2',
