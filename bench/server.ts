@@ -24,8 +24,8 @@ export const startServer = async (
 ): Promise<ServerProcess> => {
   const script = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
   const started = performance.now()
-  const words = [...flags, script, '--data', data, '--mqtt-port', String(port), '--https-port', '0', '--json']
-  const child = spawn(process.execPath, words, { stdio: ['ignore', 'pipe', 'ignore'] })
+  const words = [...flags, script, '--data', data, '--mqtt-port', String(port), '--https-port', '0', '--attached', '--json']
+  const child = spawn(process.execPath, words, { stdio: ['pipe', 'pipe', 'ignore'] })
   const { pid, stdout } = child
   if (pid === undefined || stdout === null) throw new Error('the server did not start')
   await new Promise<void>((resolve, reject) => {

@@ -1,4 +1,5 @@
-import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
 import type { ParseArgsOptionsConfig } from 'node:util'
 import type { Client } from './client.ts'
 import type { Output } from './output.ts'
@@ -111,6 +112,17 @@ export const readStart = (path: string, most: number): Buffer => {
     throw fileTrouble(path, error)
   } finally {
     if (file !== undefined) closeSync(file)
+  }
+}
+
+/** A new folder for results, its user's alone; one that cannot be made is a usage error. Parents first, one by one: in some places (/proc) `recursive` asks for ever. */
+export const makeFolder = (path: string): void => {
+  if (existsSync(path)) return
+  if (dirname(path) !== path) makeFolder(dirname(path))
+  try {
+    mkdirSync(path, { mode: 0o700 })
+  } catch (error) {
+    throw fileTrouble(path, error)
   }
 }
 

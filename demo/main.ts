@@ -87,7 +87,7 @@ const demo = async ({ devices, folder, json }: Options): Promise<Record<string, 
   const listening = Promise.withResolvers<{ mqttPort: number; httpsPort: number }>()
   const running: Service = service({
     program: 'fleetkey',
-    args: ['server', 'start', '--data', server, '--mqtt-port', '0', '--https-port', '0', '--json'],
+    args: ['server', 'start', '--data', server, '--mqtt-port', '0', '--https-port', '0', '--attached', '--json'],
     log: join(folder, 'server.log'),
     onLine: (line) => listening.resolve(JSON.parse(line) as { mqttPort: number; httpsPort: number }),
     onEnd: (code) => listening.reject(new Error(`the server ended with ${code}; see ${join(folder, 'server.log')}`)),

@@ -134,6 +134,13 @@ describe('the machine’s files', () => {
     await expect(nodeFileSystem.syncFolder(at('none'))).rejects.toThrow('ENOENT')
   })
 
+  test('makeFolder: where there can be none it says so', async () => {
+    writeFileSync(at('file'), '')
+    await expect(nodeFileSystem.makeFolder(at('file'), 0o700)).rejects.toThrow('EEXIST')
+    await expect(nodeFileSystem.makeFolder(at('file/one'), 0o700)).rejects.toThrow('EEXIST')
+    await expect(nodeFileSystem.makeFolder('/proc/x/y', 0o700)).rejects.toThrow('ENOENT')
+  })
+
   test('makeFolder: with its mode, and an older one stays as it is', async () => {
     await nodeFileSystem.makeFolder(at('one/two'), 0o700)
     expect(mode('one/two')).toBe(0o700)

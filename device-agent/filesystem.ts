@@ -1,5 +1,6 @@
 import { constants, createReadStream } from 'node:fs'
-import { chmod, mkdir, open, readFile, rename, rm } from 'node:fs/promises'
+import { chmod, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { dirname } from 'node:path'
 
 /** Owner and permission of a file: the numbers of chown(2) and chmod(2). */
 export interface FileOwner {
@@ -27,6 +28,12 @@ export interface FileSystem {
 export const piecesOf = (path: string): AsyncIterable<Uint8Array> => createReadStream(path, { highWaterMark: 256 << 10 }) as AsyncIterable<Uint8Array>
 
 const codeOf = (thrown: unknown): unknown => (typeof thrown === 'object' && thrown !== null && 'code' in thrown ? thrown.code : undefined)
+
+const isFolder = async (path: string): Promise<boolean> =>
+  await stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  )
 
 /** The machine's own files. */
 export const nodeFileSystem: FileSystem = {
@@ -64,8 +71,16 @@ export const nodeFileSystem: FileSystem = {
     }
   },
   async makeFolder(folder, mode) {
-    const made = await mkdir(folder, { recursive: true, mode })
-    if (made !== undefined) await chmod(folder, mode)
+    // Parents first, one by one: where the kernel says of a folder in an existing one that it does not exist (/proc), `recursive` asks for ever.
+    if (await isFolder(folder)) return
+    if (dirname(folder) !== folder) await nodeFileSystem.makeFolder(dirname(folder), mode)
+    try {
+      await mkdir(folder, { mode })
+      await chmod(folder, mode)
+    } catch (error) {
+      // Another process may have made it meanwhile.
+      if (!(await isFolder(folder))) throw error
+    }
   },
 }
 

@@ -178,7 +178,8 @@ describe('hooks', () => {
 
   const failing: readonly (readonly [string, readonly string[], RegExp])[] = [
     ['ends with an error', ['/bin/sh', '-c', 'echo no room >&2; exit 3'], /^hook \/bin\/sh: exit code 3 no room$/],
-    ['is not there', ['/nonexistent/hook'], /^hook \/nonexistent\/hook: spawn .*ENOENT/],
+    ['is not there', ['/nonexistent/hook'], /^hook \/nonexistent\/hook: exit code 127 .*not found$/],
+    ['is no program but a word of the shell', ['exit', '0'], /^hook exit: exit code 127 .*not found$/],
     ['is killed', ['/bin/sh', '-c', 'kill -9 $$'], /^hook \/bin\/sh: ended by SIGKILL$/],
     ['says too much', ['/bin/sh', '-c', 'head -c 100000 /dev/zero | tr "\\0" x >&2; exit 1'], /^hook \/bin\/sh: exit code 1 x{200}$/],
   ]

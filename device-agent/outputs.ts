@@ -1,6 +1,8 @@
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
+import { constants } from 'node:os'
 import { dirname } from 'node:path'
+import type { Duplex, Readable } from 'node:stream'
 import type { KeyAlgorithm } from '@fleetkey/protocol/messages.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import type { Secret } from '@fleetkey/protocol/secret.ts'
@@ -13,7 +15,7 @@ export interface Output {
   /** `raw`: the bytes of the epoch in use; `base64`: the same as one line; `json`: all epochs, and for keys inside the TPM their numbers only. */
   readonly format: 'raw' | 'base64' | 'json'
   readonly owner: FileOwner
-  /** Program and arguments, run without a shell; null: nothing to run. */
+  /** Program and arguments, which no shell reads; null: nothing to run. */
   readonly hook: readonly string[] | null
   /** Milliseconds that the hook may take; 30 s when left out. */
   readonly hookTimeout?: number
@@ -53,7 +55,21 @@ const contentOf = (output: Output, key: OutputKey): Buffer => {
 }
 
 /**
- * Runs a hook in a process group of its own. What it starts and leaves behind does not hold the agent up: the hook's own end counts, and at its time-out the whole group is killed.
+ * Runs the hook that follows, without reading it, and ends the group if the agent ends first, however: its end of descriptor 3 is closed then. `exec` runs
+ * programs only, none of the shell's own commands.
+ */
+const keeper = `exec 4>&2 2>/dev/null
+{ read -r _ <&3; kill -s KILL -- "-$$"; } 4>&- &
+(exec "$@" 2>&4 3<&- 4>&-)
+code=$?
+kill "$!"
+exit "$code"`
+
+const signalOf = (code: number): string | undefined => Object.entries(constants.signals).find(([, number]) => number === code - 128)?.[0]
+
+/**
+ * Runs a hook in a process group of its own. What it starts and leaves behind does not hold the agent up: the hook's own end counts, and at its time-out, or when
+ * the agent is killed before that, the whole group is killed.
  */
 const runHook = async (
   { hookTimeout = defaultHookTimeout }: Output,
@@ -65,9 +81,15 @@ const runHook = async (
   abort.throwIfAborted()
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   const failed = (reason: string, why: string, cause?: unknown): void => reject(new Problem('unavailable', `hook ${program}: ${why}`, { reason, cause }))
-  const child = spawn(program, args, { detached: true, stdio: ['ignore', 'ignore', 'pipe'], env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...env } })
+  const child = spawn('/bin/sh', ['-c', keeper, 'hook', program, ...args], {
+    detached: true,
+    stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
+    env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin', ...env },
+  })
+  const [, , stderr, held] = child.stdio as unknown as readonly [null, null, Readable, Duplex]
+  held.on('error', () => undefined)
   let words = ''
-  child.stderr.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(0, maxWords)))
+  stderr.setEncoding('utf8').on('data', (text: string) => (words = (words + text).slice(0, maxWords)))
   const kill = (): void => {
     try {
       if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL')
@@ -87,9 +109,10 @@ const runHook = async (
   child.once('error', (error) => failed('hook.failed', error.message, error))
   child.once('exit', (code, signal) => {
     if (code === 0) return resolve()
-    const told = (): void => failed('hook.failed', `${signal === null ? `exit code ${code ?? '?'}` : `ended by ${signal}`} ${words.trim()}`.trim())
+    const end = signal ?? signalOf(code ?? 0)
+    const told = (): void => failed('hook.failed', `${end === undefined ? `exit code ${code ?? '?'}` : `ended by ${end}`} ${words.trim()}`.trim())
     // What it has written to say why may arrive after its end; what it left behind may hold the pipe for ever.
-    child.stderr.once('close', told)
+    stderr.once('close', told)
     setTimeout(told, lastWords).unref()
   })
   try {
@@ -97,7 +120,8 @@ const runHook = async (
   } finally {
     clearTimeout(timer)
     abort.removeEventListener('abort', stop)
-    child.stderr.destroy()
+    stderr.destroy()
+    held.destroy()
   }
 }
 

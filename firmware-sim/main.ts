@@ -1,8 +1,9 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { SettingsError } from '@fleetkey/device-agent/config.ts'
+import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { z } from 'zod'
 import { stateFile } from './board/state-file.ts'
 import { boardMethods, makeBatch, openFactory, writeBatch } from './factory/factory.ts'
@@ -81,7 +82,7 @@ const board = async (argv: readonly string[]): Promise<void> => {
   if (!open.serials.includes(serial)) throw new UsageError(`no board ${serial} in this batch`)
   if (open.methodOf(serial) !== 'tpm2') throw new UsageError(`board ${serial} has no TPM`)
   const folder = resolve(required(values.data, '--data DIR'))
-  mkdirSync(folder, { recursive: true, mode: 0o700 })
+  await nodeFileSystem.makeFolder(folder, 0o700)
   const state = stateFile(join(folder, 'tpm.state'))
   const made = await open.board(serial, { random, now, state: state.read(), save: state.write })
   const boot = (): void => {
@@ -112,6 +113,8 @@ const board = async (argv: readonly string[]): Promise<void> => {
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => void served.stop().then(leave))
 }
 
+// Whoever read what it says has gone.
+process.stdout.on('error', () => process.exit(0))
 const commands: Readonly<Record<string, (argv: readonly string[]) => Promise<void>>> = { factory, run, board }
 
 const [name = '', ...argv] = process.argv.slice(2)

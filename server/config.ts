@@ -42,6 +42,8 @@ export const Settings = z.strictObject({
   names: z.array(z.string().regex(/^[A-Za-z0-9.:-]{1,253}$/)).max(32),
   /** How often a device may prove itself anew before a person decides. */
   recoveries: budget,
+  /** Ends with its standard input: with whoever started it and holds the other end, however that ended. */
+  attached: z.boolean(),
   json: z.boolean(),
 })
 export type Settings = z.infer<typeof Settings> & {
@@ -259,6 +261,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
         'aws-endpoint': { type: 'string' },
         'passphrase-file': { type: 'string' },
         config: { type: 'string' },
+        attached: { type: 'boolean' },
         json: { type: 'boolean' },
       },
     }).values
@@ -276,6 +279,7 @@ export const readSettings = (argv: readonly string[], env: NodeJS.ProcessEnv): S
     statusUrl: values['status-url'] ?? null,
     names: values.name ?? [],
     recoveries: values.recoveries ?? `${defaultBudget.count}/${defaultBudget.window / 86_400_000}d`,
+    attached: values.attached ?? false,
     json: values.json ?? false,
   })
   if (!parsed.success)

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
-import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import type { AddressInfo, Server } from 'node:net'
 import { join } from 'node:path'
 import { toProblem } from '@fleetkey/protocol/problem.ts'
@@ -19,6 +19,7 @@ import type { Deadline } from './ca/alerts.ts'
 import { checkProfiles } from './ca/check-profiles.ts'
 import { profilesOf } from './ca/profile-settings.ts'
 import { readSettings, SettingsError, type Settings } from './config.ts'
+import { openDataFolder } from './data-folder.ts'
 import { approveReleases } from './flows/approvals.ts'
 import { openAuthority, serverTls } from './flows/authority.ts'
 import { ownCertificates } from './flows/calendar.ts'
@@ -104,8 +105,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
   const profiles = profilesOf(settings.profiles)
   checkProfiles(profiles, now())
-  mkdirSync(settings.data, { recursive: true, mode: 0o700 })
-  chmodSync(settings.data, 0o700)
+  openDataFolder(settings.data)
   /** Stopped in the opposite order. */
   await using started = new AsyncDisposableStack()
   // The store's lock is what keeps a second process out: it comes first.
@@ -334,7 +334,7 @@ const tenantIs = async (ctx: Base): Promise<void> => {
   ctx.step('setup.tenant')
 }
 
-/** The process: one line when ready (JSON with --json), orderly stop on SIGINT and SIGTERM. Exit code 1 for a wrong setting, 5 when it cannot start. */
+/** The process: one line when ready (JSON with --json), orderly stop on SIGINT and SIGTERM, with --attached also at the end of standard input. Exit code 1 for a wrong setting, 5 when it cannot start. */
 export const runServer = async (argv: readonly string[], around: Surroundings = {}): Promise<void> => {
   // Whatever it makes, database and its journal included, is for its own user alone.
   process.umask(0o077)
@@ -360,6 +360,7 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
   process.on('SIGTERM', stop)
   try {
     settings = readSettings(argv, process.env)
+    if (settings.attached) for (const event of ['end', 'error'] as const) process.stdin.resume().once(event, stop)
     running = await startServer(settings, { sealed: (state) => saySealed(settings, state), signal: stopped.signal, ...around })
   } catch (thrown) {
     if (stopped.signal.aborted && thrown === stopped.signal.reason) process.exit(0)

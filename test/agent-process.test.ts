@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { serveSoftwareTpm } from '@fleetkey/firmware-sim/tpm/serve.ts'
+import { isAlive } from './processes.ts'
 import { hasProgram } from './programs.ts'
 import { openWorld, until, type Machine, type World } from './world.ts'
 
@@ -63,7 +64,11 @@ describe.each(['simulator', 'swtpm'] as const)('fleetkey-agent run on %s', (kind
     writeFileSync(at('event.log'), machine.eventLog())
     writeFileSync(at('ima.list'), machine.imaList?.() ?? '')
     writeFileSync(at('bundle.json'), JSON.stringify({ ...world.bundle, server: `mqtts://127.0.0.1:${world.server.mqttPort}` }))
-    const hook = ['/bin/sh', '-c', `test -e '${at('refuse')}' && exit 1; cat '${at('telemetry.key')}' >> '${at('taken')}'; echo >> '${at('taken')}'`]
+    const hook = [
+      '/bin/sh',
+      '-c',
+      `test -e '${at('refuse')}' && exit 1; test -e '${at('hang')}' && { echo $$ > '${at('hung')}'; sleep 600; }; cat '${at('telemetry.key')}' >> '${at('taken')}'; echo >> '${at('taken')}'`,
+    ]
     const outputs = [{ key: 'telemetry', path: 'telemetry.key', format: 'base64', mode: '0640', hook }]
     const measured = { eventLog: 'event.log', imaList: 'ima.list' }
     const config = { bundle: 'bundle.json', data: 'data', tpm, serial: 'GW-1', ...measured, socket: { path: 'a.sock', mode: '0600' }, outputs }
@@ -126,6 +131,19 @@ describe.each(['simulator', 'swtpm'] as const)('fleetkey-agent run on %s', (kind
     expect(readFileSync(at('taken'), 'utf8').trim().split('\n').at(-1)).toBe((await ask({ op: 'get', key: 'telemetry' }))['material'])
   })
 
+  on('killed with -9 while a hook runs: the hook ends with it', async () => {
+    writeFileSync(at('hang'), '')
+    await world.client.call('key.rotate', { params: { id: 'telemetry' }, body: { deadline: 60_000 } })
+    await until('the hook hangs', () => existsSync(at('hung')) && readFileSync(at('hung'), 'utf8').endsWith('\n'))
+    const hook = Number(readFileSync(at('hung'), 'utf8'))
+    expect(isAlive(hook)).toBe(true)
+    await end('SIGKILL')
+    await until('the hook has ended', () => !isAlive(hook))
+    rmSync(at('hang'))
+    start()
+    await until('the consumers have taken it', async () => (await stage('telemetry', 3)) === 'active', 40_000)
+  })
+
   on('killed with -9 and without a server, it serves its keys from the cache', async () => {
     const { material } = await ask({ op: 'get', key: 'telemetry' })
     const { ciphertext } = await ask({ op: 'encrypt', key: 'telemetry', plaintext: Buffer.from('4.2 bar').toString('base64') })
@@ -133,9 +151,9 @@ describe.each(['simulator', 'swtpm'] as const)('fleetkey-agent run on %s', (kind
     await world.server.stop()
     start()
     const started = Date.now()
-    await until('the key is there', async () => (await epochOf('telemetry')) === 2)
+    await until('the key is there', async () => (await epochOf('telemetry')) === 3)
     process.stdout.write(`${kind}: first key from the cache after ${Date.now() - started} ms\n`)
-    expect(await ask({ op: 'get', key: 'telemetry' })).toMatchObject({ material, epoch: 2 })
+    expect(await ask({ op: 'get', key: 'telemetry' })).toMatchObject({ material, epoch: 3 })
     const { plaintext } = await ask({ op: 'decrypt', key: 'telemetry', ciphertext })
     expect(Buffer.from(String(plaintext), 'base64').toString()).toBe('4.2 bar')
     expect(await ask({ op: 'mac', key: 'command-auth', data: '' })).toMatchObject({ epoch: 1 })

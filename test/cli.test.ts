@@ -61,6 +61,16 @@ describe('as a person types it in a clone', () => {
     expect(wrong).toMatchObject({ code: 1, stderr: 'fleetkey server: --mqtt-port: not a number\n' })
     expect(existsSync(at('third'))).toBe(false)
   })
+
+  test('a folder that cannot be one for data: said at once, in one line, with 1', async () => {
+    writeFileSync(at('in-the-way'), '')
+    const starts = ['/proc/x', '/proc/x/y', at('in-the-way'), at('in-the-way/data')].map(async (folder) => {
+      const { code, stdout, stderr } = await spawned(process.execPath, [join(root, 'cli/main.ts'), 'server', 'start', '--data', folder])
+      expect({ code, stdout }).toEqual({ code: 1, stdout: '' })
+      expect(stderr).toMatch(new RegExp(`^fleetkey server: --data ${folder}: E[A-Z]+: [^\\n]*\\n$`))
+    })
+    await Promise.all(starts)
+  })
 })
 
 describe('exit code 1, usage: said before anything is asked', () => {

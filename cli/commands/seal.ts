@@ -1,10 +1,9 @@
 import { createECDH } from 'node:crypto'
-import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { ResponseOf } from '@fleetkey/protocol/admin.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { maxShares, openSealedShare, parseShare, sealShare, shareText, type Share } from '@fleetkey/protocol/share.ts'
-import { exit, number, readStart, required, text, UsageError, writeResult, type Command, type Invocation } from '../command.ts'
+import { exit, makeFolder, number, readStart, required, text, UsageError, writeResult, type Command, type Invocation } from '../command.ts'
 import { facts } from '../output.ts'
 
 /** A share with line ends and spaces is shorter. */
@@ -68,7 +67,7 @@ const handOut = async (call: Invocation, set: string, shares: readonly Share[]):
     await new Promise<void>((resolve, reject) => void process.stdout.write('', (error) => (error ? reject(error) : resolve())))
     return
   }
-  mkdirSync(out, { recursive: true, mode: 0o700 })
+  makeFolder(out)
   const files = shares.map((share) => {
     const path = join(out, `share-${set}-${share.index}`)
     writeResult(path, `${shareText(share)}\n`, 0o600)

@@ -1,9 +1,8 @@
-import { spawn } from 'node:child_process'
-import { constants } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { exit, text, writeResult, type Command } from '../command.ts'
 
 const string = { type: 'string' } as const
+const flag = { type: 'boolean' } as const
 const strings = { type: 'string', multiple: true } as const
 
 /** Handed on as they are: the server judges them. */
@@ -28,14 +27,16 @@ const startOptions = {
   'aws-endpoint': string,
   config: string,
   recoveries: string,
+  attached: flag,
 } as const
 
 export const serverCommands: readonly Command[] = [
   {
     name: 'server start',
     usage:
-      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file|pkcs11|aws] [--passphrase-file F] [--pkcs11-module LIBRARY] [--pkcs11-token LABEL] [--pkcs11-pin-file F] [--pkcs11-sessions N] [--pkcs11-env NAME[=VALUE]]… [--pkcs11-addon DIR] [--aws-region NAME] [--aws-endpoint URL] [--config F] [--recoveries COUNT/DAYSd]',
-    summary: 'start the server; its first start makes the CA, the KEK and the first token, and prints where they are',
+      '[--data DIR] [--tenant NAME] [--host ADDRESS] [--mqtt-port N] [--https-port N] [--http-port N] [--est-port N] [--status-url URL] [--name HOSTNAME]… [--kms file|pkcs11|aws] [--passphrase-file F] [--pkcs11-module LIBRARY] [--pkcs11-token LABEL] [--pkcs11-pin-file F] [--pkcs11-sessions N] [--pkcs11-env NAME[=VALUE]]… [--pkcs11-addon DIR] [--aws-region NAME] [--aws-endpoint URL] [--config F] [--recoveries COUNT/DAYSd] [--attached]',
+    summary:
+      'start the server; its first start makes the CA, the KEK and the first token, and prints where they are. --attached: it ends when its standard input does',
     args: [0, 0],
     options: startOptions,
     async run(call) {
@@ -43,15 +44,14 @@ export const serverCommands: readonly Command[] = [
       for (const option of Object.keys(startOptions)) {
         const value = call.options[option]
         if (typeof value === 'string') args.push(`--${option}`, value)
+        else if (value === true) args.push(`--${option}`)
         else if (Array.isArray(value)) for (const one of value as readonly string[]) args.push(`--${option}`, one)
       }
       if (call.out.json) args.push('--json')
-      const child = spawn(process.execPath, [fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts')), ...args], { stdio: 'inherit' })
-      for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal))
-      const { promise, resolve, reject } = Promise.withResolvers<number>()
-      child.on('error', reject)
-      child.on('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal])))
-      return await promise
+      // It becomes the server: no process stands between the server and whoever started it, and none is left when that one is killed.
+      const program = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
+      process.execve?.(process.execPath, [process.execPath, program, ...args], process.env)
+      throw new Error('this system cannot replace a process by another')
     },
   },
   {

@@ -1,7 +1,8 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { softwareSecureElement, type SecureElement } from '@fleetkey/device-agent/secure-element.ts'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fromPem, toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
@@ -109,8 +110,8 @@ const caName = { tpm2: 'ek-ca', idevid: 'idevid-ca', token: null } as const sati
 /** Writes a batch to a new folder: what goes to the server (signed manifest and reference values, public keys) and what stays (keys, boards, images). */
 export const writeBatch = async (folder: string, of: Batch): Promise<void> => {
   const { order, station, release, ca } = of
-  await mkdir(join(folder, 'boards'), { recursive: true, mode: 0o700 })
-  await mkdir(join(folder, 'images'), { recursive: true })
+  await nodeFileSystem.makeFolder(join(folder, 'boards'), 0o700)
+  await nodeFileSystem.makeFolder(join(folder, 'images'), 0o755)
   const secret = { mode: 0o600, flag: 'wx' } as const
   const key = (of: KeyObject): string => of.export({ format: 'pem', type: 'pkcs8' }) as string
   const signed = async (name: string, content: string): Promise<void> => {

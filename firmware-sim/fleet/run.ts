@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join, resolve } from 'node:path'
 import { createClient, resolveConnection, type Client } from '@fleetkey/cli/client.ts'
 import { UsageError as WrongWords } from '@fleetkey/cli/command.ts'
 import { trustOfBundle } from '@fleetkey/device-agent/config.ts'
+import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { Bundle } from '@fleetkey/protocol/admin.ts'
 import { z } from 'zod'
 import { simulatedFiles } from '../board/files.ts'
@@ -109,6 +110,15 @@ const habitsOf = (values: Values): ((serial: string) => Habit) => {
   }
 }
 
+/** The folder that `--data` names, made when it is not there. */
+const folderOf = async (values: Values): Promise<string> => {
+  const path = resolve(required(values.data, '--data DIR'))
+  await nodeFileSystem.makeFolder(path, 0o700).catch((error: unknown) => {
+    throw new UsageError(`--data ${path}: ${error instanceof Error ? error.message : String(error)}`)
+  })
+  return path
+}
+
 /** Boards of a factory's folder in this process. */
 const runHere = async (values: Values): Promise<void> => {
   const open = await openFactory(resolve(required(values.factory, '--factory DIR')))
@@ -120,7 +130,7 @@ const runHere = async (values: Values): Promise<void> => {
     {
       factory: open,
       trust: trustOfBundle(bundleIn(required(values.bundle, '--bundle FILE'))),
-      data: resolve(required(values.data, '--data DIR')),
+      data: await folderOf(values),
       files: simulatedFiles,
       random,
       now,
@@ -152,7 +162,9 @@ const runHere = async (values: Values): Promise<void> => {
     })
   if (values.control === true) {
     print({ event: 'ready', boards: open.serials.length })
-    return await serveControl({ fleet, life, habitFor, connections: () => connections }, process.stdin, print)
+    await serveControl({ fleet, life, habitFor, connections: () => connections }, process.stdin, print)
+    // Whatever is still under way: who gave the orders has told it to stop, or has gone.
+    return leave()
   }
   await life.begin(open.serials)
   print({ event: 'started', boards: open.serials.length })
@@ -191,8 +203,7 @@ const clientOf = (values: Values, data: string): Client => {
 
 /** A fleet in several processes, against any server: it hands its batch over itself where it is given a token. */
 const runFleet = async (values: Values): Promise<void> => {
-  const data = resolve(required(values.data, '--data DIR'))
-  mkdirSync(data, { recursive: true, mode: 0o700 })
+  const data = await folderOf(values)
   const processes = whole(z.int().min(1).max(64), values.processes, processesFor(values), '--processes')
   const seconds = values.for === undefined ? undefined : whole(z.number().positive(), values.for, 0, '--for')
   habitsOf(values)

@@ -161,7 +161,20 @@ const run = async (orders: Orders): Promise<void> => {
   chmodSync(orders.socket, 0o600)
 }
 
-const say = (value: unknown): void => void writeSync(1, frame(value))
+const end = (): void => {
+  // The server has gone, in order (its keys are closed by then) or not.
+  if (socket !== undefined) rmSync(dirname(socket), { recursive: true, force: true })
+  process.exit(0)
+}
+
+const say = (value: unknown): void => {
+  try {
+    writeSync(1, frame(value))
+  } catch {
+    // It went while this process started.
+    end()
+  }
+}
 
 // Ctrl-C reaches the whole group: the server decides when its keys are no longer needed.
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => undefined)
@@ -180,8 +193,4 @@ process.stdin.on('data', (chunk: Buffer) => {
     )
   }
 })
-process.stdin.on('end', () => {
-  // The server has gone, in order (its keys are closed by then) or not.
-  if (socket !== undefined) rmSync(dirname(socket), { recursive: true, force: true })
-  process.exit(0)
-})
+process.stdin.on('end', end)

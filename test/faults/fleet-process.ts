@@ -32,3 +32,4 @@ const fleet = openFleet(
 print({ event: 'ready' })
 const habitFor = (serial: string) => habitOf({}, 1, serial)
 await serveControl({ fleet, life: livingAs(fleet, habitFor), habitFor, connections: () => 0 }, process.stdin, print)
+process.exit(0)

@@ -12,4 +12,5 @@ const kmsStarted = (pid: number): void => {
   // Whoever ends it counts its starts.
   process.stdout.write(`${JSON.stringify({ kms })}\n`)
 }
-await runServer(process.argv.slice(2), { step: killAt(() => kms), kmsStarted, now })
+// Attached: a test run that is killed leaves no server behind.
+await runServer([...process.argv.slice(2), '--attached'], { step: killAt(() => kms), kmsStarted, now })
