@@ -16,6 +16,8 @@ import type { Around } from '@fleetkey/server/flows/doctor/check.ts'
 import { checks, examine, type Finding } from '@fleetkey/server/flows/doctor/examine.ts'
 import { firstToken } from '@fleetkey/server/flows/first-token.ts'
 import { addOperator } from '@fleetkey/server/flows/operator.ts'
+import { retireKek, rotateKek } from '@fleetkey/server/flows/kek.ts'
+import { rewrapAll } from '@fleetkey/server/flows/rewrap.ts'
 import { prepareCertificates } from '@fleetkey/server/flows/issue.ts'
 import { ocspResponder } from '@fleetkey/server/flows/ocsp.ts'
 import { activateCa, distributeCa, prepareCa } from '@fleetkey/server/flows/rollover.ts'
@@ -137,6 +139,49 @@ const cases: readonly Case[] = [
     async () => {
       await ctx.kms.destroy('delivery-signing')
       await ctx.kms.create('delivery-signing', 'delivery-signing')
+    },
+  ],
+  [
+    'former KEK',
+    'everything is wrapped anew, and nobody retires it',
+    'warning',
+    /^kek is not needed since \d{4}-\d\d-\d\d and not retired$/,
+    async () => {
+      await rotateKek(ctx, operator(), rewrapAll)
+      ctx.clock.now += 6 * day
+      expect((await found('former KEK')).grade).toBe('ok')
+      ctx.clock.now += 2 * day
+    },
+  ],
+  [
+    'former KEK',
+    'a rotation that ended before everything was wrapped anew',
+    'failure',
+    /^what kek has wrapped is being wrapped by kek-2 since /,
+    async () => {
+      await crashAt('kek.switched', async () => await rotateKek(ctx, operator(), rewrapAll))
+      ctx.clock.now += 16 * minute
+    },
+  ],
+  [
+    'former KEK',
+    'a successor that was never made',
+    'failure',
+    /^kek-2 is being made since /,
+    async () => {
+      await crashAt('kek.intended', async () => await rotateKek(ctx, operator(), rewrapAll))
+      ctx.clock.now += 16 * minute
+    },
+  ],
+  [
+    'former KEK',
+    'it was retired, and is still there',
+    'failure',
+    /^kek is being destroyed since /,
+    async () => {
+      await rotateKek(ctx, operator(), rewrapAll)
+      await crashAt('kek.retiring', async () => await retireKek(ctx, operator(), rewrapAll))
+      ctx.clock.now += 16 * minute
     },
   ],
   [

@@ -114,7 +114,7 @@ describe('the KEK', () => {
     await expect(startAgain()).rejects.toMatchObject({ code: 'internal', reason: 'kms.no-key' })
   })
 
-  const rotating = ['kek.intended', 'kek.made', 'kek.switched', 'kek.rewrapped']
+  const rotating = ['kek.intended', 'kek.made', 'kek.switched', 'kek.rewrapped', 'kek.wrapped']
   const retiring = ['kek.retiring', 'kek.destroyed', 'kek.retired']
 
   test.each([...rotating, ...retiring])('the process ends at %s: the next start goes on, and nothing is lost', async (at) => {
@@ -123,7 +123,13 @@ describe('the KEK', () => {
     await expect(retiring.includes(at) ? retireKek(ctx, alice, rewrapAll) : rotateKek(ctx, alice, rewrapAll)).rejects.toThrow()
     ends = undefined
     const again = await startAgain()
-    expect(await keksOf(again)).toEqual({ current: 'kek-2', next: null, former: retiring.includes(at) ? [] : ['kek'], ending: [] })
+    expect(await keksOf(again)).toMatchObject({
+      current: 'kek-2',
+      next: null,
+      former: retiring.includes(at) ? [] : ['kek'],
+      ending: [],
+      wrappedAt: expect.any(Number),
+    })
     await everythingOpens(again)
     await retireKek(again, alice, rewrapAll)
     expect(await keks()).toEqual(['kek-2'])

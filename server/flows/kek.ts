@@ -17,6 +17,10 @@ export interface Keks {
   readonly next: string | null
   readonly former: readonly string[]
   readonly ending: readonly string[]
+  /** When the last command began, milliseconds since 1970; left out before the first. */
+  readonly since?: number
+  /** When everything was wrapped anew under `current`; left out while it is not, and before there was another. */
+  readonly wrappedAt?: number
 }
 
 /** What a command has come to. `already`: nothing was left to do. `rewrapped`: rows that it has wrapped anew. */
@@ -128,6 +132,8 @@ const ruled = async (ctx: Context, intent: Intent, refused: string | undefined):
   throw problem
 }
 
+const notWrapped = ({ wrappedAt: _, ...keks }: Keks): Keks => keks
+
 const finishRotating = async (ctx: Context, intent: Intent, rewrapAll: RewrapAll): Promise<number> => {
   const { next } = await keksOf(ctx)
   if (next !== null) {
@@ -135,12 +141,16 @@ const finishRotating = async (ctx: Context, intent: Intent, rewrapAll: RewrapAll
     // A crash here: a KEK that has wrapped nothing.
     ctx.step('kek.made')
     await move(ctx, intent, 'kek.switched', (keks) =>
-      keks.next === next ? { ...keks, current: next, next: null, former: [...keks.former, keks.current] } : keks,
+      keks.next === next ? notWrapped({ ...keks, current: next, next: null, former: [...keks.former, keks.current] }) : keks,
     )
     await ctx.authority.reload()
   }
   const keks = await keksOf(ctx)
-  return keks.former.length === 0 ? 0 : await rewrapAll(ctx, keks, intent)
+  if (keks.former.length === 0) return 0
+  const rewrapped = await rewrapAll(ctx, keks, intent)
+  // A crash here: the next start finds nothing to wrap, and says so.
+  if (keks.wrappedAt === undefined) await move(ctx, intent, 'kek.wrapped', (now) => (now.current === keks.current ? { ...now, wrappedAt: ctx.now() } : now))
+  return rewrapped
 }
 
 const finishRetiring = async (ctx: Context, intent: Intent): Promise<void> => {
@@ -164,7 +174,7 @@ export const rotateKek = async (ctx: Context, caller: Caller, rewrapAll: RewrapA
       intent,
       keks.next === null && keks.former.length > 0 ? `${keks.former.join(', ')} is not retired: \`kms retire-kek\` comes first` : undefined,
     )
-    await move(ctx, intent, 'kek.intended', (now) => (now.next === null && now.former.length === 0 ? { ...now, next } : now))
+    await move(ctx, intent, 'kek.intended', (now) => (now.next === null && now.former.length === 0 ? { ...now, next, since: ctx.now() } : now))
     // A crash here, and until everything is wrapped anew: the next start goes on.
     const rewrapped = await finishRotating(ctx, intent, rewrapAll)
     return outcome(await keksOf(ctx), rewrapped)
@@ -179,7 +189,7 @@ export const retireKek = async (ctx: Context, caller: Caller, rewrapAll: RewrapA
     if (keks.former.length === 0 && keks.ending.length === 0) return outcome(keks, 0, true)
     // What was under way when the KEK changed may have been wrapped by the one before.
     const rewrapped = keks.former.length === 0 ? 0 : await rewrapAll(ctx, keks, intent)
-    await move(ctx, intent, 'kek.retiring', (now) => ({ ...now, former: [], ending: [...now.ending, ...now.former] }))
+    await move(ctx, intent, 'kek.retiring', (now) => ({ ...now, former: [], ending: [...now.ending, ...now.former], since: ctx.now() }))
     await ctx.authority.reload()
     // A crash here: nobody asks it any more; the next start destroys it.
     await finishRetiring(ctx, intent)

@@ -8,7 +8,8 @@ import { checkProfiles } from '../../ca/check-profiles.ts'
 import { activeOf, isOver, isRootNeeded } from '../../ca/rollover.ts'
 import { caCertificates, issuingKey, rootKey } from '../authority.ts'
 import type { Context } from '../context.ts'
-import { date, day, failure, ok, same, unless, warning, type Check } from './check.ts'
+import { keksOf } from '../kek.ts'
+import { date, day, failure, minute, ok, same, unless, warning, type Check } from './check.ts'
 
 interface Ca {
   /** Name of its key. */
@@ -95,6 +96,27 @@ export const authorityChecks: readonly Check[] = [
         else if (spki !== null && !same(known.spki, spki)) wrong.push(`${key} is another key than that of its certificate`)
       }
       return unless(wrong, all.map(({ key }) => key).join(', '))
+    },
+  },
+  {
+    name: 'former KEK',
+    remedy:
+      'fleetkey kms retire-kek destroys it: until then it opens copies of the database from before it was replaced. What did not come to its end goes on when the server starts again',
+    async examine(ctx) {
+      const { current, next, former, ending, since = 0, wrappedAt } = await keksOf(ctx)
+      const now = ctx.now()
+      const open =
+        next !== null
+          ? `${next} is being made`
+          : ending.length > 0
+            ? `${ending.join(', ')} is being destroyed`
+            : former.length > 0 && wrappedAt === undefined
+              ? `what ${former.join(', ')} has wrapped is being wrapped by ${current}`
+              : undefined
+      if (open !== undefined) return since + 15 * minute < now ? failure(`${open} since ${date(since)}`) : ok(open)
+      if (former.length === 0 || wrappedAt === undefined) return ok(`${current} is the only one`)
+      const found = `${former.join(', ')} is not needed since ${date(wrappedAt)} and not retired`
+      return wrappedAt + 7 * day < now ? warning(found) : ok(found)
     },
   },
   {
