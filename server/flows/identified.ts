@@ -48,7 +48,8 @@ export const identified = (now: number, row: Device, { keys, agent, claims, verd
     lastRefusal: null,
     state: 'enrolled',
     keys,
-    enrolledAt: now,
+    // Since then it could connect: proving itself anew continues an identity, and the trail of what it could read has no gap.
+    enrolledAt: before?.enrolledAt ?? now,
     ldevidSerial: ldevid,
     tlsSerial: tls,
     // Older TLS certificates stop when the new one is first used (flows/connect.ts), so that lost answers strand nobody, however many: what was issued and never

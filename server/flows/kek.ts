@@ -19,8 +19,8 @@ export interface Keks {
   readonly ending: readonly string[]
   /** When the last command began, milliseconds since 1970; left out before the first. */
   readonly since?: number
-  /** When everything was wrapped anew under `current`; left out while it is not, and before there was another. */
-  readonly wrappedAt?: number
+  /** When everything was wrapped anew under `current`; null while it is not, left out before there was another. */
+  readonly wrappedAt?: number | null
 }
 
 /** What a command has come to. `already`: nothing was left to do. `rewrapped`: rows that it has wrapped anew. */
@@ -132,8 +132,6 @@ const ruled = async (ctx: Context, intent: Intent, refused: string | undefined):
   throw problem
 }
 
-const notWrapped = ({ wrappedAt: _, ...keks }: Keks): Keks => keks
-
 const finishRotating = async (ctx: Context, intent: Intent, rewrapAll: RewrapAll): Promise<number> => {
   const { next } = await keksOf(ctx)
   if (next !== null) {
@@ -141,7 +139,7 @@ const finishRotating = async (ctx: Context, intent: Intent, rewrapAll: RewrapAll
     // A crash here: a KEK that has wrapped nothing.
     ctx.step('kek.made')
     await move(ctx, intent, 'kek.switched', (keks) =>
-      keks.next === next ? notWrapped({ ...keks, current: next, next: null, former: [...keks.former, keks.current] }) : keks,
+      keks.next === next ? { ...keks, current: next, next: null, former: [...keks.former, keks.current], wrappedAt: null } : keks,
     )
     await ctx.authority.reload()
   }
@@ -149,7 +147,8 @@ const finishRotating = async (ctx: Context, intent: Intent, rewrapAll: RewrapAll
   if (keks.former.length === 0) return 0
   const rewrapped = await rewrapAll(ctx, keks, intent)
   // A crash here: the next start finds nothing to wrap, and says so.
-  if (keks.wrappedAt === undefined) await move(ctx, intent, 'kek.wrapped', (now) => (now.current === keks.current ? { ...now, wrappedAt: ctx.now() } : now))
+  if ((keks.wrappedAt ?? null) === null)
+    await move(ctx, intent, 'kek.wrapped', (now) => (now.current === keks.current ? { ...now, wrappedAt: ctx.now() } : now))
   return rewrapped
 }
 

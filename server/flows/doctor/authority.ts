@@ -103,18 +103,18 @@ export const authorityChecks: readonly Check[] = [
     remedy:
       'fleetkey kms retire-kek destroys it: until then it opens copies of the database from before it was replaced. What did not come to its end goes on when the server starts again',
     async examine(ctx) {
-      const { current, next, former, ending, since = 0, wrappedAt } = await keksOf(ctx)
+      const { current, next, former, ending, since = 0, wrappedAt = null } = await keksOf(ctx)
       const now = ctx.now()
       const open =
         next !== null
           ? `${next} is being made`
           : ending.length > 0
             ? `${ending.join(', ')} is being destroyed`
-            : former.length > 0 && wrappedAt === undefined
+            : former.length > 0 && wrappedAt === null
               ? `what ${former.join(', ')} has wrapped is being wrapped by ${current}`
               : undefined
       if (open !== undefined) return since + 15 * minute < now ? failure(`${open} since ${date(since)}`) : ok(open)
-      if (former.length === 0 || wrappedAt === undefined) return ok(`${current} is the only one`)
+      if (former.length === 0 || wrappedAt === null) return ok(`${current} is the only one`)
       const found = `${former.join(', ')} is not needed since ${date(wrappedAt)} and not retired`
       return wrappedAt + 7 * day < now ? warning(found) : ok(found)
     },
