@@ -7,6 +7,7 @@ import type { Secret } from '@fleetkey/protocol/secret.ts'
 import { sealedProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { openSealed } from '@fleetkey/protocol/wrap.ts'
 import { acknowledge } from '@fleetkey/server/flows/acknowledge.ts'
+import { blastRadius } from '@fleetkey/server/flows/blast-radius.ts'
 import { converge } from '@fleetkey/server/flows/converge.ts'
 import { createKey, grantKey } from '@fleetkey/server/flows/create-key.ts'
 import { exposedKeys } from '@fleetkey/server/flows/exposed-keys.ts'
@@ -20,12 +21,16 @@ import { destroyEpochs } from '@fleetkey/server/flows/old-epochs.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { settleLedger } from '@fleetkey/server/flows/settle-ledger.ts'
 import { unprovenDevices } from '@fleetkey/server/flows/unproven.ts'
+import { suspendDevice } from '@fleetkey/server/flows/suspend.ts'
+import type { Holding } from '@fleetkey/server/keys/key.ts'
 import { filterTakes } from '@fleetkey/server/keys/span.ts'
 import { anEntry } from './conformance/store.ts'
 import { enrolledDevice, p256, type Recipient } from './enrolled-device.ts'
 import { operator, testContext, type TestContext } from './harness.ts'
+import { attesterOf, given, openDevices } from './returning.ts'
 
 const max = 64 << 10
+const day = 86_400_000
 
 /** Names of which one is the beginning of another: the order of ids is not that of names. */
 const names = ['gw', 'gw-1', 'gw-10', 'gw-2', 'gw0'].map((name) => DeviceId.parse(name))
@@ -502,5 +507,54 @@ test('memberships and grants from before there was a ledger get their spans once
   ])
   expect(await heldAt(ctx, gw, 6, { limit: 9 })).toMatchObject({ groups: ['east'], granted: [] })
   expect(await heldAt(ctx, gw1, 8, { limit: 9 })).toMatchObject({ groups: ['east'], granted: ['alarm'] })
+  await ctx.close()
+})
+
+test('a device that proves itself anew is the same device: its identity and what it held have no gap before that', async () => {
+  const ctx = await testContext()
+  const [device] = await openDevices(ctx)
+  const [east = GroupId.parse('east')] = groups
+  const [key = KeyId.parse('alarm')] = keys
+  if (device === undefined) throw new Error('no device')
+  const { id } = device
+  const first = ctx.clock.now
+  expect(await device.connect(given(await device.prove('enrol')))).toBe('accepted')
+  await createGroup(ctx, operator(), east)
+  await addMembers(ctx, operator(), east, { devices: [id] })
+  await createKey(ctx, operator(), { id: key, protection: 'sealed' })
+  await grantKey(ctx, operator(), key, east)
+  const holding: Holding = {
+    id: `${id}/${key}/1`,
+    version: 0,
+    device: id,
+    key,
+    epoch: Epoch.parse(1),
+    stage: 'active',
+    nonce: new Uint8Array(16),
+    deliveredAt: first,
+    installedAt: first,
+    activeAt: first,
+    retiredAt: null,
+    reason: null,
+    place: `${key}/1/active`,
+  }
+  await ctx.store.commit({ writes: [{ table: 'holding', do: 'insert', row: holding }], entries: [anEntry()] })
+
+  // Its storage is lost: other keys, and an identity for them.
+  ctx.clock.now += 40 * day
+  const before = (await device.row()).keys
+  given(await device.prove('enrol', { attester: await attesterOf(device.board) }))
+  expect((await device.row()).keys).not.toEqual(before)
+  expect((await blastRadius(ctx, id)).identity).toEqual({ from: first, until: null })
+  expect(await heldAt(ctx, id, first + day, { limit: 9 })).toMatchObject({ items: [{ key, epoch: 1, proof: 'active' }], groups: [east], granted: [key] })
+  ctx.clock.now += day
+  await suspendDevice(ctx, operator(), id, 'looked at')
+  expect((await blastRadius(ctx, id)).identity).toEqual({ from: first, until: ctx.clock.now })
+  await revokeDevice(ctx, operator(), id, 'stolen')
+  expect(await blastRadius(ctx, id)).toMatchObject({
+    identity: { from: first, until: ctx.clock.now },
+    keys: [{ key, epochs: [{ epoch: 1, heldFrom: first }] }],
+  })
+  expect(await heldAt(ctx, id, first + day, { limit: 9 })).toMatchObject({ items: [{ key, epoch: 1 }], groups: [east], granted: [key] })
   await ctx.close()
 })
