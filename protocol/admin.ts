@@ -97,6 +97,8 @@ export const CertificateSummary = z.strictObject({
   profile: CertificateProfile,
   issuer: issuerName,
   device: DeviceId.nullable(),
+  /** Whose station it is for. */
+  station: name.nullable(),
   state: CertificateState,
   notBefore: time,
   notAfter: time,
@@ -229,7 +231,19 @@ export const ApprovalView = z.strictObject({
 })
 
 const suspension = z.strictObject({ at: time, by: z.string(), reason: z.string() })
-export const StationView = z.strictObject({ id: name, spki: z.string(), addedAt: time, revoked: standing.nullable(), suspended: suspension.nullable() })
+/** Whose signatures count while it is in force; from when it was issued. */
+const stationCertificate = z.strictObject({ serial: z.string(), state: CertificateState, notBefore: time, notAfter: time })
+export const StationView = z.strictObject({
+  id: name,
+  spki: z.string(),
+  addedAt: time,
+  revoked: standing.nullable(),
+  suspended: suspension.nullable(),
+  /** The newest one; null: what it signs counts without. */
+  certificate: stationCertificate.nullable(),
+  /** Devices that it may admit under that certificate, and that it has; null: any number. */
+  quota: z.strictObject({ devices: z.int(), admitted: z.int() }).nullable(),
+})
 /** What a station signed: to be decided about one by one. */
 export const StationSigned = z.strictObject({
   batches: z.array(z.strictObject({ id: name, rows: z.int(), importedAt: time, standing: z.enum(['suspended', 'revoked']).nullable() })),
@@ -263,6 +277,8 @@ export const StationRadiusView = z.strictObject({
   suspended: suspension.nullable(),
   batches: z.int(),
   releases: z.int(),
+  /** Its own, the newest first. */
+  certificates: z.array(stationCertificate),
 })
 export const ReleaseView = z.strictObject({
   id: z.string(),
@@ -712,7 +728,32 @@ export const operations = {
     body: z.strictObject({ id: name, publicKey: z.string().max(2000) }),
     response: ok,
   },
-  'station.remove': { method: 'DELETE', path: '/api/1/stations/{id}', summary: 'Remove a station: its signatures count no more', response: ok },
+  'station.show': { method: 'GET', path: '/api/1/stations/{id}', summary: 'One factory station', response: StationView },
+  'station.remove': {
+    method: 'DELETE',
+    path: '/api/1/stations/{id}',
+    summary: 'Remove a station: its signatures count no more, its certificates are revoked',
+    response: ok,
+  },
+  'station.certify': {
+    method: 'POST',
+    path: '/api/1/stations/{id}/certificate',
+    summary:
+      'Certify the key of a station, for the first time or again: from the first time on, what it signs is imported only while the newest certificate is in force',
+    body: z.strictObject({
+      /** A certification request by the key of the station, DER or PEM. */
+      csr: base64(64 << 10),
+      /** How many devices it may admit under this certificate; any number unless given. */
+      devices: z.int().min(1).max(100_000_000).optional(),
+    }),
+    response: z.strictObject({
+      serial: z.string(),
+      notBefore: time,
+      notAfter: time,
+      pem: z.string(),
+      /** CA certificates that lead to every root that is trusted, PEM. */ chain: z.string(),
+    }),
+  },
   'station.signed': {
     method: 'GET',
     path: '/api/1/stations/{id}/signed',

@@ -4,6 +4,9 @@ import { z } from 'zod'
 const devicePattern = /^(?!e-)[a-z0-9][a-z0-9-]{0,63}$/
 const namePattern = /^[a-z0-9][a-z0-9-]{0,63}$/
 
+/** Whether it can be the name of a key, group, tenant or station. */
+export const isName = (text: string): boolean => namePattern.test(text)
+
 export const DeviceId = z.string().regex(devicePattern).brand<'DeviceId'>()
 export type DeviceId = z.infer<typeof DeviceId>
 /** The same without a result object, for what is asked thousands of times a second. */

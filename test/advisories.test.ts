@@ -202,6 +202,7 @@ describe('issuing', () => {
       'flows/ocsp.ts',
       'flows/own-certificates.ts',
       'flows/renew.ts',
+      'flows/station-certificate.ts',
     ])
     // The one of a server that is sealed is its own: no CA's key is open then.
     expect(using('tbsOf')).toEqual(['ca/check-profiles.ts', 'ca/template.ts', 'sealing.ts'])

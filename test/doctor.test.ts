@@ -24,12 +24,14 @@ import { activateCa, distributeCa, prepareCa } from '@fleetkey/server/flows/roll
 import { askApproval } from '@fleetkey/server/flows/second-person.ts'
 import { listMaker } from '@fleetkey/server/api/list-maker.ts'
 import { statusLists } from '@fleetkey/server/flows/status-lists.ts'
+import { certifyStation } from '@fleetkey/server/flows/station-certificate.ts'
+import { addStation } from '@fleetkey/server/flows/station.ts'
 import { suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { diskRoom } from '@fleetkey/server/store/sqlite/disk.ts'
 import { reserveIn } from '@fleetkey/server/store/sqlite/reserve.ts'
 import { change } from './conformance/store.ts'
-import { operator, testContext, type TestContext } from './harness.ts'
+import { operator, station, testContext, type TestContext } from './harness.ts'
 import { healthy } from './healthy.ts'
 import { hasProgram } from './programs.ts'
 import { given, openDevices } from './returning.ts'
@@ -405,6 +407,30 @@ const cases: readonly Case[] = [
       const device = await enrolled()
       expect(await device.connect(given(await device.prove('enrol')))).toBe('accepted')
       ctx.clock.now += 40 * 86_400_000
+    },
+  ],
+  [
+    'station certificates',
+    'one that has run out',
+    'failure',
+    /^line-1: station\.certificate-expired$/,
+    async () => {
+      const line = station()
+      await addStation(ctx, operator(), { id: line.id, publicKey: line.publicKey })
+      await certifyStation(ctx, operator(), { id: line.id, csr: await line.request() })
+      ctx.clock.now += 91 * day
+    },
+  ],
+  [
+    'station certificates',
+    'one that ends soon',
+    'warning',
+    /^line-1 until 20\d\d-\d\d-\d\d$/,
+    async () => {
+      const line = station()
+      await addStation(ctx, operator(), { id: line.id, publicKey: line.publicKey })
+      await certifyStation(ctx, operator(), { id: line.id, csr: await line.request() })
+      ctx.clock.now += 80 * day
     },
   ],
   [

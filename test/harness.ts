@@ -2,6 +2,7 @@ import { generateKeyPairSync, randomBytes, sign, type KeyObject } from 'node:cry
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { refusalCounter } from '@fleetkey/server/access/refusals.ts'
 import type { Caller, Role } from '@fleetkey/server/access/caller.ts'
 import type { SequencedEntry } from '@fleetkey/server/audit/entry.ts'
@@ -140,14 +141,27 @@ export const testContext = async (of: { tenant?: string; now?: number; onStep?: 
 /** An operator with these roles; an owner unless told. */
 export const operator = (...roles: Role[]): Caller => ({ kind: 'operator', id: 'alice', roles: roles.length === 0 ? ['owner'] : roles, from: 'test' })
 
-/** A factory station: signs manifests and reference values (ECDSA P-256, SHA-256, DER). */
+/** A factory station: signs manifests and reference values (ECDSA P-256, SHA-256, DER), and requests for a certificate. */
 export const station = (
   id = 'line-1',
-): { id: string; publicKey: string; signed: (content: string | Uint8Array) => { content: Uint8Array; signature: Uint8Array; station: string } } => {
+): {
+  id: string
+  publicKey: string
+  spki: Uint8Array
+  signed: (content: string | Uint8Array) => { content: Uint8Array; signature: Uint8Array; station: string }
+  request: (subject?: string) => Promise<Uint8Array>
+} => {
   const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'prime256v1' }) as { privateKey: KeyObject; publicKey: KeyObject }
   return {
     id,
     publicKey: publicKey.export({ format: 'pem', type: 'spki' }) as string,
+    spki: new Uint8Array(publicKey.export({ format: 'der', type: 'spki' })),
+    request: async (subject = id) =>
+      await makeCsr({
+        subject,
+        spki: new Uint8Array(publicKey.export({ format: 'der', type: 'spki' })),
+        sign: async (data) => sign('sha256', data, { key: privateKey, dsaEncoding: 'ieee-p1363' }),
+      }),
     signed(content) {
       const bytes = typeof content === 'string' ? new TextEncoder().encode(content) : content
       return { content: bytes, signature: sign('sha256', bytes, privateKey), station: id }

@@ -96,6 +96,8 @@ describe('docs/pki.md', () => {
       // Of files and of the command line: cli/commands/ca.test.ts; of an attestation: attestation-cases.test.ts.
       'csr.pem',
       'csr.subject.id',
+      // Of a station: station-certificate.test.ts.
+      'csr.station.other-key',
       'csr.ldevid.other-key',
     ])
   })

@@ -363,6 +363,7 @@ describe('there is one place that signs certificates', () => {
         'server/flows/ocsp.ts',
         'server/flows/own-certificates.ts',
         'server/flows/renew.ts',
+        'server/flows/station-certificate.ts',
       ],
     ],
   ]

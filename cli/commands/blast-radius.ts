@@ -102,6 +102,7 @@ export const stationRadiusText = (radius: StationRadius): string =>
       suspended: radius.suspended === null ? '-' : orderedText(radius.suspended),
       identities: during(radius.identity, 'none ever had one'),
       'it signed': `${radius.batches} batches, ${radius.releases} releases`,
+      certificates: radius.certificates.map(({ serial, state, notAfter }) => `${serial} ${state} until ${when(notAfter)}`).join(', ') || '-',
     },
     `station blast-radius ${radius.station}`,
   )

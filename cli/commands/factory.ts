@@ -1,3 +1,4 @@
+import { writeFileSync } from 'node:fs'
 import { date, exit, readInput, required, text, UsageError, type Command } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 import { everyPage } from './paging.ts'
@@ -42,10 +43,12 @@ export const factoryCommands: readonly Command[] = [
       const { items } = await call.client().call('station.list')
       call.out.result(items, () =>
         table([
-          ['STATION', 'ADDED', 'SUSPENDED', 'REVOKED'],
-          ...items.map(({ id, addedAt, ...barred }) => [
+          ['STATION', 'ADDED', 'CERTIFICATE', 'DEVICES', 'SUSPENDED', 'REVOKED'],
+          ...items.map(({ id, addedAt, certificate, quota, ...barred }) => [
             id,
             when(addedAt),
+            certificate === null ? '-' : `${certificate.state} until ${when(certificate.notAfter)}`,
+            quota === null ? '-' : `${quota.admitted} of ${quota.devices}`,
             ...[barred.suspended, barred.revoked].map((one) => (one === null ? '-' : `${when(one.at)}: ${one.reason}`)),
           ]),
         ]),
@@ -54,9 +57,56 @@ export const factoryCommands: readonly Command[] = [
     },
   },
   {
+    name: 'station show',
+    usage: 'NAME',
+    summary: 'one factory station: until when its signatures count, and for how many devices more',
+    args: [1, 1],
+    async run(call) {
+      const [id = ''] = call.args
+      const found = await call.client().call('station.show', { params: { id } })
+      const { certificate, quota } = found
+      const barred = (one: { at: number; reason: string } | null): string => (one === null ? '-' : `${when(one.at)}: ${one.reason}`)
+      call.out.result(found, () =>
+        facts({
+          station: found.id,
+          'public key': found.spki,
+          added: when(found.addedAt),
+          certificate: certificate === null ? 'none: what it signs counts without' : `${certificate.serial}, ${certificate.state}`,
+          ...(certificate === null ? {} : { 'in force': `${when(certificate.notBefore)} to ${when(certificate.notAfter)}` }),
+          devices: quota === null ? 'any number' : `${quota.admitted} of ${quota.devices}`,
+          suspended: barred(found.suspended),
+          revoked: barred(found.revoked),
+        }),
+      )
+      return exit.ok
+    },
+  },
+  {
+    name: 'station certify',
+    usage: 'NAME --csr FILE [--devices N] [--out FILE]',
+    summary: 'certify the key of a station, or certify it again: what it signs is imported while its newest certificate is in force',
+    args: [1, 1],
+    options: { csr: { type: 'string' }, devices: { type: 'string' }, out: { type: 'string' } },
+    async run(call) {
+      const [id = ''] = call.args
+      const csr = readInput(required(text(call, 'csr'), '--csr FILE (a request by the key of the station)')).toString('base64')
+      const [devices, out] = [text(call, 'devices'), text(call, 'out')]
+      if (devices !== undefined && !/^[1-9]\d{0,8}$/.test(devices)) throw new UsageError(`--devices: ${devices} is no number of devices`)
+      const body = { csr, ...(devices === undefined ? {} : { devices: Number(devices) }) }
+      const made = await call.client().call('station.certify', { params: { id }, body })
+      const pem = `${made.pem}${made.chain}`
+      if (out !== undefined) writeFileSync(out, pem)
+      call.out.result({ id, ...made }, () => {
+        const said = `station ${id}: certificate ${made.serial} until ${when(made.notAfter)}, ${devices === undefined ? 'any number of devices' : `${devices} devices`}`
+        return out === undefined ? `${said}\n${pem.trimEnd()}` : `${said}, in ${out}`
+      })
+      return exit.ok
+    },
+  },
+  {
     name: 'station remove',
     usage: 'NAME',
-    summary: 'remove a station: its signatures count no more',
+    summary: 'remove a station: its signatures count no more, its certificates are revoked',
     args: [1, 1],
     async run(call) {
       const [id = ''] = call.args

@@ -34,7 +34,7 @@ type Row = ResponseOf<'certificate.list'>['items'][number]
 const listed = (items: readonly Row[]): string =>
   table([
     ['SERIAL', 'PROFILE', 'ISSUER', 'DEVICE', 'STATE', 'UNTIL'],
-    ...items.map(({ serial, profile, issuer, device, state, notAfter }) => [serial, profile, issuer, device ?? '-', state, when(notAfter)]),
+    ...items.map(({ serial, profile, issuer, device, station, state, notAfter }) => [serial, profile, issuer, device ?? station ?? '-', state, when(notAfter)]),
   ])
 
 /** Pages until there are `most`, or no more. */

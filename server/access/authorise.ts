@@ -11,6 +11,7 @@ export const actions = {
   'batch.settle': ['system'],
   'station.add': ['owner'],
   'station.remove': ['owner'],
+  'station.certify': ['owner'],
   'station.revoke': ['owner'],
   'station.suspend': ['owner'],
   'station.reinstate': ['owner'],

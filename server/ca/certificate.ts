@@ -31,6 +31,8 @@ export interface Certificate {
   readonly version: number
   readonly profile: ProfileName
   readonly device: DeviceId | null
+  /** Whose station it is for; absent for everything else. */
+  readonly station?: string
   /** Name of the KMS key of the CA that signed it; absent in rows from before there was more than one: the first. */
   readonly issuer?: string
   readonly der: Uint8Array

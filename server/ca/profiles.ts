@@ -102,6 +102,7 @@ export const defaultProfiles: Profiles = {
     lifeBounds: [day, 2 * year],
     eku: stationEku,
     names: 'station',
+    status: true,
     usageBounds: ['contentCommitment'],
     purposeBounds: [],
   },

@@ -50,6 +50,10 @@ export interface Station {
   readonly revoked?: Omit<Standing, 'state'>
   /** Until it is reinstated nothing signed by it is imported. */
   readonly suspended?: Omit<Standing, 'state' | 'code'>
+  /** Serial of its newest certificate: from the first one on, what it signs is imported only while this one is in force. */
+  readonly certificate?: string
+  /** How many devices it may admit under that certificate, and how many it has; absent: any number. */
+  readonly quota?: { readonly devices: number; readonly admitted: number }
 }
 
 interface DeviceCommon {

@@ -1,8 +1,9 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 import type { Certificate } from '../ca/certificate.ts'
-import { hasIdentity, type Device, type IdentifiedDevice } from '../fleet/device.ts'
-import type { Base, Context } from './context.ts'
+import { hasIdentity, type Device, type IdentifiedDevice, type Station } from '../fleet/device.ts'
+import type { Base, Context, IndexEntry } from './context.ts'
+import { sha256hex } from './message.ts'
 import type { Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
 
@@ -23,12 +24,33 @@ const isOpen = ({ status, notAfter }: Certificate, ending: Ending, at: number): 
  * Adds to a commit what becomes of a device's certificates, those that have run out aside: they are refused for that. The rows as they will be; give them to
  * `ctx.certificatesChanged` once that is durable.
  */
-export const endCertificates = async (ctx: Context, tx: Transaction, device: DeviceId, ending: Ending): Promise<readonly Certificate[]> => {
-  const at = ctx.now()
-  const open = (await findAll(ctx.store, 'certificate', { where: { device } })).filter((certificate) => isOpen(certificate, ending, at))
-  const ended = open.map((certificate) => changed(certificate, ending, at))
+export const endCertificates = async (ctx: Context, tx: Transaction, device: DeviceId, ending: Ending): Promise<readonly Certificate[]> =>
+  end(tx, await findAll(ctx.store, 'certificate', { where: { device } }), ending, ctx.now())
+
+/** The same of a station's certificates. */
+export const endStationCertificates = async (ctx: Context, tx: Transaction, station: Station, ending: Ending): Promise<readonly Certificate[]> =>
+  end(tx, await stationCertificates(ctx, station), ending, ctx.now())
+
+const end = (tx: Transaction, certificates: readonly Certificate[], ending: Ending, at: number): readonly Certificate[] => {
+  const ended = certificates.filter((certificate) => isOpen(certificate, ending, at)).map((certificate) => changed(certificate, ending, at))
   for (const certificate of ended) tx.update('certificate', certificate)
   return ended
+}
+
+const pageSize = 1000
+
+/** Every certificate that a station has had for its key, the newest first: that one has the hash of the key, older ones have it with their serial behind. */
+export const stationCertificates = async (ctx: Base, { id, spki, certificate }: Station): Promise<readonly Certificate[]> => {
+  if (certificate === undefined) return []
+  const hash = sha256hex(spki)
+  const found: Certificate[] = []
+  for (let after: IndexEntry | undefined; ;) {
+    const page = await ctx.store.scan('certificate', 'spkiHash', { from: hash, to: `${hash}/~`, limit: pageSize, ...(after === undefined ? {} : { after }) })
+    const rows = await Promise.all(page.map(async (entry) => await ctx.store.get('certificate', entry.id)))
+    found.push(...rows.filter((row) => row?.station === id).filter((row) => row !== undefined))
+    after = page.at(-1)
+    if (page.length < pageSize) return found
+  }
 }
 
 /** Serials of the certificates that a device has no more once its record is `next`. */

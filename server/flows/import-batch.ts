@@ -7,7 +7,7 @@ import { earlier, windowText } from './claim-window.ts'
 import type { Context } from './context.ts'
 import { perform } from './perform.ts'
 import { inChunks } from './rows.ts'
-import { stationSigned, type Signed } from './station.ts'
+import { admitDevices, stationSigned, type Signed } from './station.ts'
 
 /** 100,000 rows of a manifest are about 12 MB. */
 const maxBytes = 16 << 20
@@ -156,11 +156,12 @@ export const importBatch = async (ctx: Context, caller: Caller, input: BatchInpu
   const subject = (input.batch ?? manifestHash.slice(0, 16)).slice(0, 64)
   const imported = await perform(ctx, { caller, action: 'batch.import', subject }, async (tx) => {
     if (input.content.length > maxBytes) throw new Problem('malformed', `a manifest of more than ${maxBytes} bytes`)
-    await stationSigned(ctx, input)
+    const station = await stationSigned(ctx, input)
     const { batch, claimUntil: signedUntil, rows } = input.format === 'json' ? parseJson(text(input.content), input) : parseCsv(text(input.content), input)
     refuseDoubles(rows)
     if ((await ctx.store.get('batch', batch)) !== undefined) throw new Problem('conflict', `batch ${batch} was imported before`)
     await refuseKnown(ctx, rows)
+    admitDevices(tx, station, rows.length)
     const at = ctx.now()
     const importedBy = `${caller.kind}:${caller.id}`
     const claimUntil = earlier(signedUntil, input.claimUntil ?? null)

@@ -21,6 +21,8 @@ export interface Issuer extends IssuerName {
 
 export interface Order extends CertificateOrder {
   readonly device: DeviceId | null
+  /** Whose station it is for; `device` is null then. */
+  readonly station?: string
   /** No later end than this, milliseconds since 1970. */
   readonly until?: number
 }
@@ -29,6 +31,7 @@ export interface Order extends CertificateOrder {
 export interface Issued {
   readonly intent: CertificateIntent
   readonly device: DeviceId | null
+  readonly station?: string | undefined
   readonly der: Uint8Array
   /** Name of the KMS key of the CA. */
   readonly issuer: string
@@ -73,7 +76,8 @@ export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent,
   return intents.map((row, at) => {
     const [data, signature] = [tbs[at], signatures[at]]
     if (data === undefined || signature === undefined) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
-    return { intent: row, device: orders[at]?.device ?? null, der: certificateOf(data, signature), issuer: issuer.key }
+    const { device = null, station } = orders[at] ?? {}
+    return { intent: row, device, station, der: certificateOf(data, signature), issuer: issuer.key }
   })
 }
 
@@ -107,12 +111,13 @@ const linted = async (
 }
 
 /** Adds the certificate, and the end of its intent, to a commit. */
-export const recordIssued = (tx: Transaction, { intent, device, der, issuer }: Issued): void => {
+export const recordIssued = (tx: Transaction, { intent, device, station, der, issuer }: Issued): void => {
   tx.update('intent', { ...intent, state: 'issued' })
   tx.insert('certificate', {
     id: intent.id,
     profile: intent.profile,
     device,
+    ...(station === undefined ? {} : { station }),
     issuer,
     der,
     fingerprint: sha256hex(der),
@@ -125,19 +130,25 @@ export const recordIssued = (tx: Transaction, { intent, device, der, issuer }: I
   })
 }
 
+const server = 'this server'
+/** Whose key it is. Ids and names hold no space. */
+const ownerOf = ({ device, station }: Pick<Issued, 'device' | 'station'>): string => (station === undefined ? (device ?? server) : `station ${station}`)
+
 /**
- * One key, one device, one purpose: refuses a public key that another device, this server or another profile has ever had a certificate for, and the key of a
- * revoked certificate. The newest certificate of a key holds its hash (a unique index, so that two devices cannot win at the same time); older ones of the same
+ * One key, one device or station, one purpose: refuses a public key that another one, this server or another profile has ever had a certificate for, and the key
+ * of a revoked certificate. The newest certificate of a key holds its hash (a unique index, so that two devices cannot win at the same time); older ones of the same
  * device keep it with their serial appended. One of `leaving` (flows/certificates.ts) is superseded by the same write and taken from the set. Throws Problem with a
  * reason of `requestReasons`.
  */
-export const claimSpki = async (ctx: Base, tx: Transaction, { intent, device }: Issued, leaving = new Set<string>()): Promise<void> => {
+export const claimSpki = async (ctx: Base, tx: Transaction, issued: Issued, leaving = new Set<string>()): Promise<void> => {
+  const { intent } = issued
   const spkiHash = sha256hex(intent.spki)
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
   if (older === undefined) return
-  if (older.device === null && device !== null) refuseRequest('key.authority', `the key of ${older.profile} ${older.id} presented by ${String(device)}`)
-  if (older.device !== device) refuseRequest('key.reused', `the key of ${String(older.device)} presented by ${String(device)}`)
-  if (older.status === 'revoked') refuseRequest('key.revoked', `the key of revoked certificate ${older.id} presented by ${String(device)}`)
+  const [owner, asks] = [ownerOf(older), ownerOf(issued)]
+  if (owner === server && asks !== server) refuseRequest('key.authority', `the key of ${older.profile} ${older.id} presented by ${asks}`)
+  if (owner !== asks) refuseRequest('key.reused', `the key of ${owner} presented by ${asks}`)
+  if (older.status === 'revoked') refuseRequest('key.revoked', `the key of revoked certificate ${older.id} presented by ${asks}`)
   if (older.profile !== intent.profile) refuseRequest('key.other-purpose', `the key of ${older.profile} ${older.id} presented for ${intent.profile}`)
   const ended = leaving.delete(older.id) ? { replacedAt: ctx.now() } : {}
   tx.update('certificate', { ...older, ...ended, spkiHash: `${spkiHash}/${older.id}` })

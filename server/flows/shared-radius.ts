@@ -1,11 +1,13 @@
 import type { DeviceId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { deviceTopic } from '@fleetkey/protocol/topics.ts'
+import type { Certificate } from '../ca/certificate.ts'
 import type { Device, Standing, Station } from '../fleet/device.ts'
 import { exposureOf, later, sharedBy, type SharedExposure } from '../keys/exposure.ts'
 import type { KeyEpoch } from '../keys/key.ts'
 import type { Window } from '../keys/span.ts'
 import { identityOf } from './blast-radius.ts'
+import { stationCertificates } from './certificates.ts'
 import type { Context } from './context.ts'
 import { readableKey, type ReadableKey } from './readable-key.ts'
 import type { Page } from './readers.ts'
@@ -126,6 +128,8 @@ export type StationRadius = SharedRadius & {
   /** How much it signed; `signedBy` has their names. */
   readonly batches: number
   readonly releases: number
+  /** Its own, the newest first. */
+  readonly certificates: readonly Certificate[]
 }
 
 /** The blast radius of everything that a station signed: of the devices in all of its batches. Throws Problem('not-found'). */
@@ -134,5 +138,6 @@ export const stationRadius = async (ctx: Context, id: string, page: Page): Promi
   const all = gather(ctx)
   for (const batch of batches) await addBatch(ctx, batch.id, all)
   const { revoked = null, suspended = null } = station ?? {}
-  return { station: id, revoked, suspended, batches: batches.length, releases: releases.length, ...(await all.radius(page)) }
+  const certificates = station === undefined ? [] : await stationCertificates(ctx, station)
+  return { station: id, revoked, suspended, batches: batches.length, releases: releases.length, certificates, ...(await all.radius(page)) }
 }

@@ -295,7 +295,7 @@ const known = {
   'key.reused': {
     cases: [42],
     code: 'forbidden',
-    meaning: 'Another device has, or had, a certificate for this key.',
+    meaning: 'Another device, or a station, has or had a certificate for this key.',
     source: 'unique index on SHA-256 of the SPKI',
     remedy: 'Make a key on each device; an image that was copied carries the key of its original.',
   },
@@ -319,6 +319,13 @@ const known = {
     meaning: 'The device has a certificate of another profile for this key (its identity key as TLS key).',
     source: 'SP 800-57 Part 1 §5.2',
     remedy: 'One key, one purpose: make another one.',
+  },
+  'csr.station.other-key': {
+    cases: [],
+    code: 'forbidden',
+    meaning: 'The request is for another key than the one by which the station is known.',
+    source: 'the key that its owner handed over (`station add`)',
+    remedy: 'Make the request with the key of the station; another key is another station: `station add`.',
   },
   'csr.ldevid.other-key': {
     cases: [53],

@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { DeviceId, GroupId, KeyId } from '@fleetkey/protocol/ids.ts'
 import { Problem } from '@fleetkey/protocol/problem.ts'
 import { DeviceState, type Bundle, type ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { z } from 'zod'
 import { authorise } from '../../access/authorise.ts'
 import type { Caller } from '../../access/caller.ts'
@@ -50,11 +51,13 @@ import { rotateCompromised, startRotation } from '../../flows/rotate.ts'
 import { confirmSeal, splitSeal } from '../../flows/seal.ts'
 import { batchRadius, stationRadius } from '../../flows/shared-radius.ts'
 import { addStation, reinstateStation, removeStation, revokeStation, signedBy, suspendStation } from '../../flows/station.ts'
+import { certifyStation } from '../../flows/station-certificate.ts'
 import { reinstateCa, suspendCa } from '../../flows/suspend-ca.ts'
 import { previewDeviceOrder, reinstateDevice, suspendDevice } from '../../flows/suspend.ts'
 import { previewWithdrawal, withdrawRelease } from '../../flows/withdraw-release.ts'
 import { placeOf, wholeCampaign } from '../../campaigns/campaign.ts'
 import type { Deadline } from '../../ca/alerts.ts'
+import type { Station } from '../../fleet/device.ts'
 import type { AlertService } from '../alerts.ts'
 import type { Handlers, Streams } from './router.ts'
 import { sealHandlers, sealView } from './seal.ts'
@@ -81,6 +84,7 @@ import {
   releaseView,
   sharedRadiusView,
   signedView,
+  stationCertificateView,
   stationView,
   targetView,
   tokenView,
@@ -138,6 +142,10 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     signature: bytes(body.signature),
     station: body.station,
   })
+  const viewOf = async (station: Station) => {
+    const certificate = station.certificate === undefined ? undefined : await ctx.store.get('certificate', station.certificate)
+    return stationView(station, certificate, ctx.now())
+  }
   const states = async (batch?: string): Promise<ResponseOf<'status'>['devices']> => {
     const count = async (state: string): Promise<number> => await ctx.store.count('device', { state, ...(batch === undefined ? {} : { batch }) })
     const counts = await Promise.all(DeviceState.options.map(async (state) => [state, await count(state)] as const))
@@ -172,7 +180,17 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
 
     async 'station.list'({ caller }) {
       read(caller)
-      return { items: (await ctx.store.find('station', { limit: 1000 })).map(stationView), next: null }
+      const stations = await ctx.store.find('station', { limit: 1000 })
+      return { items: await Promise.all(stations.map(async (station) => await viewOf(station))), next: null }
+    },
+    async 'station.show'({ caller, params }) {
+      read(caller)
+      return await viewOf(await need(ctx, 'station', params.id))
+    },
+    async 'station.certify'({ caller, params, body }) {
+      const { id, der, ...dates } = await certifyStation(ctx, caller, { id: params.id, csr: bytes(body.csr), devices: body.devices })
+      const chain = ctx.authority.chainOf(der).map((one) => toPem('CERTIFICATE', one))
+      return { serial: id, ...dates, pem: toPem('CERTIFICATE', der), chain: chain.join('') }
     },
     async 'station.add'({ caller, body }) {
       await addStation(ctx, caller, body)
@@ -188,7 +206,8 @@ export const adminHandlers = (ctx: Context, facts: ServerFacts): Handlers => {
     },
     async 'station.blast-radius'({ caller, params, query }) {
       read(caller)
-      return sharedRadiusView(await stationRadius(ctx, params.id, page(query)))
+      const { certificates, ...radius } = await stationRadius(ctx, params.id, page(query))
+      return { ...sharedRadiusView(radius), certificates: certificates.map((one) => stationCertificateView(one, ctx.now())) }
     },
     async 'station.revoke'({ caller, params, body }) {
       const { already, ...signed } = await revokeStation(ctx, caller, params.id, body.reason, body.code)

@@ -57,12 +57,22 @@ export const pageOf = async <T extends Table, V>(
 export const allOf = async <T extends Table>(ctx: Context, table: T, where: NonNullable<Query<T>['where']>): Promise<readonly Tables[T][]> =>
   await ctx.store.find(table, { where, limit: 10_000 })
 
-export const stationView = (station: Station): Item<'station.list'> => ({
+/** `certificate`: its newest one. */
+export const stationView = (station: Station, certificate: Certificate | undefined, now: number): Item<'station.list'> => ({
   id: station.id,
   spki: base64(station.spki),
   addedAt: station.addedAt,
   revoked: station.revoked ?? null,
   suspended: station.suspended ?? null,
+  certificate: certificate === undefined ? null : stationCertificateView(certificate, now),
+  quota: station.quota === undefined ? null : { devices: station.quota.devices, admitted: station.quota.admitted },
+})
+
+export const stationCertificateView = (certificate: Certificate, now: number) => ({
+  serial: certificate.id,
+  state: stateOf(certificate, now),
+  notBefore: certificate.notBefore,
+  notAfter: certificate.notAfter,
 })
 
 export const signedView = ({ batches, releases }: SignedByStation): ResponseOf<'station.signed'> => ({
@@ -271,12 +281,13 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
 
 /** A certificate as the inventory has it, `now` in milliseconds since 1970. */
 export const certificateSummary = (certificate: Certificate, now: number): ResponseOf<'certificate.list'>['items'][number] => {
-  const { id, profile, device, notBefore, notAfter, revokedAt, reason, code, replacedAt, fingerprint } = certificate
+  const { id, profile, device, station, notBefore, notAfter, revokedAt, reason, code, replacedAt, fingerprint } = certificate
   return {
     serial: id,
     profile,
     issuer: authorityName(issuerKeyOf(certificate)),
     device,
+    station: station ?? null,
     state: stateOf(certificate, now),
     notBefore,
     notAfter,

@@ -1,5 +1,5 @@
 import { isPoint } from '@fleetkey/protocol/curves.ts'
-import { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { isDeviceId, isName } from '@fleetkey/protocol/ids.ts'
 import { oids } from '@fleetkey/protocol/x509/oids.ts'
 import { backdate } from '../profiles.ts'
 import { relativeNames, subjectAttributes } from '../subject.ts'
@@ -111,7 +111,7 @@ export const subjectRules = {
     says: 'an id of a device or station, where it is one',
     holds: (view) =>
       (view.profile.names !== 'device' && view.profile.names !== 'station') ||
-      commonNames(view).every(({ content }) => DeviceId.safeParse(utf8(content)).success),
+      commonNames(view).every(({ content }) => (view.profile.names === 'device' ? isDeviceId : isName)(utf8(content))),
   },
   'subject.order': {
     source: 'this CA: nothing is taken from a request',

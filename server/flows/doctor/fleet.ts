@@ -1,11 +1,14 @@
-import { standings } from '../../ca/certificate.ts'
+import { toProblem } from '@fleetkey/protocol/problem.ts'
+import { issuerKeyOf, standings } from '../../ca/certificate.ts'
 import { activeOf, nextOf } from '../../ca/rollover.ts'
 import { dayText } from '../calendar.ts'
 import type { Context } from '../context.ts'
 import { endsByDay } from '../inventory.ts'
+import { findAll } from '../rows.ts'
+import { certificateMustCount } from '../station.ts'
 import { oldestSuperseded } from '../superseded.ts'
 import { readiness } from '../trust.ts'
-import { date, day, failure, ok, warning, type Check } from './check.ts'
+import { date, day, failure, ok, unless, warning, type Check } from './check.ts'
 
 /** Rows that are read to find the oldest of something. */
 const most = 1000
@@ -90,6 +93,27 @@ export const fleetChecks: readonly Check[] = [
       const oldest = await oldestSuperseded(ctx, retention)
       const found = `${count}, removed ${retention / day} days after their end`
       return oldest !== undefined && oldest + retention + day < ctx.now() ? warning(`${found}; one that ended on ${date(oldest)} is still there`) : ok(found)
+    },
+  },
+  {
+    name: 'station certificates',
+    remedy: 'let the key of the station be certified again: fleetkey station certify NAME --csr FILE (docs/operations.md, "Certificates of stations")',
+    async examine(ctx) {
+      const [wrong, soon]: [string[], string[]] = [[], []]
+      let certified = 0
+      for (const station of await findAll(ctx.store, 'station')) {
+        if (station.certificate === undefined || station.revoked !== undefined || station.suspended !== undefined) continue
+        certified++
+        const why = await certificateMustCount(ctx, station).then(
+          () => undefined,
+          (thrown: unknown) => toProblem(thrown).reason ?? 'no record',
+        )
+        const row = await ctx.store.get('certificate', station.certificate)
+        if (row === undefined || why !== undefined) wrong.push(`${station.id}: ${why ?? ''}`)
+        else if (row.notAfter - ctx.now() < (row.notAfter - row.notBefore) / 6) soon.push(`${station.id} until ${date(row.notAfter)}`)
+        else if (ctx.authority.tainted.has(issuerKeyOf(row))) soon.push(`${station.id}: its CA is being left`)
+      }
+      return wrong.length > 0 ? unless(wrong, '') : unless(soon, `${certified} in force`, warning)
     },
   },
   {
