@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, afterEach, describe, expect, test, vi } from 'vitest'
 import { concat, TpmFormatError, u16, u32 } from './bytes.ts'
+import { alg } from './constants.ts'
 import { rc, TpmError, TpmTransportError } from './errors.ts'
 import { Ledger } from './ledger.ts'
 import { Tpm, type LoadedKey } from './tpm.ts'
@@ -26,6 +27,12 @@ const scripted = (...answers: readonly Uint8Array[]): Transport & { readonly com
     close: async () => undefined,
   }
 }
+
+test('no PCRs at all: no values, and no command', async () => {
+  const transport = scripted()
+  expect(await new Tpm(transport, { random }).pcrRead(alg.sha256, [])).toEqual(new Map())
+  expect(transport.commands).toHaveLength(0)
+})
 
 describe('a TPM that asks for patience', () => {
   test.each([
