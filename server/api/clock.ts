@@ -11,6 +11,7 @@ import { rotateWhatIsDue } from '../flows/rotate-due.ts'
 import { findAll } from '../flows/rows.ts'
 import { storeContacts } from '../flows/contacts.ts'
 import { endSessions } from '../flows/sessions.ts'
+import { settleOverdue } from '../flows/settle.ts'
 
 const every = { tick: 1000, retry: 5000, contacts: 10_000, minute: 60_000 } as const
 
@@ -38,6 +39,8 @@ export const clock = (): {
       // The first round sweeps as well: it finishes what a crash has left.
       let lastMinute = Number.NEGATIVE_INFINITY
       let isFirst = true
+      let owed: ReadonlySet<string> = new Set()
+      let paying: Promise<void> | undefined
       let lastContacts = Number.NEGATIVE_INFINITY
       const guarded = async (what: string, work: () => Promise<unknown>): Promise<void> => {
         try {
@@ -70,6 +73,8 @@ export const clock = (): {
         if (isFirst) await guarded('groups', async () => await followAll(ctx))
         isFirst = false
         await guarded('sweep', async () => await sweepEnrolments(ctx))
+        // Beside the rounds: a fleet to be judged anew takes longer than one, and whoever is at it is waited for.
+        paying ??= guarded('owed', async () => void (owed = await settleOverdue(ctx, owed))).finally(() => (paying = undefined))
         await guarded('epochs', async () => {
           for (const { id } of await findAll(ctx.store, 'key')) {
             await guarded(`rotation of ${id}`, async () => await rotateWhatIsDue(ctx, id))
@@ -105,6 +110,7 @@ export const clock = (): {
           clearInterval(timer)
           clearTimeout(burst)
           await running
+          await paying
           await guarded('contacts', async () => await storeContacts(ctx))
           await guarded('refusals', async () => await summarise(ctx))
         },

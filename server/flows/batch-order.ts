@@ -43,7 +43,7 @@ interface Owed {
   readonly keys: readonly KeyId[]
 }
 
-const prefix = 'owed-batch/'
+export const owedBatch = 'owed-batch/'
 const system: Caller = { kind: 'system', id: 'batch', from: 'server' }
 /** Devices that are read at a time, and commits under way: each is of one device with its own audit entry. Bounds memory and every transaction. */
 const pageSize = 500
@@ -119,13 +119,13 @@ export const orderBatch = async (
   const isBegun = await perform(ctx, { caller, action: `batch.${order}`, subject: id, detail: owed.why }, async (tx) => {
     const batch = await needBatch(ctx, id)
     if (batch.standing?.state === 'revoked' && order !== 'revoke') throw new Problem('conflict', `batch ${id} is revoked: that is for good`)
-    const waiting = await ctx.store.get('setting', `${prefix}${id}`)
+    const waiting = await ctx.store.get('setting', `${owedBatch}${id}`)
     if (isDone(batch, order) && waiting === undefined) {
       tx.note('done before')
       return false
     }
     standingAfter(tx, batch, owed)
-    if (waiting === undefined) tx.insert('setting', { id: `${prefix}${id}`, value: written(owed) })
+    if (waiting === undefined) tx.insert('setting', { id: `${owedBatch}${id}`, value: written(owed) })
     // Keys of devices that an unfinished order has done are not forgotten.
     else tx.update('setting', { ...waiting, value: written({ ...owed, keys: read(waiting).keys }) })
     return true
@@ -145,11 +145,11 @@ const cutSessions = async (ctx: Context, batch: string): Promise<void> => {
 }
 
 /** Carries an order out. Orders against one batch have their turn one after the other, each with what is owed by then. */
-const settleBatch = async (ctx: Context, id: string): Promise<BatchEffect> => {
+export const settleBatch = async (ctx: Context, id: string): Promise<BatchEffect> => {
   // Not in turn: the batch is barred, whatever else is being done about it.
   if ((await ctx.store.get('batch', id))?.standing !== undefined) await cutSessions(ctx, id)
   return await inTurn(ctx.store, `batch/${id}`, async () => {
-    const setting = await ctx.store.get('setting', `${prefix}${id}`)
+    const setting = await ctx.store.get('setting', `${owedBatch}${id}`)
     if (setting === undefined) return nothing
     const { order, mark } = read(setting)
     let devices = 0
@@ -167,14 +167,14 @@ const settleBatch = async (ctx: Context, id: string): Promise<BatchEffect> => {
 
 /** Keys that are to be rotated are durable before a device loses the memberships that tell them. The order as it is owed now; undefined when it is another. */
 const noteKeys = async (ctx: Context, id: string, mark: string, keys: readonly KeyId[]): Promise<Owed | undefined> => {
-  const setting = await ctx.store.get('setting', `${prefix}${id}`)
+  const setting = await ctx.store.get('setting', `${owedBatch}${id}`)
   const owed = setting === undefined ? undefined : read(setting)
   if (owed?.mark !== mark) return undefined
   const all = union(owed.keys, keys)
   if (all.length === owed.keys.length) return owed
   const noted = { ...owed, keys: all }
   await perform(ctx, { caller: system, action: 'batch.settle', subject: id, detail: `keys: ${all.join(', ')}` }, async (tx) => {
-    const now = await ctx.store.get('setting', `${prefix}${id}`)
+    const now = await ctx.store.get('setting', `${owedBatch}${id}`)
     if (now !== undefined && read(now).mark === mark) tx.update('setting', { ...now, value: written(noted) })
   })
   ctx.step('batch.keys')
@@ -184,7 +184,7 @@ const noteKeys = async (ctx: Context, id: string, mark: string, keys: readonly K
 const finish = async (ctx: Context, id: string, of: { readonly mark: string; readonly devices: number }): Promise<BatchEffect> => {
   const name = `batch/${id}/${of.mark}`
   const keys = await perform(ctx, { caller: system, action: 'batch.settle', subject: id, detail: `${of.devices} devices` }, async (tx) => {
-    const now = await ctx.store.get('setting', `${prefix}${id}`)
+    const now = await ctx.store.get('setting', `${owedBatch}${id}`)
     const owed = now === undefined ? undefined : read(now)
     if (now === undefined || owed?.mark !== of.mark) return []
     tx.remove('setting', now)
@@ -219,5 +219,5 @@ const carryOut = async (ctx: Context, batch: string, id: DeviceId, owed: Owed): 
 
 /** Start-up sweep: goes on with every order that a crash interrupted. */
 export const settleOwedBatches = async (ctx: Context): Promise<void> => {
-  for (const { id } of await findAll(ctx.store, 'setting', { prefix })) await settleBatch(ctx, id.slice(prefix.length))
+  for (const { id } of await findAll(ctx.store, 'setting', { prefix: owedBatch })) await settleBatch(ctx, id.slice(owedBatch.length))
 }

@@ -181,7 +181,7 @@ const readmit = async (ctx: Context, id: DeviceId, judgement: Judgement, because
   await convergeDevice(ctx, id)
 }
 
-const prefix = 'owed-appraisal/'
+export const owedAppraisal = 'owed-appraisal/'
 
 interface Owed {
   readonly scope: { readonly model: string } | { readonly group: GroupId }
@@ -190,26 +190,27 @@ interface Owed {
 
 /** Adds to a commit that changes what is acceptable: the devices of this scope are to be judged anew, also after a crash. `name` is unique per change. */
 export const oweAppraisal = (tx: Transaction, name: string, owed: Owed): void =>
-  tx.insert('setting', { id: `${prefix}${name}`, value: new TextEncoder().encode(JSON.stringify(owed)) })
+  tx.insert('setting', { id: `${owedAppraisal}${name}`, value: new TextEncoder().encode(JSON.stringify(owed)) })
 
 const read = (setting: Setting): Owed => JSON.parse(new TextDecoder().decode(setting.value)) as Owed
 
 /** Pays what `oweAppraisal` owed. `only`: the devices that can be concerned, when that is fewer than the whole scope. */
-export const settleAppraisal = async (ctx: Context, name: string, only?: readonly DeviceId[]): Promise<Impact> => {
-  const setting = await ctx.store.get('setting', `${prefix}${name}`)
-  if (setting === undefined) return none
-  const { scope, because } = read(setting)
-  const impact = await reappraise(ctx, only === undefined ? scope : { devices: only }, because)
-  const detail = `${because}: ${impact.quarantines} of ${impact.judged} devices quarantined`
-  await perform(ctx, { caller: system, action: 'appraisal.settle', subject: name, detail }, async (tx) => {
-    const now = await ctx.store.get('setting', setting.id)
-    if (now !== undefined) tx.remove('setting', now)
+export const settleAppraisal = async (ctx: Context, name: string, only?: readonly DeviceId[]): Promise<Impact> =>
+  await inTurn(ctx.store, `owed/${name}`, async () => {
+    const setting = await ctx.store.get('setting', `${owedAppraisal}${name}`)
+    if (setting === undefined) return none
+    const { scope, because } = read(setting)
+    const impact = await reappraise(ctx, only === undefined ? scope : { devices: only }, because)
+    const detail = `${because}: ${impact.quarantines} of ${impact.judged} devices quarantined`
+    await perform(ctx, { caller: system, action: 'appraisal.settle', subject: name, detail }, async (tx) => {
+      const now = await ctx.store.get('setting', setting.id)
+      if (now !== undefined) tx.remove('setting', now)
+    })
+    ctx.step('appraisal.settled')
+    return impact
   })
-  ctx.step('appraisal.settled')
-  return impact
-}
 
 /** Start-up sweep: judges what a crash left to be judged. */
 export const settleOwedAppraisals = async (ctx: Context): Promise<void> => {
-  for (const { id } of await findAll(ctx.store, 'setting', { prefix })) await settleAppraisal(ctx, id.slice(prefix.length))
+  for (const { id } of await findAll(ctx.store, 'setting', { prefix: owedAppraisal })) await settleAppraisal(ctx, id.slice(owedAppraisal.length))
 }
