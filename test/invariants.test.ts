@@ -120,6 +120,37 @@ const broken: readonly (readonly [string, () => Promise<Partial<Evidence>>])[] =
       store: seen('device', (row) => (row.state === 'enrolled' ? ({ ...row, state: 'revoked', revokedAt: row.enrolledAt, reason: '' } as never) : row)),
     }),
   ],
+  [
+    'I25: withdrawn firmware that opens the epoch in use',
+    async () => ({ opened: [{ device: 'gw-1', by: 'withdrawn', how: 'gateway/0.9', holdings: [{ key: 'telemetry', epoch: 2, stage: 'active' }] }] }),
+  ],
+  [
+    'I25: withdrawn firmware that stays approved',
+    async () => ({ store: seen('release', (row) => ({ ...row, withdrawn: { at: row.importedAt, reason: 'a hole' } })) }),
+  ],
+  ['I26: the bytes of a key that is bound to the TPM', async () => ({ devices: first(() => ({}), { encrypt: async () => 'ciphertext' }) })],
+  [
+    'I26: a medium that opens beside another TPM',
+    async () => ({ opened: [{ device: 'gw-1', by: 'another TPM', how: 'beside it', holdings: [{ key: 'telemetry', epoch: 1, stage: 'active' }] }] }),
+  ],
+  [
+    'I26: a bound key that was sent to a device without TPM',
+    async () => ({
+      store: seen('device', (row) => ('keys' in row ? ({ ...row, keys: { recipientSpki: null, ldevidSpki: new Uint8Array(1) } } as never) : row)),
+    }),
+  ],
+  [
+    'I27: a rotation that stays owed',
+    async () => ({
+      store: {
+        ...sound.store,
+        find: (async (of: keyof Tables, query: never) => [
+          ...(await sound.store.find(of, query)),
+          ...(of === 'setting' ? [{ id: 'owed-rotation/revoke/gw-1' }] : []),
+        ]) as Store['find'],
+      },
+    }),
+  ],
   ['I15: a device twice in a campaign', async () => ({ store: seen('target', (row) => ({ ...row, device: 'gw-1' as never })) })],
 ]
 

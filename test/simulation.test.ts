@@ -4,13 +4,14 @@ import { DeviceId } from '@fleetkey/protocol/ids.ts'
 import { advanceCampaign, controlCampaign } from '@fleetkey/server/flows/campaign-order.ts'
 import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { startRotation } from '@fleetkey/server/flows/rotate.ts'
+import { suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { openBoard } from './simulation/board.ts'
 import { diceOf } from './simulation/dice.ts'
 import { openNetwork } from './simulation/network.ts'
 import { runSchedule, type Outcome } from './simulation/schedule.ts'
 import { startSimulatedServer } from './simulation/server.ts'
 import { virtualTime } from './simulation/time.ts'
-import { alice, group, keys, makeFleet, type Fleet } from './simulation/world.ts'
+import { alice, group, keys, makeFleets, type Fleet, type Fleets } from './simulation/world.ts'
 
 const long = process.env['FLEETKEY_LONG'] === '1'
 const schedules = long ? 5_000 : 500
@@ -19,15 +20,19 @@ const inOne = 25
 const first = Number(process.env['FLEETKEY_SEED'] ?? randomInt(1_000_000_000))
 process.stdout.write(`simulation: ${schedules} schedules from seed ${first} (npm run simulate -- --first ${first} --seeds ${schedules} runs them again)\n`)
 
+let fleets: Fleets
 let fleet: Fleet
 const outcomes: Outcome[] = []
-beforeAll(async () => void (fleet = await makeFleet(3)), 60_000)
-afterAll(async () => await fleet.close())
+beforeAll(async () => {
+  fleets = await makeFleets(3)
+  fleet = fleets.plain
+}, 60_000)
+afterAll(async () => await fleets.close())
 
 describe('server and agents in virtual time: whatever happens, they come to rest and every invariant holds', { timeout: 180_000 }, () => {
   test.for(Array.from({ length: Math.ceil(schedules / inOne) }, (_, at) => first + at * inOne))('schedules from %d', async (from) => {
     for (let seed = from; seed < Math.min(from + inOne, first + schedules); seed++) {
-      const outcome = await runSchedule(fleet, seed)
+      const outcome = await runSchedule(fleets.of(seed), seed)
       outcomes.push(outcome)
       expect(outcome.failure, `seed ${seed}; npm run simulate -- --first ${seed} --seeds 1 prints what happened`).toBeNull()
     }
@@ -36,7 +41,9 @@ describe('server and agents in virtual time: whatever happens, they come to rest
 
 test('a schedule is the same each time: a failure can be looked at again', async () => {
   for (const seed of [first, first + 1, first + 2]) {
-    const [one, other] = [await runSchedule(fleet, seed), await runSchedule(fleet, seed)]
+    // The last of them with TPMs.
+    const of = seed === first + 2 ? fleets.measured : fleet
+    const [one, other] = [await runSchedule(of, seed), await runSchedule(of, seed)]
     expect(one.trace.length).toBeGreaterThan(20)
     expect(one.trace).toStrictEqual(other.trace)
   }
@@ -67,6 +74,31 @@ test('a campaign that met a full disk goes on when there is room again, though n
     await time.run(60_000)
     // The old epoch is kept for them.
     expect(await store.get('campaign', campaign)).toMatchObject({ state: 'activating' })
+    crash()
+  } finally {
+    time.end()
+  }
+})
+
+test('what a suspension owes is done when a full disk has room again, though nothing else happens', async () => {
+  const time = virtualTime(fleet.at)
+  try {
+    const network = openNetwork({ time, dice: diceOf(1) })
+    const store = fleet.store.fork()
+    let isFull = false
+    const log = (): void => undefined
+    const world = { store, kms: fleet.kms, network, time, random: diceOf(2).bytes, log, step: log, isFull: () => isFull, begun: log }
+    const { ctx, crash } = await startSimulatedServer(world)
+    isFull = true
+    const suspended = suspendDevice(ctx, alice, DeviceId.parse('b-1'), 'lost')
+    await expect(suspended).rejects.toThrow('the disk is full')
+    await time.run(200_000)
+    expect((await store.get('device', 'b-1'))?.state).toBe('suspended')
+    const owed = async (): Promise<number> => (await store.find('setting', { prefix: 'owed-', limit: 500 })).length
+    expect([await owed(), (await store.get('key', 'telemetry'))?.latest]).toEqual([1, 1])
+    isFull = false
+    await time.run(200_000)
+    expect([await owed(), (await store.get('key', 'telemetry'))?.latest]).toEqual([0, 2])
     crash()
   } finally {
     time.end()

@@ -11,6 +11,14 @@ export interface DeviceEvidence {
   verify(key: string, epoch: number, data: string, mac: string): Promise<boolean>
 }
 
+/** What somebody who has a board gets out of it without the server: under withdrawn firmware, or from its medium beside another board's TPM. */
+export interface Opened {
+  readonly device: string
+  readonly by: 'withdrawn' | 'another TPM'
+  readonly how: string
+  readonly holdings: AgentStatus['holdings']
+}
+
 /** Everything that is left after a fault run. */
 export interface Evidence {
   readonly store: Store
@@ -18,6 +26,8 @@ export interface Evidence {
   readonly devices: readonly DeviceEvidence[]
   /** Epoch in use, per device and key, in the order it was seen, over all restarts. */
   readonly history: readonly { readonly device: string; readonly key: string; readonly epoch: number }[]
+  /** What was tried on stolen boards; nothing unless told. */
+  readonly opened?: readonly Opened[]
   /** Audit export and the key of its checkpoint. */
   readonly log: string
   readonly auditKey: Uint8Array

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict'
 import { verifyExport } from '@fleetkey/cli/offline/audit.ts'
 import { decode } from '@fleetkey/protocol/cbor.ts'
+import { ApprovalSet } from '@fleetkey/protocol/messages.ts'
 import { validateChain } from '@fleetkey/protocol/x509/path.ts'
+import { hasIdentity, isMeasured } from '@fleetkey/server/fleet/device.ts'
 import type { Rollover } from '@fleetkey/server/ca/rollover.ts'
 import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { rows, type DeviceEvidence, type Evidence } from './evidence.ts'
@@ -214,6 +216,50 @@ export const barredGetNothing = async ({ store, log }: Evidence): Promise<void> 
   }
 }
 
+/** I25: under withdrawn firmware nothing opens that is in use, whatever was kept of the medium; and no withdrawn release is approved for keys of now. */
+export const withdrawnFirmwareOpensNothing = async ({ store, opened = [] }: Evidence): Promise<void> => {
+  const keys = new Map((await rows(store, 'key')).map(({ id, current }) => [id as string, current]))
+  for (const { device, by, how, holdings } of opened)
+    for (const { key, epoch } of by === 'withdrawn' ? holdings : [])
+      assert.ok(epoch < (keys.get(key) ?? 0), `I25: ${device} opens ${key}/${epoch}, which is in use, with ${how}`)
+  const settings = await rows(store, 'setting')
+  for (const { id: of, model, withdrawn } of await rows(store, 'release')) {
+    if (withdrawn === null) continue
+    const generation = settings.find(({ id }) => id === `firmware/${model}`)
+    assert.ok(generation !== undefined, `I25: ${of} was withdrawn, and the keys of ${model} stayed under the approvals that it has`)
+    const approvals = settings.find(({ id }) => id === `approvals/${model}/${Number(decode(generation.value))}`)
+    const approved = approvals === undefined ? [] : ApprovalSet.shape.approvals.parse(decode(approvals.value))
+    assert.ok(
+      approved.every(({ release }) => release !== of),
+      `I25: ${of} was withdrawn and is approved`,
+    )
+  }
+}
+
+/** I26: a key that is bound to the TPM is in no device without one, and what a device has stored opens beside no other TPM. */
+export const boundKeysStayInTheirTpm = async ({ store, devices, opened = [] }: Evidence): Promise<void> => {
+  const bound = new Set<string>((await rows(store, 'key')).flatMap(({ id, protection }) => (protection === 'tpm' ? [id] : [])))
+  for (const { device, key } of bound.size === 0 ? [] : await rows(store, 'holding')) {
+    const row = bound.has(key) ? await store.get('device', device) : undefined
+    assert.ok(!hasIdentity(row) || isMeasured(row), `I26: ${key} was sent to ${device}, which has no TPM`)
+  }
+  for (const { device, status, encrypt } of devices)
+    for (const { key } of status.holdings.filter((one) => bound.has(one.key))) {
+      const isRefused = await encrypt(key, 'out').then(
+        () => false,
+        () => true,
+      )
+      assert.ok(isRefused, `I26: ${device} has the bytes of ${key}`)
+    }
+  for (const { device, by, how, holdings } of opened) assert.ok(by !== 'another TPM' || holdings.length === 0, `I26: what ${device} has stored opens ${how}`)
+}
+
+/** I27: what an act has to have done besides is done: no rotation and no verdict stays owed. */
+export const nothingStaysOwed = async ({ store }: Evidence): Promise<void> => {
+  const owed = (await rows(store, 'setting')).filter(({ id }) => id.startsWith('owed-')).map(({ id }) => id)
+  assert.deepEqual(owed, [], 'I27: owed and not done')
+}
+
 /** Those that hold after every fault run. */
 export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)[] = [
   acknowledgedKeysAreHeld,
@@ -229,4 +275,7 @@ export const invariants: readonly ((evidence: Evidence) => Promise<void> | void)
   theNextCaWasKnown,
   quarantinedGetNothing,
   barredGetNothing,
+  withdrawnFirmwareOpensNothing,
+  boundKeysStayInTheirTpm,
+  nothingStaysOwed,
 ]

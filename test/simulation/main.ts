@@ -3,12 +3,12 @@ import { randomInt } from 'node:crypto'
 import { availableParallelism } from 'node:os'
 import { parseArgs } from 'node:util'
 import { runSchedule, type Outcome } from './schedule.ts'
-import { makeFleet } from './world.ts'
+import { makeFleets } from './world.ts'
 
 const usage = `usage: npm run simulate -- [--seeds N] [--first SEED] [--boards N]
 
 Runs schedules of a simulated fleet: the real server and the real agents in virtual time, with kills, power cuts and a hostile broker
-in an order that the seed decides. Prints what happened in each that fails; exit code 1 when one did.`
+in an order that the seed decides. One seed in five has boards with TPMs, whose firmware is updated and withdrawn. Prints what happened in each that fails; exit code 1 when one did.`
 
 interface Order {
   readonly first: number
@@ -20,13 +20,13 @@ type Told = Pick<Outcome, 'seed' | 'failure' | 'kills'> & { readonly trace: read
 
 /** Every `step`th seed, in a process of its own: virtual time takes the place of all timers of a process. */
 const work = async ({ first, seeds, step, boards }: Order): Promise<void> => {
-  const fleet = await makeFleet(boards)
+  const fleets = await makeFleets(boards)
   for (let seed = first; seed < first + seeds; seed += step) {
-    const { failure, kills, trace } = await runSchedule(fleet, seed)
+    const { failure, kills, trace } = await runSchedule(fleets.of(seed), seed)
     const told: Told = { seed, failure, kills, trace: failure === null ? null : trace }
     process.send?.(told)
   }
-  await fleet.close()
+  await fleets.close()
   process.disconnect?.()
 }
 

@@ -5,15 +5,18 @@ import { exportFooter, exportHeader, exportLine } from '@fleetkey/server/audit/e
 import { hasIdentity } from '@fleetkey/server/fleet/device.ts'
 import { isUnfinished } from '@fleetkey/server/campaigns/campaign.ts'
 import { windowAt, type Window } from '@fleetkey/server/campaigns/window.ts'
+import { keyGenerationOf } from '@fleetkey/server/flows/approvals.ts'
 import { advanceCampaign, confirmCut, approveCampaign, controlCampaign, retryCampaign, rollBack } from '@fleetkey/server/flows/campaign-order.ts'
 import type { Context, Store } from '@fleetkey/server/flows/context.ts'
 import { addMembers, removeMember, setGroupPolicy } from '@fleetkey/server/flows/group.ts'
 import { tagDevice } from '@fleetkey/server/flows/group-query.ts'
+import { importRelease } from '@fleetkey/server/flows/import-release.ts'
 import { setKeyPolicy } from '@fleetkey/server/flows/key-policy.ts'
 import { revokeDevice } from '@fleetkey/server/flows/revoke.ts'
 import { keptOverlaps, maxOverlaps, rotateCompromised, startRotation } from '@fleetkey/server/flows/rotate.ts'
 import { reinstateDevice, suspendDevice } from '@fleetkey/server/flows/suspend.ts'
 import { usedOf } from '@fleetkey/server/flows/usage.ts'
+import { withdrawRelease } from '@fleetkey/server/flows/withdraw-release.ts'
 import { isUsedUp } from '@fleetkey/server/keys/cryptoperiod.ts'
 import { filePowerFailingAt } from '@fleetkey/device-agent/memory-filesystem.ts'
 import { evidenceOf } from '../invariants/agent-evidence.ts'
@@ -21,11 +24,12 @@ import { rows } from '../invariants/evidence.ts'
 import { invariants } from '../invariants/invariants.ts'
 import { openBoard, type SimulatedBoard } from './board.ts'
 import { diceOf, type Dice } from './dice.ts'
+import { idOf, installable, isAcceptable, openedByThieves } from './firmware.ts'
 import { openNetwork } from './network.ts'
 import { Crashed, startSimulatedServer, tenant, type SimulatedServer } from './server.ts'
 import { virtualTime } from './time.ts'
 import { nothingOutsideItsWindow } from './windows.ts'
-import { alice, group, keys, type Fleet } from './world.ts'
+import { alice, firmware, group, type Fleet } from './world.ts'
 
 /** What one schedule came to. */
 export interface Outcome {
@@ -39,7 +43,7 @@ export interface Outcome {
   readonly recovery: number
   readonly treated: Readonly<Record<string, number>>
   /** How often it came to what comes about rarely. */
-  readonly met: Readonly<Record<'windows' | 'usage limits' | 'moves' | 'older disks', number>>
+  readonly met: Readonly<Record<'windows' | 'usage limits' | 'moves' | 'older disks' | 'withdrawals' | 'thefts', number>>
 }
 
 const minute = 60_000
@@ -82,6 +86,7 @@ const exported = async (store: Store, { kms, auditKey }: Pick<Fleet, 'kms' | 'au
  * come to rest, and every invariant has to hold.
  */
 export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> => {
+  const { keys } = fleet
   const dice = diceOf(seed)
   const time = virtualTime(fleet.at)
   const trace: string[] = []
@@ -91,13 +96,14 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
   const history: { device: string; key: string; epoch: number }[] = []
   const kills = { server: 0, device: 0 }
   const surprises: string[] = []
-  const met = { windows: 0, 'usage limits': 0, moves: 0, 'older disks': 0 }
+  const met = { windows: 0, 'usage limits': 0, moves: 0, 'older disks': 0, withdrawals: 0, thefts: 0 }
   let isFull = false
   let server: SimulatedServer | undefined
   let crashNow: (() => void) | undefined
   let countdown = Number.POSITIVE_INFINITY
   /** What lay on a board's medium when it lost power, and how often an older copy was put in its place: it knows of nothing newer then. */
-  const copies = new Map<string, ReadonlyMap<string, Uint8Array>>(fleet.boards.map(({ blank, contents }) => [blank.serial.toLowerCase(), contents]))
+  const made: ReadonlyMap<string, ReadonlyMap<string, Uint8Array>> = new Map(fleet.boards.map(({ blank, contents }) => [blank.serial.toLowerCase(), contents]))
+  const copies = new Map(made)
   const lives = new Map<string, number>()
 
   const log = (line: string): void => {
@@ -141,9 +147,9 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     }
   }
 
-  const boards = fleet.boards.map((made): SimulatedBoard => {
+  const boards = fleet.boards.map((one): SimulatedBoard => {
     const board = openBoard({
-      ...made,
+      ...one,
       network,
       time,
       log: (line) => tell(`  ${line}`),
@@ -157,6 +163,11 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     })
     return board
   })
+
+  const measured = boards.filter(({ hasTpm }) => hasTpm)
+  let newest = 1
+  /** Boards whose owner does not update them any more. */
+  const leftBehind = new Set<SimulatedBoard>()
 
   /** What an operator asks for; a refusal is an answer, a crash in the middle is trouble as any other. */
   const order = (what: string, work: (ctx: Context) => Promise<unknown>): void => {
@@ -175,6 +186,12 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
   const anyCampaign = async (ctx: Context): Promise<string> => {
     const open = (await rows(ctx.store, 'campaign')).filter(({ state }) => isUnfinished(state))
     return open.length === 0 ? 'none' : dice.pick(open).id
+  }
+
+  /** What an application does with a key. Whether it can is the moment's matter: no key yet, no power any more. */
+  const use = async (agent: SimulatedBoard['agent'], id: string): Promise<unknown> => {
+    const isBound = keys.some((key) => key.id === id && key.protection === 'tpm')
+    return await Promise.resolve(isBound ? agent?.mac(id, new Uint8Array(16)) : agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
   }
 
   const switchOn = (board: SimulatedBoard, roll: Dice): void => {
@@ -235,8 +252,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         const { agent, device } = dice.pick(boards)
         const times = dice.between(1, 3)
         tell(`an application of ${device} uses ${id} ${times} times`)
-        // Whether it can is the moment's matter: no key yet, no power any more.
-        for (let used = 0; used < times; used++) await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+        for (let used = 0; used < times; used++) await use(agent, id)
       },
     ],
     [
@@ -246,8 +262,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         const limit = dice.pick([2, 8, null])
         order(`${id} is for ${limit ?? 'any number of'} messages`, async (ctx) => await setKeyPolicy(ctx, alice, id, { usageLimit: limit }))
         tell(`every application uses ${id}`)
-        for (const { agent } of boards)
-          for (let used = 0; used < 2; used++) await Promise.resolve(agent?.encrypt(id, new Uint8Array(16))).catch(() => undefined)
+        for (const { agent } of boards) for (let used = 0; used < 2; used++) await use(agent, id)
       },
     ],
     [
@@ -282,7 +297,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         board.cut({ keep: true })
         const policy = { deadline: 1_000, successThreshold: 0, errorThreshold: 1 }
         for (let rotation = 0; rotation < 5; rotation++) {
-          const { id } = keys[0]
+          const { id } = dice.pick(keys)
           order(
             `rotate ${id} without ${board.device}`,
             async (ctx) => await startRotation(ctx, alice, id, { policy, supersede: 'aborted', because: 'simulated' }),
@@ -404,7 +419,37 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       },
     ],
   ]
-  const lots = deeds.flatMap(([weight, deed]) => Array.from({ length: weight }, () => deed))
+  /** With boards that measure what they run. */
+  const firmwareDeeds: typeof deeds = [
+    [
+      2,
+      () => {
+        const release = firmware(++newest)
+        order(`release ${idOf(release)} comes`, async (ctx) => await importRelease(ctx, alice, fleet.reference(release)))
+      },
+    ],
+    [
+      4,
+      () => {
+        const board = dice.pick(measured)
+        const release = firmware(dice.once(4) ? dice.between(1, newest) : newest)
+        tell(`${board.device} is updated to ${idOf(release)}`)
+        board.install(release)
+        switchOn(board, dice)
+      },
+    ],
+    [
+      3,
+      () => {
+        const id = idOf(firmware(dice.between(1, newest)))
+        order(`release ${id} is withdrawn`, async (ctx) => {
+          await withdrawRelease(ctx, alice, id, 'simulated')
+          met.withdrawals++
+        })
+      },
+    ],
+  ]
+  const lots = [...deeds, ...(measured.length > 0 ? firmwareDeeds : [])].flatMap(([weight, deed]) => Array.from({ length: weight }, () => deed))
 
   /** Everything that is out of place, for the first of which the fleet is not at rest. */
   const unrest = async (): Promise<string | undefined> => {
@@ -417,13 +462,20 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     }
     for (const board of boards) {
       const device = await store.get('device', board.device)
-      if (device === undefined || !hasIdentity(device) || device.state !== 'enrolled') continue
+      if (device === undefined || !hasIdentity(device)) continue
+      if (device.state === 'enrolled' && leftBehind.has(board)) return `${board.device} runs ${board.release?.manifest.name} and is not quarantined`
+      if (device.state === 'quarantined' && leftBehind.has(board)) continue
+      if (device.state === 'quarantined') return `${board.device} is quarantined: ${device.verdict.reason} ${device.verdict.detail}`
       const status = board.agent?.status()
       if (status?.connected !== true) return `${board.device} is not connected: ${status?.problem ?? 'no problem'}`
+      if (status.locked) return `${board.device} is locked`
+      const generation = server === undefined ? null : await keyGenerationOf(server.ctx, device)
+      if (generation !== null && generation.keys !== generation.current)
+        return `${board.device} has a recipient key of generation ${generation.keys}, not ${generation.current}`
       const holdings = await store.find('holding', { where: { device: board.device }, limit: 500 })
       for (const key of all) {
         const of = keys.find(({ id }) => id === key.id)?.group ?? group
-        const isMember = (await store.get('member', `${of}/${board.device}`)) !== undefined
+        const isMember = (await store.get('member', `${of}/${board.device}`)) !== undefined && (key.protection === 'sealed' || board.hasTpm)
         const own = holdings.filter((one) => one.key === key.id && one.stage !== 'retired')
         const unsaid = own.find(({ epoch, stage }) => stage !== 'failed' && !status.holdings.some((held) => held.key === key.id && held.epoch === epoch))
         if (unsaid !== undefined && unsaid.stage !== 'delivered') return `${board.device} has not said that it erased ${unsaid.id}`
@@ -462,6 +514,18 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     await time.run(1_000)
     // The operators see to what waits for them.
     const resume = async (): Promise<void> => {
+      const dated: SimulatedBoard[] = []
+      for (const board of measured) if (!leftBehind.has(board) && !(await isAcceptable(store, board))) dated.push(board)
+      if (dated.length > 0)
+        order(`update ${dated.map(({ device }) => device).join(', ')}`, async (ctx) => {
+          const known = await installable(store)
+          const release = known ?? firmware(++newest)
+          if (known === undefined) await importRelease(ctx, alice, fleet.reference(release))
+          for (const board of dated) {
+            board.install(release)
+            board.switchOn()
+          }
+        })
       for (const { id, key, state, policy } of await rows(store, 'campaign')) {
         if (state === 'paused') order('resume', async (ctx) => await direct(ctx, 'resume', id))
         if (state === 'waiting') order('approve', async (ctx) => await direct(ctx, 'approve', id))
@@ -476,10 +540,12 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
         if (state === 'installing' && policy.advance === 'manual') order('advance', async (ctx) => await direct(ctx, 'advance', id))
       }
     }
+    for (const board of measured) if (dice.once(4) && !(await isAcceptable(store, board))) leftBehind.add(board)
     await resume()
-    // Whoever joined when the rotation that came with it was taken back gets nothing before the next one: joiners read no earlier epoch.
+    // Whoever joined when the rotation that came with it was taken back gets nothing before the next one: joiners read no earlier epoch. And whoever was to read no
+    // later one reads on until then.
     for (const { id } of keys)
-      if ((await rows(store, 'campaign')).some(({ key, state }) => key === id && state === 'aborted'))
+      if ((await rows(store, 'campaign')).some(({ key, state }) => key === id && (state === 'aborted' || state === 'rolled-back')))
         order(`rotate ${id} once more`, async (ctx) => await startRotation(ctx, alice, id, { because: 'one was aborted' }))
     const operators = setInterval(() => void resume(), 10 * minute)
     // Whoever lost power by its own fault run is switched on again by its watchdog.
@@ -502,13 +568,24 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     const devices = members.flatMap(({ board, device }) =>
       device?.state === 'enrolled' && board.agent !== undefined ? [evidenceOf(board.device, board.agent)] : [],
     )
+    const opened = await openedByThieves({
+      fleet,
+      store,
+      time,
+      dice,
+      boards: members.flatMap(({ board, device }) => {
+        if (device === undefined || !board.hasTpm || device.state === 'revoked') return []
+        return [{ board, copies: [copies.get(board.device), made.get(board.device)].filter((copy) => copy !== undefined) }]
+      }),
+    })
+    met.thefts += opened.length
     const log = await exported(store, fleet)
     for (const { policy, because } of await rows(store, 'campaign')) {
       if (policy.window !== null) met.windows++
       if (because.includes('messages under epoch')) met['usage limits']++
     }
     await nothingOutsideItsWindow(store)
-    for (const invariant of invariants) await invariant({ store, devices, history, log, auditKey: fleet.auditKey })
+    for (const invariant of invariants) await invariant({ store, devices, history, opened, log, auditKey: fleet.auditKey })
   } catch (thrown) {
     failure = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown)
   } finally {

@@ -1,3 +1,4 @@
+import { syncBuiltinESMExports } from 'node:module'
 import { install } from '@sinonjs/fake-timers'
 
 /** Time of a simulated world: stands still while anything runs, then leaps to whatever is due next. */
@@ -26,6 +27,8 @@ export const virtualTime = (start: number): VirtualTime => {
     shouldClearNativeTimers: true,
     ignoreMissingTimers: true,
   })
+  // What was imported by name from node:timers/promises is looked up anew.
+  syncBuiltinESMExports()
   const settled = async (): Promise<void> => await new Promise((resolve) => void idle(resolve))
   return {
     now: () => clock.now,
@@ -47,6 +50,9 @@ export const virtualTime = (start: number): VirtualTime => {
         clearTimeout(last)
       }
     },
-    end: () => clock.uninstall(),
+    end() {
+      clock.uninstall()
+      syncBuiltinESMExports()
+    },
   }
 }
