@@ -54,7 +54,7 @@ export const openedByThieves = async (of: {
   readonly dice: Dice
   readonly boards: readonly { readonly board: SimulatedBoard; readonly copies: readonly ReadonlyMap<string, Uint8Array>[] }[]
 }): Promise<readonly Opened[]> => {
-  const { fleet, store, dice } = of
+  const { store, dice } = of
   const withdrawn = (await rows(store, 'release')).filter((release) => release.withdrawn !== null)
   const found: Opened[] = []
   for (const [at, { board, copies }] of of.boards.entries()) {

@@ -454,6 +454,8 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
   /** Everything that is out of place, for the first of which the fleet is not at rest. */
   const unrest = async (): Promise<string | undefined> => {
     for (const { id, state } of await rows(store, 'campaign')) if (isUnfinished(state) && state !== 'halted') return `campaign ${id} is ${state}`
+    const [owed] = await store.find('setting', { prefix: 'owed-', limit: 1 })
+    if (owed !== undefined) return `${owed.id} stays owed`
     const all = await rows(store, 'key')
     for (const key of all) {
       const open = (await store.find('campaign', { where: { key: key.id }, limit: 500 })).some(({ state }) => isUnfinished(state))
