@@ -28,7 +28,7 @@ const spawned = async (file: string, words: readonly string[]): Promise<Outcome>
   })
 
 beforeAll(async () => {
-  world = await openWorld()
+  world = await openWorld({ args: ['--http-port', '0'] })
   const machines = await Promise.all(['GW-1', 'GW-2'].map(async (serial) => await world.simulated(serial)))
   await world.enlist(machines, 'plant')
   // Enrolled, and switched off again.
@@ -355,6 +355,27 @@ describe('the inventory of certificates', () => {
     expect(stdout).toMatch(/\d{4}-\d{2}-\d{2} to \d{4}-\d{2}-\d{2} +2 +2 device-tls by issuing/)
     for (const name of ['root', 'issuing', 'delivery-signing', 'server']) expect(stdout).toMatch(new RegExp(`^${name} +(ca|role|tls) +2`, 'm'))
     expect((await here('ca', 'calendar', '--by', 'year')).code).toBe(1)
+  })
+
+  test('the calendar: CAs first, which a person replaces; what the server replaces follows, its lists in one line unless all are asked for', async () => {
+    const kindsIn = (text: string): readonly string[] => {
+      const own = text.split('\n\n')[0]?.split('\n').slice(1) ?? []
+      return own.map((line) => /  (ca|tls|role|ocsp|crl) +\d{4}-/.exec(line)?.[1] ?? line)
+    }
+    const order = ['ca', 'tls', 'role', 'ocsp', 'crl']
+    const { own } = JSON.parse((await here('ca', 'calendar', '--json')).stdout) as { own: { name: string; kind: string }[] }
+    const lists = own.filter(({ kind }) => kind === 'crl')
+    expect(lists.length).toBeGreaterThan(1)
+    const { stdout } = await here('ca', 'calendar')
+    const kinds = kindsIn(stdout)
+    expect(kinds).toEqual(kinds.toSorted((one, other) => order.indexOf(one) - order.indexOf(other)))
+    expect(kinds.filter((kind) => kind === 'crl')).toHaveLength(1)
+    expect(stdout).toMatch(new RegExp(`^${lists.length} lists \\(--all names them\\) +crl +\\d{4}-[^\\n]* the first +the server$`, 'm'))
+    expect(stdout).toMatch(/^root +ca +\d{4}-[^\n]* +you: fleetkey ca prepare$/m)
+    expect(stdout.indexOf('THE SERVER ITSELF')).toBe(0)
+    const every = (await here('ca', 'calendar', '--all')).stdout
+    expect(kindsIn(every)).toHaveLength(own.length)
+    for (const { name } of own) expect(every).toMatch(new RegExp(`^${name} +(ca|tls|role|ocsp|crl) `, 'm'))
   })
 })
 

@@ -68,19 +68,45 @@ const spanText = (from: number, until: number): string => {
   return until - from <= day ? text(from) : `${text(from)} to ${text(until - day)}`
 }
 
-const calendarText = ({ spans, own }: ResponseOf<'certificate.calendar'>): string =>
+type Own = ResponseOf<'certificate.calendar'>['own'][number]
+
+/** Kinds of what the server itself rests on, first what a person has to replace, and who does that. */
+const kinds: readonly (readonly [Own['kind'], string])[] = [
+  ['ca', 'you: fleetkey ca prepare'],
+  ['tls', 'the server'],
+  ['role', 'the server'],
+  ['ocsp', 'the server'],
+  ['crl', 'the server'],
+]
+
+/** What ends first comes first within its kind. Revocation lists that are in time are one line: there may be hundreds, and each lasts a few days at most. */
+const ownText = (own: readonly Own[], all: boolean, now: number): string => {
+  const isQuiet = ({ kind, at }: Own): boolean => !all && kind === 'crl' && at > now
+  const quiet = own.filter(isQuiet)
+  const shown = kinds.flatMap(([kind, by]) =>
+    own
+      .filter((one) => one.kind === kind && !isQuiet(one))
+      .toSorted((one, other) => one.at - other.at)
+      .map(({ name, at }) => [name, kind, `${when(at)}${at > now ? '' : ' OVER'}`, by]),
+  )
+  const first = Math.min(...quiet.map(({ at }) => at))
+  const lists = quiet.length === 0 ? [] : [[`${quiet.length} lists (--all names them)`, 'crl', `${when(first)} the first`, 'the server']]
+  return table([['THE SERVER ITSELF', 'KIND', 'UNTIL', 'REPLACED BY'], ...shown, ...lists])
+}
+
+const calendarText = ({ spans, own }: ResponseOf<'certificate.calendar'>, all: boolean): string =>
   [
+    ownText(own, all, Date.now()),
+    '',
     table([
       ['ENDS (UTC)', 'CERTIFICATES', 'OF WHICH'],
-      ...spans.map(({ from, until, certificates, kinds }) => [
+      ...spans.map(({ from, until, certificates, kinds: of }) => [
         spanText(from, until),
         String(certificates),
-        kinds.map((kind) => `${kind.certificates} ${kind.profile} by ${kind.issuer}`).join(', '),
+        of.map((kind) => `${kind.certificates} ${kind.profile} by ${kind.issuer}`).join(', '),
       ]),
     ]),
     ...(spans.length === 0 ? ['no certificate ends in this time'] : []),
-    '',
-    table([['THE SERVER ITSELF', 'KIND', 'UNTIL'], ...own.map(({ name, kind, at }) => [name, kind, when(at)])]),
   ].join('\n')
 
 export const inventoryCommands: readonly Command[] = [
@@ -126,10 +152,11 @@ export const inventoryCommands: readonly Command[] = [
   },
   {
     name: 'ca calendar',
-    usage: '[--by day|week|month] [--from DATE] [--until DATE] [--profile NAME] [--issuer CA]',
-    summary: 'how many certificates in force end per day, week or month, and until when the CAs, keys and lists of the server itself last',
+    usage: '[--by day|week|month] [--from DATE] [--until DATE] [--profile NAME] [--issuer CA] [--all]',
+    summary:
+      'until when the CAs, keys and lists of the server itself last, and how many certificates in force end per day, week or month; --all names every revocation list',
     args: [0, 0],
-    options: { by: string, from: string, until: string, profile: string, issuer: string },
+    options: { by: string, from: string, until: string, profile: string, issuer: string, all: { type: 'boolean', default: false } },
     async run(call) {
       const by = text(call, 'by') ?? 'day'
       if (by !== 'day' && by !== 'week' && by !== 'month') throw new UsageError(`--by takes day, week or month, not ${by}`)
@@ -142,7 +169,7 @@ export const inventoryCommands: readonly Command[] = [
       } as const
       if (query.from !== undefined && query.until !== undefined && query.from > query.until) throw new UsageError('--until is before --from')
       const found = await call.client().call('certificate.calendar', { query })
-      call.out.result(found, () => calendarText(found))
+      call.out.result(found, () => calendarText(found, call.options['all'] === true))
       return exit.ok
     },
   },
