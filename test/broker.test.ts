@@ -290,6 +290,26 @@ describe('CONNECT', () => {
       expect(await wires[2]?.publish(own.up, 'the last one stays')).toBe(true)
     }))
 
+  test('who goes and comes back at once is no takeover, however many go at that moment', async () =>
+    await withBroker({ limits: { takeovers: 1, leaving: 0 } }, async (broker) => {
+      const ids = Array.from({ length: 40 }, (_, at) => `sensor-${at}`)
+      const come = async (): Promise<readonly Wire[]> => await Promise.all(ids.map(async (id) => await device(broker, id)))
+      for (let round = 1; round <= 3; round++) {
+        const wires = await come()
+        for (const { socket } of wires) socket.end()
+        // Each hears the end of TLS and TCP from the broker too.
+        await Promise.all(wires.map(async ({ closed }) => await closed))
+        await expect.poll(() => broker.presence.filter(([, present]) => !present).length).toBe(ids.length * round)
+      }
+      await expect.poll(() => broker.bus.health().connections).toBe(0)
+      const last = await come()
+      for (const { socket } of last) socket.destroy()
+      const again = await come()
+      expect(ids.every((id) => broker.bus.online(id))).toBe(true)
+      expect(broker.lines.filter((line) => line.includes('ALARM'))).toEqual([])
+      for (const wire of again) await wire.close()
+    }))
+
   test('a kick reaches a connection that is just being admitted', async () => {
     const gate = Promise.withResolvers<void>()
     await withBroker(

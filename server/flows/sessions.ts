@@ -41,27 +41,64 @@ export interface Sessions {
   of(device: DeviceId): LiveSession | undefined
   /** Devices that are connected now. */
   devices(): readonly DeviceId[]
+  /** Devices whose connection outlives its certificate: those that end before `now`, milliseconds. */
+  outlasted(now: number): readonly DeviceId[]
+  /** Devices whose connection began since this was last asked; all that are connected where `retired` is another set than then. */
+  unjudged(retired: ReadonlySet<string>): readonly DeviceId[]
   /** Notes a contact that its device's record does not have yet. */
   hear(device: DeviceId, contact: Contact): void
   /** The contacts that were noted, up to so many; they are the caller's now. */
   heard(max: number): readonly (readonly [DeviceId, Contact])[]
 }
 
+const minuteLong = 60_000
+const devicesOf = (sessions: Iterable<LiveSession>): readonly DeviceId[] => [...sessions].flatMap(({ from }) => (from.device === null ? [] : [from.device]))
+
 export const liveSessions = (): Sessions => {
   const live = new Map<string, LiveSession>()
+  /** Connections by the minute in which their certificate ends: who is due is found without looking at everybody. */
+  const ends = new Map<number, Set<LiveSession>>()
+  let judged: { readonly retired: ReadonlySet<string> | undefined; readonly since: Set<LiveSession> } = { retired: undefined, since: new Set() }
   const contacts = new Map<DeviceId, Contact>()
+  const minuteOf = ({ from }: LiveSession): number | undefined =>
+    from.certificate === undefined ? undefined : Math.floor(from.certificate.notAfter / minuteLong)
+  const forget = (session: LiveSession): void => {
+    live.delete(session.from.client)
+    judged.since.delete(session)
+    const minute = minuteOf(session)
+    if (minute === undefined) return
+    const sessions = ends.get(minute)
+    sessions?.delete(session)
+    if (sessions?.size === 0) ends.delete(minute)
+  }
+
   return {
     open(from, nonce) {
       const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null, places: new Set() }
+      const older = live.get(from.client)
+      if (older !== undefined) forget(older)
       live.set(from.client, session)
+      judged.since.add(session)
+      const minute = minuteOf(session)
+      if (minute !== undefined) ends.set(minute, (ends.get(minute) ?? new Set()).add(session))
       return session
     },
     close(from) {
+      const session = live.get(from.client)
       // A newer connection of the same device has taken its place.
-      if (live.get(from.client)?.from.connection === from.connection) live.delete(from.client)
+      if (session?.from.connection === from.connection) forget(session)
     },
     of: (device) => live.get(device),
-    devices: () => [...live.values()].flatMap(({ from }) => (from.device === null ? [] : [from.device])),
+    devices: () => devicesOf(live.values()),
+    outlasted(now) {
+      const due = [...ends].flatMap(([minute, sessions]) => (minute * minuteLong > now ? [] : [...sessions]))
+      return devicesOf(due.filter(({ from }) => from.certificate !== undefined && from.certificate.notAfter < now))
+    },
+    unjudged(retired) {
+      const unjudged = judged.retired === retired ? judged.since : live.values()
+      judged = { retired, since: new Set() }
+      return devicesOf(unjudged)
+    },
     hear: (device, contact) => void contacts.set(device, contact),
     heard(max) {
       const some = [...contacts.entries().take(max)]
@@ -73,14 +110,13 @@ export const liveSessions = (): Sessions => {
 
 /**
  * A connection lasts no longer than its certificate, and than the CA behind it counts: whoever has not renewed in time is cut, and proves itself anew. Run every
- * second; a connection that was being admitted while its CA was revoked is found here.
+ * second; a connection that was being admitted while its CA was revoked is found here. It costs what is due, not what is connected.
  */
 export const endSessions = async (ctx: Context): Promise<void> => {
-  const now = ctx.now()
-  for (const id of ctx.sessions.devices()) {
-    const certificate = ctx.sessions.of(id)?.from.certificate
-    if (certificate === undefined) continue
-    if (certificate.notAfter < now) await ctx.bus.kick(id, 'its certificate has run out')
-    else if (ctx.authority.retired.has(certificate.issuer)) await ctx.bus.kick(id, 'the CA of its certificate counts no more')
+  const { retired } = ctx.authority
+  for (const id of ctx.sessions.outlasted(ctx.now())) await ctx.bus.kick(id, 'its certificate has run out')
+  for (const id of ctx.sessions.unjudged(retired)) {
+    const issuer = ctx.sessions.of(id)?.from.certificate?.issuer
+    if (issuer !== undefined && retired.has(issuer)) await ctx.bus.kick(id, 'the CA of its certificate counts no more')
   }
 }

@@ -6,6 +6,7 @@ import type { Admitted, Connect } from '../../flows/connect.ts'
 import type { Bus, DeviceRef } from '../../flows/context.ts'
 import { addressPrefix } from '../address.ts'
 import { arrivals } from './arrivals.ts'
+import { departures } from './departures.ts'
 import { judgeConnect, judgeForward, judgePublish, judgeSubscribe, limitPackets, topicsOf, type Client } from './guard.ts'
 import { brokerLimits, type BrokerLimits } from './limits.ts'
 import { quietLines } from './lines.ts'
@@ -70,6 +71,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
   const clients = new WeakMap<Peer, Client>()
   const takeovers = new Map<string, number[]>()
   const sockets = new Set<Socket>()
+  const leaving = departures(limits.leaving)
   const arriving = arrivals(limits, () => limits.connections - sockets.size)
   const unidentified = { all: 0, prefixes: new Map<string, number>() }
   let listening = false
@@ -77,8 +79,10 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
 
   const peerOf = (client: Client | null): Peer | undefined => (client === null ? undefined : peers.get(client.conn as TLSSocket))
 
+  const isThere = ({ socket }: Peer): boolean => !socket.destroyed && !socket.readableEnded
+
   const presentIn = (client: string): Peer | undefined => {
-    for (const peer of claims.get(client) ?? []) if (peer.ref !== undefined && !peer.socket.destroyed && peer.subscribed.has(peer.down)) return peer
+    for (const peer of claims.get(client) ?? []) if (peer.ref !== undefined && isThere(peer) && peer.subscribed.has(peer.down)) return peer
     return undefined
   }
 
@@ -108,6 +112,22 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     if (peer.socket.destroyed) return
     line(peer.ref === undefined ? peer.from : peer.ref.client, why)
     peer.socket.destroy()
+  }
+
+  /**
+   * A peer that has said its last: the library would close there and then, in the turn in which all others that go at the same moment do. It is closed in its turn instead,
+   * with what TLS and TCP say at the end; whoever does not read that is cut.
+   */
+  const closeInTurn = (peer: Peer, ours: readonly unknown[]): void => {
+    const { socket } = peer
+    socket.allowHalfOpen = true
+    for (const listener of socket.listeners('end')) if (!ours.includes(listener)) socket.off('end', listener as () => void)
+    socket.once('end', () =>
+      leaving.add(() => {
+        if (socket.writableLength > 0) socket.destroy()
+        else socket.end()
+      }),
+    )
   }
 
   /** Others may arrive in its place. */
@@ -157,7 +177,7 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
     const verdict = await Promise.race([options.admit(asked), timer.promise]).finally(() => clearTimeout(timeout))
     if ('refused' in verdict) throw refusal(returnCodeFor(verdict.refused), verdict.refused)
     if (peer.socket.destroyed) throw refusal(3, 'closed meanwhile')
-    const others = [...(claims.get(client) ?? [])].filter((other) => other !== peer && other.ref !== undefined)
+    const others = [...(claims.get(client) ?? [])].filter((other) => other !== peer && other.ref !== undefined && isThere(other))
     if (verdict.device === null) {
       if (others.length > 0) throw refusal(2, 'an enrolment with the id of another')
       const inPrefix = unidentified.prefixes.get(peer.from) ?? 0
@@ -315,7 +335,9 @@ export const embeddedBus = async (options: EmbeddedBusOptions): Promise<Embedded
       gone(peer)
       closed.resolve()
     })
+    const before = socket.listeners('end')
     const client = broker.handle(socket)
+    closeInTurn(peer, before)
     clients.set(peer, client)
     limitPackets(client, () => (peer.ref === undefined ? limits.packet.before : limits.packet.after))
   })

@@ -23,6 +23,8 @@ export interface BrokerLimits {
   /** Nobody is let on after a turn of the event loop that took longer, milliseconds; but for one after `longest`. */
   readonly turn: number
   readonly longest: number
+  /** Milliseconds of a turn of the event loop in which those are closed whose peers have gone. */
+  readonly leaving: number
   /** Connections without identity: of one prefix, of all. */
   readonly unidentified: { readonly prefix: number; readonly all: number }
   /** MQTT packet, by its declared length, before and after CONNACK, bytes. */
@@ -54,6 +56,7 @@ export const brokerLimits: BrokerLimits = {
   patience: 60_000,
   turn: 5,
   longest: 100,
+  leaving: 2,
   unidentified: { prefix: 2_048, all: 8_192 },
   packet: { before: 4 << 10, after: 64 << 10 },
   keepAlive: 1_200,
