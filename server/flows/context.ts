@@ -4,7 +4,7 @@ import type { OperatorToken } from '../access/caller.ts'
 import type { RefusalCounter } from '../access/refusals.ts'
 import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
 import type { Campaign, Target } from '../campaigns/campaign.ts'
-import { calendarOf, type Certificate, type Intent } from '../ca/certificate.ts'
+import { calendarOf, secondOf, type Certificate, type Intent } from '../ca/certificate.ts'
 import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
 import {
   acknowledgedOf,
@@ -108,7 +108,7 @@ export const indexes = {
   endorsement: {},
   certificate: { device: 'plain', spkiHash: 'unique', fingerprint: 'unique', status: 'plain', calendar: 'plain' },
   intent: { state: 'plain' },
-  challenge: { client: 'plain' },
+  challenge: { client: 'plain', since: 'plain' },
   key: {},
   epoch: { key: 'plain', state: 'plain' },
   grant: { key: 'plain', group: 'plain' },
@@ -120,7 +120,7 @@ export const indexes = {
   campaign: { key: 'plain', state: 'plain' },
   target: { campaign: 'plain', device: 'plain', place: 'plain' },
   outbox: { device: 'plain' },
-  request: {},
+  request: { since: 'plain' },
   token: { hash: 'unique' },
   enrolmentToken: { batch: 'plain' },
   setting: {},
@@ -132,6 +132,8 @@ export type IndexOf<T extends Table> = keyof (typeof indexes)[T] & string
 export const derived = {
   device: { acknowledged: acknowledgedOf, held: heldOf },
   certificate: { calendar: calendarOf },
+  challenge: { since: ({ expires }: PendingChallenge): string => secondOf(expires) },
+  request: { since: ({ createdAt }: RequestRecord): string => secondOf(createdAt) },
 } as const satisfies { readonly [T in Table]?: Readonly<Record<string, (row: Tables[T]) => string | null>> }
 type DerivedOf<T extends Table> = T extends keyof typeof derived ? keyof (typeof derived)[T] & string : never
 

@@ -10,11 +10,12 @@ import type { Claims } from '../attestation/claims.ts'
 import { continuity } from '../attestation/continuity.ts'
 import { methodOf, type AttestationPolicy, type EndorsementCa, type Presented } from '../attestation/methods.ts'
 import { fail } from '../attestation/reasons.ts'
+import { secondOf } from '../ca/certificate.ts'
 import { hardwareOf, hasIdentity, isBarred, isMeasured, type AdmissibleDevice, type Device, type ManifestEntry } from '../fleet/device.ts'
 import { approvalsOf, firmwareOf } from './approvals.ts'
 import { withinWindow } from './claim-window.ts'
 import { leavingOf, supersede } from './certificates.ts'
-import type { Context, DeviceRef, PendingChallenge } from './context.ts'
+import { passing, type Context, type DeviceRef, type PendingChallenge } from './context.ts'
 import { dropDeliveries } from './delivery.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { spendToken, tokenFor, verifierOf } from './enrolment-token.ts'
@@ -29,6 +30,7 @@ import { keptLdevid, mayAsk, recoverOrHold, recoveryOf } from './recover.ts'
 import { auditedFor } from './refusal.ts'
 import { findAll } from './rows.ts'
 import { selection } from './selection.ts'
+import { othersFirst } from './turn.ts'
 import { acceptedWith, judgeClaims, tpmRecordOf, type Judgement } from './verdict.ts'
 
 export interface EnrolServices {
@@ -359,15 +361,31 @@ export const identityMessage = async (
     time: ctx.now(),
   })
 
-/** Removes challenges that nobody can answer any more, and recorded answers older than `keep` milliseconds. Run at start and every minute. */
+/** Challenges, and answers, that one commit of the sweep removes at most. */
+const sweepSize = 100
+
+/**
+ * Removes challenges that nobody can answer any more, and recorded answers older than `keep` milliseconds, to the second, the oldest first. Run at start and every
+ * minute; it reads what it removes and nothing else. A crash between two commits: the next run goes on.
+ */
 export const sweepEnrolments = async (ctx: Context, keep = 3_600_000): Promise<void> => {
   const caller: Caller = { kind: 'system', id: 'sweep', from: 'server' }
-  const now = ctx.now()
-  const challenges = (await findAll(ctx.store, 'challenge')).filter(({ expires }) => expires + challengeLife < now)
-  const requests = (await findAll(ctx.store, 'request')).filter(({ createdAt }) => createdAt + keep < now)
-  if (challenges.length + requests.length === 0) return
-  await perform(ctx, { caller, action: 'enrol.sweep', subject: 'challenges', detail: `${challenges.length} challenges, ${requests.length} answers` }, (tx) => {
-    for (const row of challenges) tx.remove('challenge', row)
-    for (const row of requests) tx.remove('request', row)
-  })
+  const overdue = async (table: 'challenge' | 'request', life: number): Promise<readonly string[]> =>
+    (await ctx.store.scan(table, 'since', { from: '', to: secondOf(ctx.now() - life - 1000), limit: sweepSize })).map(({ id }) => id)
+  for (;;) {
+    const [challenges, requests] = await Promise.all([overdue('challenge', challengeLife), overdue('request', keep)])
+    if (challenges.length + requests.length === 0) return
+    const detail = `${challenges.length} challenges, ${requests.length} answers`
+    await perform(ctx, { caller, action: 'enrol.sweep', subject: 'challenges', detail }, async (tx) => {
+      for (const [table, ids] of [
+        ['challenge', challenges],
+        ['request', requests],
+      ] as const)
+        for (const id of ids) {
+          const row = await ctx.store.get(table, id, passing)
+          if (row !== undefined) tx.remove(table, row)
+        }
+    })
+    await othersFirst()
+  }
 }
