@@ -2,10 +2,11 @@ import Database from 'better-sqlite3'
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { generateKeyPairSync, sign } from 'node:crypto'
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import { canonical, emptyLog, extend } from '../audit/chain.ts'
 import { checkpointText, signedCheckpoint } from '../audit/checkpoint.ts'
@@ -13,6 +14,7 @@ import type { AuditEntry } from '../audit/entry.ts'
 import { rootOf } from '../audit/tree.ts'
 import { verifyLog } from '../audit/verify.ts'
 import type { Changes, Store } from '../flows/context.ts'
+import { readMigrations } from './migrate.ts'
 import { openSqliteStore } from './sqlite.ts'
 import { reserveBytes } from './sqlite/reserve.ts'
 
@@ -306,12 +308,17 @@ test('a database of before enrolment tokens: opened, brought up to date, nothing
   const before = await openSqliteStore(folder)
   await before.commit(setting('kept'))
   await before.close()
-  const path = join(folder, 'fleetkey.db')
+  // What it holds, in a database as the first migration alone makes it.
+  const [path, newer] = [join(folder, 'fleetkey.db'), join(folder, 'newer.db')]
+  renameSync(path, newer)
+  const [first] = readMigrations(fileURLToPath(new URL('migrations', import.meta.url)))
   const old = new Database(path)
-  old.exec(
-    `DROP TABLE "enrolmentToken"; DROP INDEX "certificate_calendar"; ALTER TABLE "certificate" DROP COLUMN "calendar"; DROP INDEX "device_acknowledged";
-     ALTER TABLE "device" DROP COLUMN "acknowledged"; DROP INDEX "device_held"; ALTER TABLE "device" DROP COLUMN "held"; DROP TABLE "tally"; DROP TABLE "shard"; DROP TABLE "broadcast"; DROP TABLE "span"; DELETE FROM "migration" WHERE "name" > '0002'`,
-  )
+  old.exec(first?.sql ?? '')
+  old.exec(`ATTACH '${newer}' AS "newer"`)
+  const { sql } = old.prepare('SELECT "sql" FROM "newer"."sqlite_schema" WHERE "name" = \'migration\'').get() as { sql: string }
+  old.exec(sql)
+  old.exec('INSERT INTO "migration" SELECT * FROM "newer"."migration" WHERE "name" < \'0002\'')
+  for (const table of ['setting', 'audit_log', 'audit_head']) old.exec(`INSERT OR REPLACE INTO "${table}" SELECT * FROM "newer"."${table}"`)
   old.close()
   const steps: string[] = []
   const store = await openSqliteStore(folder, { step: (name) => void steps.push(name) })
