@@ -26,6 +26,7 @@ class LongestFirst extends BaseSequencer {
 export default defineConfig({
   test: {
     include: ['{protocol,tpm2,server,device-agent,firmware-sim,cli,demo,test,bench}/**/*.test.ts'],
+    globalSetup: ['test/temporary.ts'],
     setupFiles: ['test/seed.ts'],
     sequence: { sequencer: LongestFirst },
     pool: 'forks',

@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import { BoardRefused, startBoards, type Boards } from './boards.ts'
 import { startPlant } from './plant.ts'
-import { killAll, run, service, type Service } from './programs.ts'
+import { stopAll, run, service, type Service } from './programs.ts'
 
 const usage = 'usage: npm run demo -- [--devices N] [--data DIR] [--json]'
 const least = 8
@@ -267,21 +267,33 @@ try {
   process.stderr.write(`demo: ${error instanceof Error ? error.message : String(error)}\n${usage}\n`)
   process.exit(1)
 }
-// Whatever ends this process, nothing that it has started stays.
-process.on('exit', killAll)
 const keep = process.argv.some((word) => word.startsWith('--data'))
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => process.exit(130))
+const remove = (): void => {
+  if (!keep) rmSync(options.folder, { recursive: true, force: true, maxRetries: 20, retryDelay: 50 })
+}
+// Nothing that it has started stays, and no folder that nobody has asked for. Killed with -9 it leaves the folder only: its processes end with it.
+let interrupted = false
+for (const signal of ['SIGINT', 'SIGTERM'] as const)
+  process.once(signal, () => {
+    interrupted = true
+    void stopAll().then(() => {
+      remove()
+      process.exit(130)
+    })
+  })
 try {
   const summary = await demo(options)
   if (options.json) process.stdout.write(`${JSON.stringify(summary)}\n`)
   if (keep) process.stderr.write(`data kept in ${options.folder}\n`)
-  else rmSync(options.folder, { recursive: true, force: true })
+  remove()
   process.exitCode = 0
 } catch (error) {
+  // Its programs end under it: that is no news.
+  if (interrupted) await new Promise(() => undefined)
   const why = error instanceof Error ? error.message : String(error)
   if (options.json) process.stdout.write(`${JSON.stringify({ ok: false, why })}\n`)
   process.stderr.write(`\ndemo failed: ${why}\nlogs and data: ${options.folder} (server.log, boards.log)\n`)
   process.exitCode = 1
 } finally {
-  killAll()
+  await stopAll()
 }

@@ -1,5 +1,6 @@
 // The demo drives the same commands that a person would type, as processes of their own.
 import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
@@ -19,9 +20,15 @@ const start = (program: Program, args: readonly string[], stdin: 'ignore' | 'pip
   return child
 }
 
-/** Ends every process that still runs. SIGTERM: the server runs below its command, and only what the command can pass on reaches it. */
-export const killAll = (): void => {
-  for (const child of children) child.kill('SIGTERM')
+/** Ends every process that still runs, in order; resolves when all have ended. */
+export const stopAll = async (): Promise<void> => {
+  await Promise.all(
+    [...children].map(async (child) => {
+      const gone = once(child, 'exit')
+      child.kill('SIGTERM')
+      await gone
+    }),
+  )
 }
 
 const ended = async (child: ChildProcess): Promise<number> =>

@@ -13,7 +13,7 @@ import { random, until } from './world.ts'
 
 const program = (name: 'cli' | 'firmware-sim'): string => fileURLToPath(new URL(`../${name}/main.ts`, import.meta.url))
 /** Milliseconds that the start of a process may take on a busy machine. */
-const patience = 60_000
+const patience = 120_000
 const session = ({ pid }: ChildProcess): number => pid ?? -1
 
 /** Kills it, and nothing but it, as the kernel does when memory runs out; whatever it has started must follow. */
@@ -47,7 +47,7 @@ const ready = async (child: Told): Promise<Told> => {
   return child
 }
 
-describe('what is killed with -9 leaves no process behind', { timeout: 300_000 }, () => {
+describe('what is killed with -9 leaves no process behind', { timeout: 600_000 }, () => {
   let running: Told
 
   test('fleetkey server start, at any moment of its start', async () => {

@@ -1,13 +1,13 @@
 // `npm test`: brings the independent programs that judge us, runs every test, ends with one line of counts.
 import { spawnSync } from 'node:child_process'
 import { randomInt } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { installJudges } from './judges.ts'
 import { vectors } from './public-vectors.ts'
+import { openTemporary } from './temporary.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values, positionals } = parseArgs({ options: { long: { type: 'boolean', default: false } }, allowPositionals: true })
@@ -23,7 +23,7 @@ interface Outcome {
 }
 
 installJudges()
-const folder = mkdtempSync(join(tmpdir(), 'fleetkey-test-'))
+const { folder, close } = openTemporary()
 try {
   const report = join(folder, 'report.json')
   if (values.long) process.env['FLEETKEY_LONG'] = '1'
@@ -49,5 +49,5 @@ try {
   console.log(`${outcome.numPassedTests} passed, ${failed} failed${skipped.length === 0 ? '' : `, ${skipped.length} skipped`}`)
   process.exitCode = failed > 0 || outcome.numPassedTests === 0 ? 1 : (done.status ?? 1)
 } finally {
-  rmSync(folder, { recursive: true, force: true })
+  close()
 }
