@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { createClient, type Client } from '@fleetkey/cli/client.ts'
+import { serverProcess } from '@fleetkey/cli/commands/server.ts'
 import { memoryOf } from './cpu.ts'
 
 /** The real server as a process. */
@@ -24,8 +25,8 @@ export const startServer = async (
 ): Promise<ServerProcess> => {
   const script = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
   const started = performance.now()
-  const words = [...flags, script, '--data', data, '--mqtt-port', String(port), '--https-port', '0', '--attached', '--json']
-  const child = spawn(process.execPath, words, { stdio: ['pipe', 'pipe', 'ignore'] })
+  const words = [...serverProcess.flags, ...flags, script, '--data', data, '--mqtt-port', String(port), '--https-port', '0', '--attached', '--json']
+  const child = spawn(process.execPath, words, { stdio: ['pipe', 'pipe', 'ignore'], env: { ...serverProcess.environment, ...process.env } })
   const { pid, stdout } = child
   if (pid === undefined || stdout === null) throw new Error('the server did not start')
   await new Promise<void>((resolve, reject) => {

