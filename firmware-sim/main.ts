@@ -18,7 +18,7 @@ const usage = `usage: fleetkey-sim factory --out DIR [--method tpm2|idevid|token
        fleetkey-sim board --factory DIR --serial SERIAL --data DIR (--unix PATH | --port N)
 
 factory  makes boards with TPMs and EK certificates of its own EK CA (--method idevid: with secure elements and IDevIDs of its
-         own CA; token: with no key at all), the firmware they leave with, and writes what a server imports: station.pem,
+         own CA; token: with no key at all), the firmware they leave with, and writes what a server imports: station.pem, station.csr,
          ek-ca.pem or idevid-ca.pem, batch.json, batch.csv and release.json, each with its .sig
 run      runs the real agent on every board of a batch, in this process; JSON lines on standard output.
          --tokens FILE has a token a line, for the boards without a key, in their order;

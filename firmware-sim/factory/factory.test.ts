@@ -3,6 +3,8 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { judgeRequest } from '@fleetkey/protocol/x509/request/request.ts'
+import { requestOfFile } from '@fleetkey/protocol/x509/request/structure.ts'
 import { alg, ekCertificateIndex } from '@fleetkey/tpm2/constants.ts'
 import { parseEventLog, replay } from '@fleetkey/tpm2/event-log.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
@@ -33,6 +35,12 @@ describe('what a factory hands over', () => {
     expect(verify('sha256', content, key, signature)).toBe(true)
     content[9] = (content[9] ?? 0) ^ 1
     expect(verify('sha256', content, key, signature)).toBe(false)
+  })
+
+  test('the station asks for a certificate with the key that it signs with', () => {
+    const { spki, commonName } = judgeRequest(requestOfFile(readFileSync(join(folder, 'station.csr'))))
+    expect(commonName).toBe('line-1')
+    expect(Buffer.from(spki)).toEqual(createPublicKey(text('station.pem')).export({ format: 'der', type: 'spki' }))
   })
 
   test('JSON and CSV name the same boards: serial, hash of the EK, model', () => {

@@ -1,9 +1,10 @@
-import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
+import { createPrivateKey, createPublicKey, generateKeyPairSync, sign, type KeyObject } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { nodeFileSystem } from '@fleetkey/device-agent/filesystem.ts'
 import { softwareSecureElement, type SecureElement } from '@fleetkey/device-agent/secure-element.ts'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { makeCsr } from '@fleetkey/protocol/x509/csr.ts'
 import { fromPem, toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { ekCertificateIndex, handle } from '@fleetkey/tpm2/constants.ts'
 import { spkiOf } from '@fleetkey/tpm2/structures.ts'
@@ -103,9 +104,24 @@ export const makeBatch = async (
   return { order, ca, station, release, boards }
 }
 
-const files = { batch: 'batch.json', csv: 'batch.csv', release: 'release.json', station: 'station.pem', firmware: 'firmware.json' } as const
+const files = {
+  batch: 'batch.json',
+  csv: 'batch.csv',
+  release: 'release.json',
+  station: 'station.pem',
+  request: 'station.csr',
+  firmware: 'firmware.json',
+} as const
 /** Names of the files of the CA that vouches, by what the boards can prove. */
 const caName = { tpm2: 'ek-ca', idevid: 'idevid-ca', token: null } as const satisfies Readonly<Record<BoardMethod, string | null>>
+
+/** A certification request for the key of a station. */
+const stationRequest = async (name: string, key: KeyObject): Promise<Uint8Array> =>
+  await makeCsr({
+    subject: name,
+    spki: new Uint8Array(createPublicKey(key).export({ format: 'der', type: 'spki' })),
+    sign: async (data) => new Uint8Array(sign('sha256', data, { key, dsaEncoding: 'ieee-p1363' })),
+  })
 
 /** Writes a batch to a new folder: what goes to the server (signed manifest and reference values, public keys) and what stays (keys, boards, images). */
 export const writeBatch = async (folder: string, of: Batch): Promise<void> => {
@@ -120,6 +136,7 @@ export const writeBatch = async (folder: string, of: Batch): Promise<void> => {
   }
   await writeFile(join(folder, 'station.key'), key(station), secret)
   await writeFile(join(folder, files.station), createPublicKey(station).export({ format: 'pem', type: 'spki' }))
+  await writeFile(join(folder, files.request), toPem('CERTIFICATE REQUEST', await stationRequest(order.station, station)))
   const vouching = caName[order.method ?? 'tpm2']
   if (vouching !== null) {
     await writeFile(join(folder, `${vouching}.key`), key(ca.key), secret)

@@ -18,6 +18,7 @@ export const provision = async (factory: string, call: Act): Promise<void> => {
   const file = (name: string): string => readFileSync(join(factory, name), 'utf8')
   const signed = (name: string) => ({ content: base64(file(name)), signature: file(`${name}.sig`).trim(), station: 'line-1' })
   await call('station.add', { body: { id: 'line-1', publicKey: file('station.pem') } })
+  await call('station.certify', { params: { id: 'line-1' }, body: { csr: base64(file('station.csr')), devices: 100 } })
   await call('endorsement.import', { body: { certificate: file('ek-ca.pem'), test: true } })
   await call('release.import', { body: signed('release.json') })
   await call('batch.import', { body: { ...signed('batch.json'), format: 'json' } })

@@ -26,6 +26,7 @@ export const serverSteps = [
   'setup.token',
   'setup.token-file',
   'station.add',
+  'station.certified',
   'endorsement.import',
   'import.release',
   'firmware.approved',
@@ -111,9 +112,10 @@ const later = (steps: readonly string[], counts: readonly number[]): readonly st
 const range = (from: number, to: number): readonly number[] => Array.from({ length: to - from + 1 }, (_, at) => from + at)
 
 const everyServerPoint = [
-  // The first issuing steps are those of the CA; these are a device's.
-  'issue.intended#7',
-  'issue.signed#7',
+  // The first issuing steps are those of the CA and of the server's own TLS; these are the station's and a device's.
+  'issue.signed#8',
+  'issue.intended#9',
+  'issue.signed#9',
   ...later(['store.committed'], [20, 30, 45, 60]),
   ...later(['store.commit', 'store.committed'], range(2, 71)).filter((point) => !/^store\.committed#(?:20|30|45|60)$/.test(point)),
   ...later(['deliver.recorded', 'acknowledge.active'], range(2, 6)),
