@@ -32,9 +32,9 @@ const others = ['issue.signed#8', 'issue.signed#11', 'kms.destroyed#2', 'rollove
 /** What two devices make of it, each of both: four versions of the bundle are acknowledged, both certificates renewed, the new one used. */
 const ofDevices = [
   ...['', '#3', '#5', '#6', '#7'].map((count) => `trust.acknowledged${count}`),
-  'issue.intended#19',
-  'issue.signed#19',
+  'issue.intended#20',
   'issue.signed#20',
+  'issue.signed#21',
   'renew.issued',
   'renew.issued#2',
   'connect.certificate#3',
@@ -69,7 +69,7 @@ const kmsSteps = [
   'setup.ca/issuing/2',
   'rollover.activating',
   'rollover.tainted',
-  'issue.intended#19',
+  'issue.intended#20',
   'rollover.retiring',
   'rollover.destroyed',
 ]
