@@ -423,6 +423,20 @@ const cases: readonly Case[] = [
   ],
   [
     'station certificates',
+    'one of the CA before the active one',
+    'warning',
+    /^line-1: certified by a CA that another one has followed$/,
+    async () => {
+      const line = station()
+      await addStation(ctx, operator(), { id: line.id, publicKey: line.publicKey })
+      await certifyStation(ctx, operator(), { id: line.id, csr: await line.request() })
+      await prepareCa(ctx, operator(), { root: false })
+      await distributeCa(ctx, operator())
+      await activateCa(ctx, operator(), null)
+    },
+  ],
+  [
+    'station certificates',
     'one that ends soon',
     'warning',
     /^line-1 until 20\d\d-\d\d-\d\d$/,

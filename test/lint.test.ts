@@ -1,9 +1,11 @@
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto'
+import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { checkProfiles } from '@fleetkey/server/ca/check-profiles.ts'
 import { lint, lintRules, requireClean, type LintRule, type ToBeSigned } from '@fleetkey/server/ca/lint/lint.ts'
-import { profilesOf } from '@fleetkey/server/ca/profile-settings.ts'
+import { ProfileSettings, profilesOf, type ProfileSettings as Settings } from '@fleetkey/server/ca/profile-settings.ts'
 import { defaultProfiles, profileNames, validityOf, type Profile } from '@fleetkey/server/ca/profiles.ts'
+import { fillTemplate } from '@fleetkey/server/ca/template.ts'
 import { serialOf, signatureAlgorithm, statusValues, tbsOf, type CertificateOrder, type StatusPlaces } from '@fleetkey/server/ca/tbs.ts'
 import { attribute, bits, commonName, extension, integer, oid, seq, setOf, text, tlv, utf8 } from './hostile-requests.ts'
 
@@ -333,6 +335,48 @@ describe('profiles', () => {
         expect(() => checkProfiles({ ...defaultProfiles, [name]: { ...profile, life: profile.lifeBounds[bound], keys: profile.keyBounds } }, now)).not.toThrow()
   })
 
+  test('whatever a configuration may say, three parsers read what comes of it the same', { timeout: 300_000 }, () => {
+    const words = fc.string({ unit: fc.constantFrom(..."aZ09 &'(),./:@_-äßÉ日本עربиक़"), minLength: 1, maxLength: 12 })
+    const part = fc.constantFrom('a', 'xn--mnchen-3ya', 'd-1', '9', '{tenant}', '{id}')
+    const host = fc.array(part, { minLength: 1, maxLength: 4 }).map((labels) => `DNS:${labels.join('.')}.example`)
+    const uri = fc.array(part, { minLength: 1, maxLength: 4 }).map((parts) => `URI:urn:ab:${parts.join(':')}`)
+    const few = <T>(of: fc.Arbitrary<T>) => fc.option(fc.array(of, { minLength: 1, maxLength: 3 }), { nil: undefined })
+    const maybe = <T>(of: fc.Arbitrary<T>) => fc.option(of, { nil: undefined })
+    const settings = fc.record({
+      subject: maybe(fc.record({ C: maybe(fc.constantFrom('DE', 'XK')), ST: maybe(words), L: maybe(words), O: maybe(words), OU: maybe(words) })),
+      names: few(fc.oneof(host, uri)),
+      usages: few(fc.constantFrom('keyAgreement', 'contentCommitment')),
+      purposes: few(
+        fc.oneof(
+          fc.constantFrom('eapOverLAN', 'ipsecIKE', 'eapOverPPP'),
+          fc.array(fc.nat(2 ** 31 - 1), { minLength: 2, maxLength: 5 }).map((arcs) => `1.3.6.1.4.1.${arcs.join('.')}`),
+        ),
+      ),
+    })
+    let accepted = 0
+    fc.assert(
+      fc.property(settings, fc.constantFrom('device-tls', 'device-identity', 'station', 'server-tls'), (said, name) => {
+        // What is refused is refused; what one field is refused for does not hide the others.
+        const kept = Object.fromEntries(Object.entries(said).filter(([field, value]) => ProfileSettings.safeParse({ [name]: { [field]: value } }).success))
+        const parsed: Settings | undefined = ProfileSettings.safeParse({ [name]: kept }).data
+        if (parsed === undefined) return
+        if (Object.keys(kept).length > 1) accepted++
+        const profiles = profilesOf(parsed)
+        for (const subject of ['a', 'gw-1', 'z'.repeat(63), 'z'.repeat(64), 'xn--a', 'a-']) {
+          if (profiles[name].names === 'hosts') continue
+          const filling = { profile: profiles[name], order: { profile: name, subject, spki: new Uint8Array(key) }, issuer: { ...issuer, until: Infinity }, now }
+          const of = { tenant: 'plant', serial, ...validityOf(profiles[name], now) }
+          const made = fillTemplate({ ...filling, of })
+          if (made !== undefined) expect(Buffer.from(made)).toEqual(Buffer.from(tbsOf(filling.profile, filling.order, filling.issuer, of)))
+          expect(lint({ ...filling, of, algorithm: signatureAlgorithm, tbs: tbsOf(filling.profile, filling.order, filling.issuer, of) })).toEqual([])
+        }
+        checkProfiles({ ...defaultProfiles, [name]: profiles[name] }, now)
+      }),
+      { numRuns: process.env['FLEETKEY_LONG'] === '1' ? 300 : 30 },
+    )
+    expect(accepted).toBeGreaterThan(5)
+  })
+
   test('a profile that contradicts itself is found at start', () => {
     const wrong = { ...defaultProfiles, 'device-tls': { ...defaultProfiles['device-tls'], usages: ['keyCertSign'] as const } }
     expect(() => checkProfiles(wrong, now)).toThrow('certificate profile device-tls breaks key-usage.ca, ext-key-usage.usage')
@@ -345,11 +389,25 @@ describe('profiles', () => {
     expect(validityOf(profile, now).notAfter - now).toBe(3_600_000)
   })
 
-  test('bytes of our own writer, mutated, are refused or the same', () => {
+  const full = profilesOf(
+    ProfileSettings.parse({
+      'device-tls': {
+        subject: { C: 'DE', O: 'Müller & Söhne, GmbH' },
+        names: ['DNS:{id}.plant.example', 'URI:urn:plant:{id}'],
+        usages: ['keyAgreement'],
+        purposes: ['eapOverLAN', '1.3.6.1.4.1.4711.1'],
+      },
+    }),
+  )
+
+  test.each([
+    ['as it is', defaultProfiles],
+    ['with everything added', full],
+  ])('bytes of our own writer, mutated, are refused or the same: a profile %s', (_, { 'device-tls': profile }) => {
     const order: CertificateOrder = { profile: 'device-tls', subject: 'gw-1', spki: new Uint8Array(key) }
-    const of = { tenant: 'plant', serial, ...validityOf(defaultProfiles['device-tls'], now) }
-    const good = tbsOf(defaultProfiles['device-tls'], order, issuer, of)
-    const given = { algorithm: signatureAlgorithm, profile: defaultProfiles['device-tls'], order, issuer, of, now }
+    const of = { tenant: 'plant', serial, ...validityOf(profile, now) }
+    const good = tbsOf(profile, order, issuer, of)
+    const given = { algorithm: signatureAlgorithm, profile, order, issuer, of, now }
     expect(lint({ ...given, tbs: good })).toEqual([])
     // Any single bit, but for those that make another date within the bounds.
     const unseen: number[] = []

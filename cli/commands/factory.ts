@@ -10,6 +10,15 @@ const pem = (path: string, label: string): string => {
   return content
 }
 
+/** The certificate is issued whatever becomes of the file. */
+const write = (path: string, content: string, serial: string): void => {
+  try {
+    writeFileSync(path, content)
+  } catch (error) {
+    throw new UsageError(`--out: ${error instanceof Error ? error.message : String(error)}; fleetkey ca show ${serial} has the certificate`)
+  }
+}
+
 /** A signed file and its detached signature (`FILE.sig`, base64) as the API takes them. */
 const signedFile = (path: string, signature: string | undefined, station: string | undefined): { content: string; signature: string; station: string } => ({
   content: readInput(path).toString('base64'),
@@ -95,7 +104,7 @@ export const factoryCommands: readonly Command[] = [
       const body = { csr, ...(devices === undefined ? {} : { devices: Number(devices) }) }
       const made = await call.client().call('station.certify', { params: { id }, body })
       const pem = `${made.pem}${made.chain}`
-      if (out !== undefined) writeFileSync(out, pem)
+      if (out !== undefined) write(out, pem, made.serial)
       call.out.result({ id, ...made }, () => {
         const said = `station ${id}: certificate ${made.serial} until ${when(made.notAfter)}, ${devices === undefined ? 'any number of devices' : `${devices} devices`}`
         return out === undefined ? `${said}\n${pem.trimEnd()}` : `${said}, in ${out}`

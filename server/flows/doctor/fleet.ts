@@ -111,7 +111,7 @@ export const fleetChecks: readonly Check[] = [
         const row = await ctx.store.get('certificate', station.certificate)
         if (row === undefined || why !== undefined) wrong.push(`${station.id}: ${why ?? ''}`)
         else if (row.notAfter - ctx.now() < (row.notAfter - row.notBefore) / 6) soon.push(`${station.id} until ${date(row.notAfter)}`)
-        else if (ctx.authority.tainted.has(issuerKeyOf(row))) soon.push(`${station.id}: its CA is being left`)
+        else if (issuerKeyOf(row) !== ctx.authority.key) soon.push(`${station.id}: certified by a CA that another one has followed`)
       }
       return wrong.length > 0 ? unless(wrong, '') : unless(soon, `${certified} in force`, warning)
     },
