@@ -336,7 +336,7 @@ describe('profiles', () => {
   })
 
   test('whatever a configuration may say, three parsers read what comes of it the same', { timeout: 300_000 }, () => {
-    const words = fc.string({ unit: fc.constantFrom(..."aZ09 &'(),./:@_-äßÉ日本עربиक़"), minLength: 1, maxLength: 12 })
+    const words = fc.string({ unit: fc.constantFrom(...Array.from("aZ09 &'(),./:@_-äßÉ日本עربиक़")), minLength: 1, maxLength: 12 })
     const part = fc.constantFrom('a', 'xn--mnchen-3ya', 'd-1', '9', '{tenant}', '{id}')
     const host = fc.array(part, { minLength: 1, maxLength: 4 }).map((labels) => `DNS:${labels.join('.')}.example`)
     const uri = fc.array(part, { minLength: 1, maxLength: 4 }).map((parts) => `URI:urn:ab:${parts.join(':')}`)
