@@ -56,7 +56,7 @@ const copiesOf = async (store: Store, like: DeviceId): Promise<(name: string) =>
       ...certificates.map((row): Write => ({
         table: 'certificate',
         do: 'insert',
-        row: { ...row, id: serials.get(row.id) ?? '', device: id, spkiHash: hex(32), fingerprint: hex(32) },
+        row: { ...row, id: serials.get(row.id) ?? '', device: id, spkiHash: hex(32) },
       })),
       ...members.map((row): Write => ({ table: 'member', do: 'insert', row: { ...row, id: renamed(row.id), device: id } })),
       ...holdings.map((row): Write => ({ table: 'holding', do: 'insert', row: { ...row, id: renamed(row.id), device: id } })),

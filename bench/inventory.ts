@@ -30,7 +30,6 @@ const certificate = (device: DeviceId, more: Partial<Certificate>, now: number):
   device,
   issuer: 'issuing-ca',
   der: randomBytes(460),
-  fingerprint: hex(32),
   spkiHash: hex(32),
   notBefore: now - day,
   notAfter: now + 1000 * below(2 * 86_400),

@@ -25,7 +25,6 @@ export const certificate = (status: Certificate['status'], device: DeviceId, now
   profile: 'device-identity',
   device,
   der: randomBytes(460),
-  fingerprint: hex(32),
   spkiHash: hex(32),
   notBefore: now,
   notAfter: now + 365 * day,

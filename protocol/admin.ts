@@ -874,7 +874,7 @@ export const operations = {
   'certificate.show': {
     method: 'GET',
     path: '/api/1/certificates/{id}',
-    summary: 'One certificate, by its serial or the SHA-256 of its DER (hex)',
+    summary: 'One certificate, by its serial (hex)',
     response: CertificateSummary.extend({ pem: z.string(), subject: z.string().nullable(), spkiSha256: z.string() }),
   },
   'certificate.calendar': {

@@ -190,7 +190,6 @@ describe('to a receiver', () => {
         device: DeviceId.parse(`gw-${n}`),
         issuer: 'issuing-ca',
         der: Uint8Array.of(1),
-        fingerprint: `f${n}`,
         spkiHash: `s${n}`,
         notBefore: 0,
         notAfter: at + (n % 1000) * 1000,

@@ -307,7 +307,6 @@ describe('by its flow', () => {
             device,
             issuer: at < 2 ? 'issuing-ca' : 'issuing-ca-2',
             der: new Uint8Array(at),
-            fingerprint: String(at),
             spkiHash: String(at),
             notBefore: 0,
             notAfter: ctx.now() + 3_600_000,

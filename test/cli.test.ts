@@ -8,6 +8,7 @@ import { batchRadiusText } from '@fleetkey/cli/commands/blast-radius.ts'
 import { createOutput, table } from '@fleetkey/cli/output.ts'
 import { signMessage, keyId } from '@fleetkey/protocol/signed.ts'
 import { DeviceId, KeyId, TenantId } from '@fleetkey/protocol/ids.ts'
+import { certificateBytes } from '@fleetkey/protocol/x509/pem.ts'
 import { fleetkey, type Outcome } from './command-line.ts'
 import { ecdsaSigner } from './signer.ts'
 import { openWorld, until, type World } from './world.ts'
@@ -340,6 +341,15 @@ describe('the inventory of certificates', () => {
     const shown = await here('ca', 'show', serial)
     expect(shown.stdout).toMatch(/serial: +[4-7][\s\S]*-----BEGIN CERTIFICATE-----/)
     expect(await here('ca', 'show', '4000')).toMatchObject({ code: 3 })
+    const file = at('shown.pem')
+    writeFileSync(file, shown.stdout)
+    expect((await here('ca', 'show', file)).stdout).toBe(shown.stdout)
+    expect(await here('ca', 'show', at('none.pem'))).toMatchObject({ code: 1 })
+    // One of the same serial that this server has not written.
+    const other = Uint8Array.from(certificateBytes(Buffer.from(shown.stdout)))
+    other[other.length - 1] = (other.at(-1) ?? 0) ^ 1
+    writeFileSync(file, other)
+    expect(await here('ca', 'show', file)).toMatchObject({ code: 3 })
     for (const wrong of [
       ['--state', 'good'],
       ['--device', 'GW*'],

@@ -229,9 +229,7 @@ const cases: readonly Case[] = [
     async () => {
       const row = await ctx.store.get('certificate', await rootSerial())
       if (row !== undefined)
-        await ctx.store.commit(
-          change({ table: 'certificate', do: 'insert', row: { ...row, id: '4abc', version: 0, spkiHash: 's', fingerprint: 'f', profile: 'device-tls' } }),
-        )
+        await ctx.store.commit(change({ table: 'certificate', do: 'insert', row: { ...row, id: '4abc', version: 0, spkiHash: 's', profile: 'device-tls' } }))
     },
   ],
   [

@@ -83,7 +83,7 @@ const enrolKilled = async (at: string): Promise<number> => {
     try {
       const evidence = { store, devices: [], history: [], log, auditKey }
       for (const invariant of [certificatesWereIntended, identitiesAreUnique, auditIsWhole]) await invariant(evidence)
-      expect(await store.find('intent', { where: { state: 'open' }, limit: 10 })).toEqual([])
+      expect(await store.find('intent', { where: { unissued: 'open' }, limit: 10 })).toEqual([])
     } finally {
       await store.close()
     }

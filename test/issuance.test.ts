@@ -103,8 +103,8 @@ describe('the order of issuing', () => {
     const bad: Order = { ...orderOf('device-identity'), ...odd, ...(name === 'the key of the CA' ? { spki: ctx.authority.spki } : {}) }
     expect(await reasonOf(prepareCertificates(watched, ctx.authority, intent, [orderOf('device-tls'), bad]))).toBe(reason)
     expect(signed).toBe(0)
-    expect((await ctx.store.find('intent', { where: { state: 'open' }, limit: 10 })).length).toBe(0)
-    expect(await ctx.store.count('intent', { state: 'abandoned' })).toBe(2)
+    expect((await ctx.store.find('intent', { where: { unissued: 'open' }, limit: 10 })).length).toBe(0)
+    expect(await ctx.store.count('intent', { unissued: 'abandoned' })).toBe(2)
     const entries = (await ctx.entries()).slice(-2).map(({ outcome, code, detail }) => [outcome, code, detail])
     expect(entries).toEqual([
       ['done', null, `not signed: ${reason}`],
@@ -162,16 +162,16 @@ describe('the order of issuing', () => {
     const work = prepareCertificates(failing, ctx.authority, intent, [orderOf('device-tls')]).then(async (issued) => await record(failing, issued))
     expect(await reasonOf(work)).toBe('store.disk')
     expect(await ctx.store.count('certificate')).toBe(before)
-    expect(await ctx.store.count('intent', { state: 'open' })).toBe(at - 1)
+    expect(await ctx.store.count('intent', { unissued: 'open' })).toBe(at - 1)
     await sweepIntents(ctx)
-    expect(await ctx.store.count('intent', { state: 'open' })).toBe(0)
+    expect(await ctx.store.count('intent', { unissued: 'open' })).toBe(0)
   })
 
   test('the KMS fails: no certificate, an intent that the next start ends', async () => {
     const failing: Base = { ...ctx, kms: { ...ctx.kms, sign: () => Promise.reject(new Problem('unavailable', 'gone', { reason: 'kms.closed' })) } }
     expect(await reasonOf(prepareCertificates(failing, ctx.authority, intent, [orderOf('device-tls')]))).toBe('kms.closed')
     await sweepIntents(ctx)
-    expect(await ctx.store.count('intent', { state: 'open' })).toBe(0)
+    expect(await ctx.store.count('intent', { unissued: 'open' })).toBe(0)
   })
 })
 

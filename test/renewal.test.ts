@@ -1,8 +1,8 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { newTlsKey } from '@fleetkey/device-agent/tls-key.ts'
 import type { BodyOf } from '@fleetkey/protocol/messages.ts'
-import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { claimedSerial, parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
 import { createBoard } from '@fleetkey/firmware-sim/board/board.ts'
 import { Flash } from '@fleetkey/firmware-sim/board/flash.ts'
 import { createSoftwareTpm } from '@fleetkey/firmware-sim/tpm/software-tpm.ts'
@@ -38,8 +38,7 @@ afterEach(async () => await ctx.close())
 const reason = async (): Promise<string> => (await ctx.entries()).findLast(({ outcome }) => outcome === 'refused')?.detail ?? ''
 
 /** What the inventory says of it. */
-const standing = async (certificate: Uint8Array): Promise<string> =>
-  stateOf(await findCertificate(ctx, createHash('sha256').update(certificate).digest('hex')), ctx.clock.now)
+const standing = async (certificate: Uint8Array): Promise<string> => stateOf(await findCertificate(ctx, claimedSerial(certificate) ?? ''), ctx.clock.now)
 
 describe('a renewal', () => {
   test('one that was never used is superseded by the next, and so is an LDevID by that of a new enrolment', async () => {

@@ -170,7 +170,6 @@ const fill = async (store: Store, now: number, count: number): Promise<void> => 
           device: 'gw-9' as never,
           issuer: 'issuing-ca',
           der: new Uint8Array(600),
-          fingerprint: `f${id}`,
           spkiHash: `s${id}`,
           notBefore: now - 367 * day,
           notAfter: now - 365 * day + Math.floor(at / 3) * 1000,

@@ -317,7 +317,7 @@ describe('a disk that fails at each write of a way in: nothing is answered that 
     for (const step of before) await step()
     expect(await eachWrite(way, when)).toBeGreaterThanOrEqual(2)
     await sweepIntents(ctx)
-    expect(await ctx.store.find('intent', { where: { state: 'open' }, limit: 10 })).toEqual([])
+    expect(await ctx.store.find('intent', { where: { unissued: 'open' }, limit: 10 })).toEqual([])
   })
 })
 

@@ -1,10 +1,10 @@
 import { randomBytes } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { Problem } from '@fleetkey/protocol/problem.ts'
+import { certificateBytes } from '@fleetkey/protocol/x509/pem.ts'
 import { exit, readInput, required, text, UsageError, type Command, type Invocation } from '../command.ts'
 import {
   appraiseOffline,
-  certificateBytes,
   credentialFile,
   endorsementsOf,
   readOfflinePolicy,

@@ -1,6 +1,9 @@
 import { CertificateProfile, CertificateState, type ResponseOf } from '@fleetkey/protocol/admin.ts'
+import { parseCertificate } from '@fleetkey/protocol/x509/certificate.ts'
+import { certificateBytes } from '@fleetkey/protocol/x509/pem.ts'
 import type { z } from 'zod'
-import { date, exit, number, text, UsageError, type Command, type Invocation } from '../command.ts'
+import { Refused } from '../client.ts'
+import { date, exit, number, readStart, text, UsageError, type Command, type Invocation } from '../command.ts'
 import { facts, table, when } from '../output.ts'
 
 const string = { type: 'string' } as const
@@ -36,6 +39,16 @@ const listed = (items: readonly Row[]): string =>
     ['SERIAL', 'PROFILE', 'ISSUER', 'DEVICE', 'STATE', 'UNTIL'],
     ...items.map(({ serial, profile, issuer, device, station, state, notAfter }) => [serial, profile, issuer, device ?? station ?? '-', state, when(notAfter)]),
   ])
+
+/** The certificate in a file, PEM or DER. */
+const certificateIn = (path: string): { readonly serial: string; readonly fingerprint: string } => {
+  const bytes = readStart(path, 64 << 10)
+  try {
+    return parseCertificate(certificateBytes(bytes))
+  } catch (error) {
+    throw new UsageError(`${path}: no certificate: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
 
 /** Pages until there are `most`, or no more. */
 const search = async (call: Invocation, most: number): Promise<{ items: Row[]; next: string | null }> => {
@@ -136,13 +149,16 @@ export const inventoryCommands: readonly Command[] = [
   },
   {
     name: 'ca show',
-    usage: 'SERIAL|SHA256',
-    summary: 'one certificate, by its serial or the SHA-256 of its DER; prints it as PEM too',
+    usage: 'SERIAL|FILE',
+    summary: 'what is on record of one certificate: by its serial, or the certificate itself (PEM or DER); prints it as PEM too',
     args: [1, 1],
     async run(call) {
-      const id = (call.args[0] ?? '').toLowerCase().replaceAll(':', '')
-      if (!/^[0-9a-f]{1,64}$/.test(id)) throw new UsageError(`${call.args[0] ?? ''}: neither a serial nor a SHA-256`)
-      const { pem, ...found } = await call.client().call('certificate.show', { params: { id } })
+      const [given = ''] = call.args
+      const serial = given.toLowerCase().replaceAll(':', '')
+      const file = /^[0-9a-f]{1,40}$/.test(serial) ? undefined : certificateIn(given)
+      const { pem, ...found } = await call.client().call('certificate.show', { params: { id: file?.serial ?? serial } })
+      if (file !== undefined && file.fingerprint !== found.fingerprint)
+        throw new Refused('not-found', `the certificate on record as ${file.serial} is another one`)
       call.out.result({ ...found, pem }, () => {
         const times = { notBefore: when(found.notBefore), notAfter: when(found.notAfter), revokedAt: when(found.revokedAt), replacedAt: when(found.replacedAt) }
         return `${facts({ ...found, ...times })}\n${pem.trimEnd()}`

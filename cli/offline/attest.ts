@@ -15,12 +15,6 @@ export { appraiseOffline, readOfflinePolicy, type OfflineEvidence, type OfflineP
 
 const limits = { blocks: 1024, length: 4 << 20 } as const
 
-/** DER of a certificate that is PEM or DER. Throws Problem('malformed') for PEM without one. */
-export const certificateBytes = (bytes: Uint8Array): Uint8Array => {
-  const text = Buffer.from(bytes).toString('latin1')
-  return text.includes('-----BEGIN') ? (fromPem('CERTIFICATE', text)[0] ?? bytes) : new Uint8Array(bytes)
-}
-
 /** The CAs of a PEM bundle: self-signed ones are roots, the others only link; a CRL belongs to the CA that signed it. Throws Problem('malformed'). */
 export const endorsementsOf = (pem: string): readonly EndorsementCa[] => {
   const crls = pemLabels(pem).includes('X509 CRL') ? fromPem('X509 CRL', pem, limits).map((der) => ({ der, crl: parseCrl(der) })) : []

@@ -2,6 +2,7 @@ import { hash, X509Certificate } from 'node:crypto'
 import { Problem } from '../problem.ts'
 import { sameAltNames, sameSubject } from './agreement.ts'
 import {
+  DerProblem,
   inside,
   oid,
   readBits,
@@ -55,6 +56,20 @@ const maxBytes = 64 << 10
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex')
 const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b) === 0
 
+const serialText = (content: Uint8Array): string => hex(content[0] === 0 && content.length > 1 ? content.subarray(1) : content)
+
+/** Serial (hex) that a certificate says it has, for looking it up; undefined where none stands. Nothing else of it is read, and nothing is judged. */
+export const claimedSerial = (bytes: Uint8Array): string | undefined => {
+  try {
+    const tbs = inside(inside(whole(bytes, tags.sequence)).next(tags.sequence))
+    tbs.optional(0xa0)
+    return serialText(tbs.next(tags.integer).content)
+  } catch (error) {
+    if (error instanceof DerProblem) return undefined
+    throw error
+  }
+}
+
 /**
  * Reads one certificate. It counts only if node's parser reads it too and both agree on serial, public key, subject and alternative names:
  * a certificate that two parsers read differently is an attack, not a certificate. Throws Problem('malformed').
@@ -87,7 +102,7 @@ export const parseCertificate = (bytes: Uint8Array): Certificate => {
   const certificate: Certificate = {
     der: bytes,
     tbs: tbs.bytes,
-    serial: hex(serialBytes[0] === 0 && serialBytes.length > 1 ? serialBytes.subarray(1) : serialBytes),
+    serial: serialText(serialBytes),
     issuer: issuer.bytes,
     subject: subject.bytes,
     commonName: commonNameOf(subject),

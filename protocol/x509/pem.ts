@@ -21,3 +21,9 @@ export const fromPem = (label: string, text: string, most: { readonly blocks: nu
   if (blocks.length === 0 || blocks.length > most.blocks) throw new Problem('malformed', `${blocks.length} PEM blocks of ${label}`)
   return blocks.map(([, , body = '']) => new Uint8Array(Buffer.from(body, 'base64')))
 }
+
+/** DER of a certificate that is PEM or DER. Throws Problem('malformed') for PEM without one. */
+export const certificateBytes = (bytes: Uint8Array): Uint8Array => {
+  const text = Buffer.from(bytes).toString('latin1')
+  return text.includes('-----BEGIN') ? (fromPem('CERTIFICATE', text)[0] ?? bytes) : new Uint8Array(bytes)
+}

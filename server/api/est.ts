@@ -84,7 +84,7 @@ const enrolmentOf = async (request: IncomingMessage): Promise<EstRequest> => {
 export type EstServer = Server & {
   renew(tls: { readonly key: string; readonly cert: string }): void
   /** Ends connections over these certificates, those that are good aside. What they ask is refused without it: every request judges the certificate anew. */
-  cut(certificates: readonly Pick<Certificate, 'fingerprint' | 'status'>[]): void
+  cut(certificates: readonly Pick<Certificate, 'der' | 'status'>[]): void
 }
 
 /**
@@ -201,8 +201,9 @@ export const estServer = (ctx: Context, tls: { readonly key: string; readonly ce
   server.on('clientError', (_error, socket) => socket.destroy())
   return Object.assign(server, {
     renew: (fresh: { readonly key: string; readonly cert: string }) => server.setSecureContext(context(fresh)),
-    cut(certificates: readonly Pick<Certificate, 'fingerprint' | 'status'>[]) {
-      for (const { fingerprint, status } of certificates) if (status !== 'valid') end(byCertificate.get(fingerprint) ?? [])
+    cut(certificates: readonly Pick<Certificate, 'der' | 'status'>[]) {
+      if (byCertificate.size === 0) return
+      for (const { der, status } of certificates) if (status !== 'valid') end(byCertificate.get(sha256hex(der)) ?? [])
     },
   })
 }

@@ -25,6 +25,9 @@ export interface Intent {
   readonly createdAt: number
 }
 
+/** What became of an intent of which no certificate is on record; null when there is one: the usual case is in no index. */
+export const unissuedOf = ({ state }: Pick<Intent, 'state'>): 'open' | 'abandoned' | null => (state === 'issued' ? null : state)
+
 /** `id` is the serial, hex. Revocation is judged on this row on every CONNECT. */
 export interface Certificate {
   readonly id: string
@@ -36,8 +39,7 @@ export interface Certificate {
   /** Name of the KMS key of the CA that signed it; absent in rows from before there was more than one: the first. */
   readonly issuer?: string
   readonly der: Uint8Array
-  /** Hex SHA-256 of the DER, and of the SPKI. */
-  readonly fingerprint: string
+  /** Hex SHA-256 of the SPKI. */
   readonly spkiHash: string
   readonly notBefore: number
   readonly notAfter: number
@@ -50,6 +52,9 @@ export interface Certificate {
   /** When its device came to have another one in its place; absent while it counts, and in rows from before this was kept. */
   readonly replacedAt?: number
 }
+
+/** What a certificate is not valid for; null while it is: the usual case is in no index. */
+export const withdrawnOf = ({ status }: Pick<Certificate, 'status'>): 'held' | 'revoked' | null => (status === 'valid' ? null : status)
 
 /** What a certificate is to whoever looks for it, its end aside. `superseded`: valid still, and its device has another one. */
 export const standings = ['valid', 'superseded', 'held', 'revoked'] as const

@@ -1,4 +1,5 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
+import { claimedSerial } from '@fleetkey/protocol/x509/certificate.ts'
 import type { CrlReason } from '@fleetkey/protocol/x509/reasons.ts'
 import type { Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type Device, type IdentifiedDevice, type Station } from '../fleet/device.ts'
@@ -6,6 +7,13 @@ import type { Base, Context, IndexEntry } from './context.ts'
 import { sha256hex } from './message.ts'
 import type { Transaction } from './perform.ts'
 import { findAll } from './rows.ts'
+
+/** The row of a certificate that somebody shows; undefined for one that was not issued here: only the very bytes that were count. */
+export const certificateShown = async (ctx: Base, der: Uint8Array): Promise<Certificate | undefined> => {
+  const serial = claimedSerial(der)
+  const row = serial === undefined ? undefined : await ctx.store.get('certificate', serial)
+  return row !== undefined && Buffer.compare(row.der, der) === 0 ? row : undefined
+}
 
 /** What an order makes of certificates. */
 export type Ending = { readonly to: 'held' | 'revoked'; readonly why: string; readonly code: CrlReason } | { readonly to: 'valid' }

@@ -7,13 +7,12 @@ import type { Caller } from '../access/caller.ts'
 import { issuerKeyOf, type Certificate } from '../ca/certificate.ts'
 import { hasIdentity, type IdentifiedDevice } from '../fleet/device.ts'
 import { recovered } from '../fleet/recovery.ts'
-import { leavingOf, supersede } from './certificates.ts'
+import { certificateShown, leavingOf, supersede } from './certificates.ts'
 import type { Context, SessionCertificate } from './context.ts'
 import { policyOf } from './membership.ts'
-import { sha256hex } from './message.ts'
 import { perform, refuse, type Intent } from './perform.ts'
 import { refuseKnown } from './refusal.ts'
-import { findAll, findOne } from './rows.ts'
+import { findAll } from './rows.ts'
 import { caMustCount, mustBeInForce } from './trust.ts'
 
 /** What a peer said in CONNECT, and what TLS proved about it. `certificate`: DER, the peer has proven its key; null without one. */
@@ -52,7 +51,7 @@ const proven = async (
   if (connect.username !== undefined && connect.username !== claimed.data)
     throw new Problem('unauthenticated', 'the user name is not the client id', { reason: 'connect.username' })
   if (connect.certificate === null) throw new Problem('unauthenticated', `no certificate for ${claimed.data}`, { reason: 'connect.no-certificate' })
-  const certificate = await findOne(ctx.store, 'certificate', { fingerprint: sha256hex(connect.certificate) })
+  const certificate = await certificateShown(ctx, connect.certificate)
   if (certificate === undefined || certificate.profile !== 'device-tls' || certificate.device === null)
     throw new Problem('unauthenticated', 'a certificate that was not issued here for a device', { reason: 'certificate.unknown' })
   // From here on the peer is that device, by its TLS key: what it is refused for goes on its record.

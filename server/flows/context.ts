@@ -4,7 +4,7 @@ import type { OperatorToken } from '../access/caller.ts'
 import type { RefusalCounter } from '../access/refusals.ts'
 import type { AuditEntry, SequencedEntry } from '../audit/entry.ts'
 import type { Campaign, Target } from '../campaigns/campaign.ts'
-import { calendarOf, secondOf, type Certificate, type Intent } from '../ca/certificate.ts'
+import { calendarOf, secondOf, unissuedOf, withdrawnOf, type Certificate, type Intent } from '../ca/certificate.ts'
 import type { EnrolmentToken } from '../fleet/enrolment-token.ts'
 import {
   acknowledgedOf,
@@ -96,7 +96,10 @@ export interface Tables {
 }
 export type Table = keyof Tables
 
-/** Fields that can be searched, per table, besides the id (and its prefixes). Unique ones refuse a second row. */
+/**
+ * Fields that can be searched, per table, besides the id (and its prefixes). Unique ones refuse a second row; sparse ones are null in nearly every row, which then has no
+ * entry to be written.
+ */
 export const indexes = {
   device: { state: 'plain', batch: 'plain', serial: 'unique', acknowledged: 'plain', held: 'plain' },
   manifest: { device: 'unique', serial: 'unique', batch: 'plain' },
@@ -106,8 +109,8 @@ export const indexes = {
   member: { group: 'plain', device: 'plain' },
   release: { model: 'plain' },
   endorsement: {},
-  certificate: { device: 'plain', spkiHash: 'unique', fingerprint: 'unique', status: 'plain', calendar: 'plain' },
-  intent: { state: 'plain' },
+  certificate: { device: 'plain', spkiHash: 'unique', withdrawn: 'sparse', calendar: 'plain' },
+  intent: { unissued: 'sparse' },
   challenge: { client: 'plain', since: 'plain' },
   key: {},
   epoch: { key: 'plain', state: 'plain' },
@@ -124,14 +127,15 @@ export const indexes = {
   token: { hash: 'unique' },
   enrolmentToken: { batch: 'plain' },
   setting: {},
-} as const satisfies { readonly [T in Table]: Readonly<Partial<Record<(keyof Tables[T] & string) | DerivedOf<T>, 'plain' | 'unique'>>> }
+} as const satisfies { readonly [T in Table]: Readonly<Partial<Record<(keyof Tables[T] & string) | DerivedOf<T>, 'plain' | 'unique' | 'sparse'>>> }
 
 export type IndexOf<T extends Table> = keyof (typeof indexes)[T] & string
 
 /** Index values that are no field of the row but follow from it; null: the row is not in that index. */
 export const derived = {
   device: { acknowledged: acknowledgedOf, held: heldOf },
-  certificate: { calendar: calendarOf },
+  certificate: { withdrawn: withdrawnOf, calendar: calendarOf },
+  intent: { unissued: unissuedOf },
   challenge: { since: ({ expires }: PendingChallenge): string => secondOf(expires) },
   request: { since: ({ createdAt }: RequestRecord): string => secondOf(createdAt) },
 } as const satisfies { readonly [T in Table]?: Readonly<Record<string, (row: Tables[T]) => string | null>> }

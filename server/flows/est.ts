@@ -21,7 +21,7 @@ import { subjectOf } from '../ca/subject.ts'
 import { canReceive, hardwareOf, hasIdentity, type Device, type EnrolledDevice, type ManifestEntry, type RegisteredDevice } from '../fleet/device.ts'
 import { recovered } from '../fleet/recovery.ts'
 import { withinWindow } from './claim-window.ts'
-import { leavingOf, supersede } from './certificates.ts'
+import { certificateShown, leavingOf, supersede } from './certificates.ts'
 import type { Context } from './context.ts'
 import { endorsementPolicy } from './endorsement.ts'
 import { checkReturn, spendToken, usableToken, verifierOf } from './enrolment-token.ts'
@@ -227,7 +227,7 @@ export const estEnrol = async (ctx: Context, request: EstRequest): Promise<Uint8
 
 /** The certificate that is to be renewed, and its device: ours, good today, the newest one or the one before that. */
 const renewing = async (ctx: Context, own: Uint8Array, known: { device: DeviceId | null }): Promise<{ device: EnrolledDevice; serial: string }> => {
-  const row = await findOne(ctx.store, 'certificate', { fingerprint: sha256hex(own) })
+  const row = await certificateShown(ctx, own)
   if (row === undefined || row.profile !== 'device-tls' || row.device === null)
     throw new Problem('unauthenticated', 'a certificate that was not issued here for a device', { reason: 'certificate.unknown' })
   known.device = row.device

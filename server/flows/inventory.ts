@@ -228,10 +228,10 @@ export const searchCertificates = async (ctx: Base, search: CertificateSearch): 
   return { certificates, next: null }
 }
 
-/** One certificate by its serial, or by the SHA-256 of its DER. Throws Problem('not-found'). */
-export const findCertificate = async (ctx: Base, name: string): Promise<Certificate> => {
-  const found = (await ctx.store.get('certificate', name)) ?? (await ctx.store.find('certificate', { where: { fingerprint: name }, limit: 1 }))[0]
-  if (found === undefined) throw new Problem('not-found', `no certificate ${name}`)
+/** One certificate by its serial. Throws Problem('not-found'). */
+export const findCertificate = async (ctx: Base, serial: string): Promise<Certificate> => {
+  const found = await ctx.store.get('certificate', serial)
+  if (found === undefined) throw new Problem('not-found', `no certificate ${serial}`)
   return found
 }
 

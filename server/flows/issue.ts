@@ -120,7 +120,6 @@ export const recordIssued = (tx: Transaction, { intent, device, station, der, is
     ...(station === undefined ? {} : { station }),
     issuer,
     der,
-    fingerprint: sha256hex(der),
     spkiHash: sha256hex(intent.spki),
     notBefore: intent.notBefore,
     notAfter: intent.notAfter,
@@ -165,7 +164,7 @@ export const certifyAgain = async (ctx: Base, tx: Transaction, { intent }: Issue
 
 /** Start-up sweep: intents that a crash left open will not be issued any more. */
 export const sweepIntents = async (ctx: Base): Promise<void> => {
-  const open = await findAll(ctx.store, 'intent', { where: { state: 'open' } })
+  const open = await findAll(ctx.store, 'intent', { where: { unissued: 'open' } })
   if (open.length === 0) return
   const subject = `${open.length} intents`
   await perform(ctx, { caller: { kind: 'system', id: 'sweep', from: 'server' }, action: 'enrol.sweep', subject, detail: 'abandoned' }, (tx) => {

@@ -132,8 +132,8 @@ export const statusLists = (ctx: Context, place: string, start: () => ListMaker)
     // Deltas that were begun are lost: only a complete list makes good for it.
     for (const lists of known.values()) lists.complete = undefined
     const since = new Map(await Promise.all([...issuers(ctx).keys()].map(async (name) => [name, (await kept(name))?.completeAt ?? 0] as const)))
-    for (const status of ['revoked', 'held'] as const)
-      await eachPage(ctx.store, 'certificate', { where: { status } }, async (page) =>
+    for (const withdrawn of ['revoked', 'held'] as const)
+      await eachPage(ctx.store, 'certificate', { where: { withdrawn } }, async (page) =>
         take(page.filter((certificate) => certificate.notAfter >= (since.get(issuerOf(certificate)) ?? 0) - margin)),
       )
     const rest = waiting

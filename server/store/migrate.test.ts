@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { encode } from '@fleetkey/protocol/cbor.ts'
 import { afterEach, beforeEach, expect, test } from 'vitest'
+import type { Tables } from '../flows/context.ts'
 import { migrate, readMigrations, type Migration, type MigrationTarget } from './migrate.ts'
 import { getTableConfig } from './sqlite/drizzle.ts'
 import { openSqliteStore } from './sqlite.ts'
@@ -65,12 +66,12 @@ test('the migrations make exactly the tables, columns and indexes of the schema'
   const all = (sql: string): Record<string, unknown>[] => db.prepare(sql).all() as Record<string, unknown>[]
   const made = all("SELECT name FROM sqlite_schema WHERE type = 'table'").map(({ name }) => {
     const columns = all(`SELECT name, type, "notnull", pk FROM pragma_table_info('${String(name)}') ORDER BY name`)
-    const indexes = all(`SELECT name, "unique" FROM pragma_index_list('${String(name)}') WHERE origin = 'c' ORDER BY name`)
+    const indexes = all(`SELECT name, "unique", partial FROM pragma_index_list('${String(name)}') WHERE origin = 'c' ORDER BY name`)
     const fields = (index: unknown): unknown[] => all(`SELECT name FROM pragma_index_info('${String(index)}')`).map((field) => field['name'])
     return {
       name,
       columns: columns.map((column) => [column['name'], String(column['type']).toLowerCase(), column['notnull'] === 1, Number(column['pk']) > 0]),
-      indexes: indexes.map((index) => [index['name'], index['unique'] === 1, fields(index['name'])]),
+      indexes: indexes.map((index) => [index['name'], index['unique'] === 1, index['partial'] === 1, fields(index['name'])]),
     }
   })
   const schema = [...Object.values(rowTables), auditLog, auditHead, writeProbe, tallyTable].map((table) => {
@@ -81,7 +82,12 @@ test('the migrations make exactly the tables, columns and indexes of the schema'
         .map((column) => [column.name, column.getSQLType(), column.notNull, column.primary || primaryKeys.some((key) => key.columns.includes(column as never))])
         .toSorted((a, b) => (String(a[0]) < String(b[0]) ? -1 : 1)),
       indexes: indexes
-        .map(({ config }) => [config.name, config.unique, config.columns.map((column) => (column as unknown as { name: string }).name)])
+        .map(({ config }) => [
+          config.name,
+          config.unique,
+          config.where !== undefined,
+          config.columns.map((column) => (column as unknown as { name: string }).name),
+        ])
         .toSorted((a, b) => (String(a[0]) < String(b[0]) ? -1 : 1)),
     }
   })
@@ -113,7 +119,22 @@ test('rows from before an index was there are in it, and counted', async () => {
     revokedAt: null,
     reason: null,
   }
-  db.prepare('INSERT INTO "certificate" VALUES (?, 1, ?, ?, ?, ?, ?)').run(row.id, encode(row), row.device, row.spkiHash, row.fingerprint, row.status)
+  for (const [id, status] of [
+    ['41', 'valid'],
+    ['42', 'revoked'],
+    ['43', 'held'],
+  ] as const) {
+    const one = { ...row, id, status, fingerprint: `f${id}`, spkiHash: `s${id}` }
+    db.prepare('INSERT INTO "certificate" VALUES (?, 1, ?, ?, ?, ?, ?)').run(id, encode(one), one.device, one.spkiHash, one.fingerprint, status)
+  }
+  for (const [id, state] of [
+    ['41', 'issued'],
+    ['44', 'open'],
+    ['45', 'abandoned'],
+  ] as const) {
+    const intent = { id, version: 1, profile: 'device-tls', subject: 'gw-1', spki: new Uint8Array(91), notBefore: 0, notAfter: 1, state, createdAt: 1 }
+    db.prepare('INSERT INTO "intent" VALUES (?, 1, ?, ?)').run(id, encode(intent), state)
+  }
   const device = { id: 'gw-1', version: 1, state: 'registered', serial: 'GW-1', model: 'm', batch: 'b', registeredAt: 1, lastRefusal: null }
   db.prepare('INSERT INTO "device" VALUES (?, 1, ?, ?, ?, ?)').run(device.id, encode(device), device.state, device.batch, device.serial)
   for (const id of ['gw-1', 'gw-2']) {
@@ -125,7 +146,17 @@ test('rows from before an index was there are in it, and counted', async () => {
   try {
     const place = 'valid/device-tls/issuing-ca/2027-01-31'
     expect(await store.scan('certificate', 'calendar', { from: 'valid/', to: 'valid/~', limit: 9 })).toEqual([{ value: `${place}T12:00:00`, id: '41' }])
-    expect(await store.tally('certificate', 'calendar', { from: '', to: '~' })).toEqual([{ value: place, rows: 1 }])
+    expect(await store.tally('certificate', 'calendar', { from: 'valid', to: 'valid~' })).toEqual([{ value: place, rows: 1 }])
+    for (const withdrawn of ['revoked', 'held'] as const)
+      expect((await store.find('certificate', { where: { withdrawn }, limit: 9 })).map(({ status }) => status)).toEqual([withdrawn])
+    for (const unissued of ['open', 'abandoned'] as const)
+      expect((await store.find('intent', { where: { unissued }, limit: 9 })).map(({ state }) => state)).toEqual([unissued])
+    expect(await store.count('certificate')).toBe(3)
+    expect(await store.count('intent')).toBe(3)
+    const entry = { at: 1, caller: 'system:test', from: 'test', action: 'test', subject: 'x', outcome: 'done', code: null, detail: '' } as const
+    const conflict = { committed: false, conflict: { field: 'spkiHash' } }
+    const other = { ...row, id: '46', version: 0, spkiHash: 's42' } as unknown as Tables['certificate']
+    expect(await store.commit({ writes: [{ table: 'certificate', do: 'insert', row: other }], entries: [entry] })).toMatchObject(conflict)
     expect(await store.tally('device', 'acknowledged', { from: '', to: '~' })).toEqual([])
     expect(await store.count('device', { state: 'registered' })).toBe(1)
     expect(await store.tally('member', 'group', { from: '', to: '~' })).toEqual([{ value: 'plant', rows: 2 }])

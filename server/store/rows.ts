@@ -7,6 +7,8 @@ import { derived, indexes, tallies, type Table, type Tables, type Verdict } from
 export interface Field {
   readonly name: string
   readonly unique: boolean
+  /** Most rows have no value, and nothing in the index. */
+  readonly sparse: boolean
   /** What of a value its rows are counted by; undefined for a field that is not tallied. */
   readonly tally: ((value: string) => string) | undefined
   /** Of a field that follows from the row. */
@@ -25,6 +27,7 @@ const fields = Object.fromEntries(
     Object.entries(kinds).map(([name, kind]) => ({
       name,
       unique: kind === 'unique',
+      sparse: kind === 'sparse',
       tally: own<(value: string) => string>(own<object>(tallies, table), name),
       derive: own<(row: never) => string | null>(own<object>(derived, table), name),
     })),

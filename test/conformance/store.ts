@@ -37,7 +37,6 @@ const aCertificate = (id: string, device: string | null, more: Partial<Certifica
   profile: 'device-tls',
   device: device === null ? null : DeviceId.parse(device),
   der: Uint8Array.of(1, 2, 3),
-  fingerprint: `f${id}`,
   spkiHash: `s${id}`,
   notBefore: 1,
   notAfter: 2,
@@ -228,6 +227,14 @@ export const storeConformance = (name: string, open: () => Promise<Store>): void
       )
       expect((await store.find('certificate', { where: { device: 'd1' }, limit: 9 })).map(({ id }) => id)).toEqual(['02'])
       expect(await store.count('certificate')).toBe(2)
+      const withdrawn = async (): Promise<string[]> =>
+        (await store.scan('certificate', 'withdrawn', { from: '', to: '~', limit: 9 })).map(({ value, id }) => `${value} ${id}`)
+      expect(await withdrawn()).toEqual([])
+      await store.commit(change({ table: 'certificate', do: 'update', row: { ...aCertificate('02', 'd1'), version: 1, status: 'held' } }))
+      expect(await withdrawn()).toEqual(['held 02'])
+      expect((await store.find('certificate', { where: { withdrawn: 'held', device: 'd1' }, limit: 9 })).map(({ id }) => id)).toEqual(['02'])
+      await store.commit(change({ table: 'certificate', do: 'update', row: { ...aCertificate('02', 'd1'), version: 2 } }))
+      expect(await withdrawn()).toEqual([])
     })
 
     test('an index is scanned in order of its values, page by page', async () => {

@@ -26,6 +26,7 @@ import { alertText, type Deadline } from '../../ca/alerts.ts'
 import type { WebhookHealth } from '../alerts.ts'
 import type { RaisedAlert } from '../../flows/alerts.ts'
 import type { CalendarSpan } from '../../flows/calendar.ts'
+import { sha256hex } from '../../flows/message.ts'
 import { authorityName } from '../../flows/status-lists.ts'
 import type { Impact } from '../../flows/reappraise.ts'
 import type { Effect } from '../../flows/revoke.ts'
@@ -281,7 +282,7 @@ export const deviceView = async (ctx: Context, device: Device): Promise<Response
 
 /** A certificate as the inventory has it, `now` in milliseconds since 1970. */
 export const certificateSummary = (certificate: Certificate, now: number): ResponseOf<'certificate.list'>['items'][number] => {
-  const { id, profile, device, station, notBefore, notAfter, revokedAt, reason, code, replacedAt, fingerprint } = certificate
+  const { id, profile, device, station, notBefore, notAfter, revokedAt, reason, code, replacedAt, der } = certificate
   return {
     serial: id,
     profile,
@@ -295,7 +296,7 @@ export const certificateSummary = (certificate: Certificate, now: number): Respo
     reason,
     code: code ?? null,
     replacedAt: replacedAt ?? null,
-    fingerprint,
+    fingerprint: sha256hex(der),
   }
 }
 

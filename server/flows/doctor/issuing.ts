@@ -14,7 +14,7 @@ export const issuingChecks: readonly Check[] = [
     name: 'issuances',
     remedy: 'something was to be signed and never was: the log says why the KMS or the store failed; a restart marks them abandoned',
     async examine(ctx) {
-      const open = await ctx.store.find('intent', { where: { state: 'open' }, limit: most })
+      const open = await ctx.store.find('intent', { where: { unissued: 'open' }, limit: most })
       const old = open.filter(({ createdAt }) => createdAt + 10 * minute < ctx.now())
       return old.length === 0
         ? ok(`${open.length} under way`)

@@ -1,7 +1,7 @@
 import type { SQLiteColumn, SQLiteTable } from 'drizzle-orm/sqlite-core'
 import type { Table } from '../../flows/context.ts'
 import { fieldsOf, tableNames } from '../rows.ts'
-import { blob, index, integer, primaryKey, sqliteTable, text, uniqueIndex } from './drizzle.ts'
+import { blob, index, integer, primaryKey, sql, sqliteTable, text, uniqueIndex } from './drizzle.ts'
 
 /** A table of rows: `id`, `version`, one text column per indexed field, and the row itself as deterministic CBOR. */
 export type RowTable = SQLiteTable & { readonly [column: string]: SQLiteColumn } & {
@@ -26,10 +26,10 @@ const rowTable = (name: Table): RowTable => {
     (columns) =>
       fields.map((field) => {
         const column = (columns as unknown as RowTable)[field.name] as SQLiteColumn
+        if (field.unique) return uniqueIndex(indexName(name, field.name)).on(column as never)
         // The id follows, so that a page of one value is read in order of ids without sorting.
-        return field.unique
-          ? uniqueIndex(indexName(name, field.name)).on(column as never)
-          : index(indexName(name, field.name)).on(column as never, (columns as unknown as RowTable).id as never)
+        const plain = index(indexName(name, field.name)).on(column as never, (columns as unknown as RowTable).id as never)
+        return field.sparse ? plain.where(sql`${column} IS NOT NULL`) : plain
       }),
   ) as unknown as RowTable
 }
