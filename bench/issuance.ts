@@ -15,6 +15,7 @@ import type { Base } from '@fleetkey/server/flows/context.ts'
 import { claimSpki, prepareCertificates, recordIssued } from '@fleetkey/server/flows/issue.ts'
 import { perform, type Intent } from '@fleetkey/server/flows/perform.ts'
 import { openFileKms } from '@fleetkey/server/kms/file.ts'
+import { systemRandom } from '@fleetkey/server/random.ts'
 import { openSqliteStore } from '@fleetkey/server/store/sqlite.ts'
 import { startCfssl, type CfsslRate } from './cfssl.ts'
 
@@ -122,7 +123,7 @@ export const measureIssuance = async (count: number, atOnce = 256): Promise<Issu
   const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-issuance-'))
   const step = (): void => undefined
   const now = (): number => Date.now()
-  const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+  const random = systemRandom()
   const store = await openSqliteStore(join(folder, 'store'), { now, step })
   const kms = await openFileKms(join(folder, 'kms'), { now, random, step })
   const [kept, unkept] = [await startCfssl(join(folder, 'cfssl-kept'), true), await startCfssl(join(folder, 'cfssl-unkept'), false)]

@@ -85,6 +85,15 @@ interface Shape {
 }
 /** Messages and rows come in few shapes, over and over. Bounded: objects whose keys are data would fill it. */
 const shapes = new Map<string, Shape>()
+/** The shape that was last of so many keys: mostly it is the next one's too, and needs no name then. */
+const lastShapes: ({ readonly names: readonly string[]; readonly shape: Shape } | undefined)[] = Array.from({ length: 41 })
+
+const lastShapeOf = (names: readonly string[]): Shape | undefined => {
+  const last = lastShapes[names.length]
+  if (last === undefined) return undefined
+  for (let at = 0; at < names.length; at++) if (names[at] !== last.names[at]) return undefined
+  return last.shape
+}
 const maxShapes = 1_024
 
 const encodedText = (text: string): Uint8Array => {
@@ -96,6 +105,14 @@ const encodedText = (text: string): Uint8Array => {
 }
 
 const shapeOf = (names: readonly string[]): Shape => {
+  const last = lastShapeOf(names)
+  if (last !== undefined) return last
+  const shape = namedShapeOf(names)
+  if (names.length < lastShapes.length) lastShapes[names.length] = { names, shape }
+  return shape
+}
+
+const namedShapeOf = (names: readonly string[]): Shape => {
   const name = names.length > 40 ? undefined : names.join('\0')
   const known = name === undefined ? undefined : shapes.get(name)
   // Names with a NUL in them are never kept: a kept shape of as many names is this one.

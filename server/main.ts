@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import { randomBytes } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import type { AddressInfo, Server } from 'node:net'
 import { join } from 'node:path'
@@ -37,6 +36,7 @@ import { openVault } from './flows/vault.ts'
 import { replaceFile } from './kms/durable.ts'
 import type { Backend } from './kms/orders.ts'
 import { startKms } from './kms/supervisor.ts'
+import { systemRandom } from './random.ts'
 import { openSealing } from './sealing.ts'
 import { openSqliteStore } from './store/sqlite.ts'
 import { diskRoom } from './store/sqlite/disk.ts'
@@ -102,7 +102,7 @@ export const startServer = async (settings: Settings, around: Surroundings = {})
   const step = around.step ?? (() => undefined)
   const log = around.log ?? ((line: string) => void process.stderr.write(`${new Date().toISOString()} ${line}\n`))
   const now = around.now ?? ((): number => Date.now())
-  const random = (length: number): Uint8Array => new Uint8Array(randomBytes(length))
+  const random = systemRandom()
   const profiles = profilesOf(settings.profiles)
   checkProfiles(profiles, now())
   openDataFolder(settings.data)

@@ -96,7 +96,7 @@ describe('a certificate of a station', () => {
   ] as const)('%s is refused, audited, and leaves nothing', async (_, csr, reason) => {
     expect(await reasonOf(certify({ csr: await csr() }))).toBe(reason)
     expect((await ctx.entries()).at(-1)).toMatchObject({ action: 'station.certify', outcome: 'refused', detail: expect.stringContaining(reason) as string })
-    expect([await ctx.store.count('intent', { state: 'open' }), (await row())?.certificate]).toEqual([0, undefined])
+    expect([await ctx.store.count('intent', { unissued: 'open' }), (await row())?.certificate]).toEqual([0, undefined])
   })
 
   test('every request that is refused for a device is refused for a station', async () => {
@@ -254,7 +254,7 @@ describe('a crash leaves', () => {
     const csr = await line.request()
     await expect(certifyStation(killed, operator(), { id: line.id, csr, devices: 5 })).rejects.toThrow(at)
     await sweepIntents(ctx)
-    expect(await ctx.store.count('intent', { state: 'open' })).toBe(0)
+    expect(await ctx.store.count('intent', { unissued: 'open' })).toBe(0)
     expect((await states()).length).toBe(certificates)
     ctx.clock.now += 1000
     await certify({ devices: 5 })

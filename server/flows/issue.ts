@@ -33,6 +33,8 @@ export interface Issued {
   readonly device: DeviceId | null
   readonly station?: string | undefined
   readonly der: Uint8Array
+  /** Hex SHA-256 of the SPKI. */
+  readonly spkiHash: string
   /** Name of the KMS key of the CA. */
   readonly issuer: string
 }
@@ -77,7 +79,7 @@ export const prepareCertificates = async (ctx: Base, by: Issuer, intent: Intent,
     const [data, signature] = [tbs[at], signatures[at]]
     if (data === undefined || signature === undefined) throw new Problem('internal', 'the KMS gave fewer signatures than asked')
     const { device = null, station } = orders[at] ?? {}
-    return { intent: row, device, station, der: certificateOf(data, signature), issuer: issuer.key }
+    return { intent: row, device, station, der: certificateOf(data, signature), spkiHash: sha256hex(row.spki), issuer: issuer.key }
   })
 }
 
@@ -111,7 +113,7 @@ const linted = async (
 }
 
 /** Adds the certificate, and the end of its intent, to a commit. */
-export const recordIssued = (tx: Transaction, { intent, device, station, der, issuer }: Issued): void => {
+export const recordIssued = (tx: Transaction, { intent, device, station, der, spkiHash, issuer }: Issued): void => {
   tx.update('intent', { ...intent, state: 'issued' })
   tx.insert('certificate', {
     id: intent.id,
@@ -120,7 +122,7 @@ export const recordIssued = (tx: Transaction, { intent, device, station, der, is
     ...(station === undefined ? {} : { station }),
     issuer,
     der,
-    spkiHash: sha256hex(intent.spki),
+    spkiHash,
     notBefore: intent.notBefore,
     notAfter: intent.notAfter,
     status: 'valid',
@@ -140,8 +142,7 @@ const ownerOf = ({ device, station }: Pick<Issued, 'device' | 'station'>): strin
  * reason of `requestReasons`.
  */
 export const claimSpki = async (ctx: Base, tx: Transaction, issued: Issued, leaving = new Set<string>()): Promise<void> => {
-  const { intent } = issued
-  const spkiHash = sha256hex(intent.spki)
+  const { intent, spkiHash } = issued
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
   if (older === undefined) return
   const [owner, asks] = [ownerOf(older), ownerOf(issued)]
@@ -154,8 +155,7 @@ export const claimSpki = async (ctx: Base, tx: Transaction, issued: Issued, leav
 }
 
 /** A key of the server's own that another certificate is for already: the newest one holds its hash. `leaving` as above. */
-export const certifyAgain = async (ctx: Base, tx: Transaction, { intent }: Issued, leaving = new Set<string>()): Promise<void> => {
-  const spkiHash = sha256hex(intent.spki)
+export const certifyAgain = async (ctx: Base, tx: Transaction, { spkiHash }: Issued, leaving = new Set<string>()): Promise<void> => {
   const older = await findOne(ctx.store, 'certificate', { spkiHash })
   if (older === undefined) return
   const ended = leaving.delete(older.id) ? { replacedAt: ctx.now() } : {}

@@ -7,9 +7,10 @@ export interface Compiled {
   all(values: Readonly<Record<string, unknown>>): unknown[]
   /** Rows that were changed. */
   run(values: Readonly<Record<string, unknown>>): number
-  /** Names of the parameters in their order, for `runOrdered`: what runs often spares looking each of them up. */
+  /** Names of the parameters in their order, for `runOrdered` and `getOrdered`: what runs often spares looking each of them up. */
   readonly names: readonly string[]
   runOrdered(values: readonly unknown[]): number
+  getOrdered(values: readonly unknown[]): unknown
 }
 
 const nameOf = (parameter: unknown): string => {
@@ -34,5 +35,6 @@ export const compile = (connection: Connection, query: { toSQL(): { readonly sql
     run: (values) => statement.run(bound(values)).changes,
     names,
     runOrdered: (values) => statement.run(values).changes,
+    getOrdered: (values) => statement.get(values),
   }
 }

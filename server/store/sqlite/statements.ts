@@ -188,6 +188,22 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
       return [[name, { fields, before }] as const]
     }),
   )
+  /** Whether a name, serial or key is taken is asked for each row that is to be written. */
+  const uniques = new Map(
+    tableNames.map((name) => {
+      const table = rowTables[name]
+      const fields = fieldsOf(name).filter(({ unique }) => unique)
+      const one = (field: string): Compiled =>
+        compile(
+          connection,
+          db
+            .select({ row: table.row })
+            .from(table)
+            .where(eq(table[field] as SQLiteColumn, sql.placeholder(field))),
+        )
+      return [name, new Map(fields.map((field) => [field.name, one(field.name)]))] as const
+    }),
+  )
   const searches = new Map<string, Compiled>()
   const scans = new Map<string, { all(values: Record<string, unknown>): unknown[] }>()
 
@@ -223,6 +239,12 @@ export const rowStatements = (connection: Connection, db: BetterSQLite3Database)
     get: (table, id) => prepared[table].get.get({ id }) as Buffer | undefined,
     find(name, { where, prefix, after, limit }) {
       const fields = fieldsIn(name, where)
+      const [field] = fields
+      const unique = fields.length === 1 && prefix === undefined && after === undefined && limit > 0 ? uniques.get(name)?.get(field ?? '') : undefined
+      if (unique !== undefined) {
+        const found = unique.getOrdered([where[field ?? '']]) as Buffer | undefined
+        return found === undefined ? [] : [found]
+      }
       const table = rowTables[name]
       const statement = search(`${name} ${fields.join()} ${prefix === undefined} ${after === undefined}`, () => {
         const all = [
