@@ -13,7 +13,7 @@ const overview = (): string =>
     ...commands.map(({ name, usage, summary }) => `  ${`fleetkey ${name} ${usage}`.trimEnd().padEnd(68)} ${summary}`),
     '',
     'Connection: --server URL --token-file F --ca F, or FLEETKEY_SERVER, FLEETKEY_TOKEN_FILE, FLEETKEY_CA, or cli.json in --data DIR (default: data).',
-    '--json prints JSON. Exit codes: 0 ok, 1 usage, 2 remote, 3 refused, 4 partial, 5 not ready.',
+    '--json prints JSON, also of errors (on standard error: {"error": {"code", "message"}, "exit"}). Exit codes: 0 ok, 1 usage, 2 remote, 3 refused, 4 partial, 5 not ready.',
   ].join('\n')
 
 /** The command whose name is the longest start of the words, and the words that follow it. */
@@ -34,27 +34,49 @@ const meant = ([word = '']: readonly string[]): string => {
   return found.length === 0 ? 'fleetkey --help lists them' : `${begin.length > 0 ? 'there are' : 'see'}: ${found.slice(0, 16).join(', ')}${more}`
 }
 
+const usageOf = ({ name, usage, summary }: Command): string => `${`usage: fleetkey ${name} ${usage}`.trimEnd()}\n${summary}`
+
 /** Of node's words on an option what concerns it. */
 const said = ({ message }: Error): string => message.replace(/\. To specify a positional argument .*$/s, '')
 
-/** Exit code for whatever a command threw, with one line on stderr. */
-const failed = (error: unknown, warn: (line: string) => void, command?: Command): number => {
-  if (error instanceof UsageError || (error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS'))) {
-    warn(`fleetkey: ${said(error)}`)
-    warn(command === undefined ? 'fleetkey --help lists the commands' : `usage: fleetkey ${command.name} ${command.usage}`)
-    return exit.usage
-  }
+/** What went wrong, for a person and for a program: codes are those of the server's refusals, `usage`, `unreachable` and `failed`. */
+interface Failure {
+  readonly code: string
+  readonly message: string
+  readonly exit: number
+}
+
+const refusedExit = (code: string): number => {
+  if (code === 'unavailable') return exit.notReady
+  return code === 'internal' || code === 'rate-limited' ? exit.remote : exit.refused
+}
+
+const unknownToken = 'the server knows no such token: it was taken back, or is for another server (--token-file, or the token in cli.json)'
+
+const failureOf = (error: unknown): Failure => {
+  if (error instanceof UsageError || (error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS')))
+    return { code: 'usage', message: said(error), exit: exit.usage }
   if (error instanceof Refused) {
-    warn(`fleetkey: ${error.code}: ${error.message}`)
-    if (error.code === 'unavailable') return exit.notReady
-    return error.code === 'internal' || error.code === 'rate-limited' ? exit.remote : exit.refused
+    const { code, message } = error
+    return { code, message: code === 'unauthenticated' && message === code ? unknownToken : message, exit: refusedExit(code) }
   }
-  if (error instanceof Unreachable) {
-    warn(`fleetkey: ${error.message}`)
-    return exit.remote
-  }
-  warn(`fleetkey: ${error instanceof Error ? (process.env['FLEETKEY_DEBUG'] === undefined ? error.message : error.stack) : String(error)}`)
-  return exit.remote
+  if (error instanceof Unreachable) return { code: 'unreachable', message: error.message, exit: exit.remote }
+  const debug = process.env['FLEETKEY_DEBUG'] !== undefined
+  return { code: 'failed', message: error instanceof Error ? ((debug ? error.stack : undefined) ?? error.message) : String(error), exit: exit.remote }
+}
+
+/** Tells on standard error what went wrong: one line and the usage, or with `--json` one object; the exit code. */
+const failed = (error: unknown, of: { readonly json: boolean; readonly command?: Command }): number => {
+  const { code, message, exit: status } = failureOf(error)
+  const usage = of.command === undefined ? undefined : `fleetkey ${of.command.name} ${of.command.usage}`.trimEnd()
+  const lines = of.json
+    ? [JSON.stringify({ error: { code, message, ...(code === 'usage' && usage !== undefined ? { usage } : {}) }, exit: status })]
+    : [
+        `fleetkey: ${code === 'usage' || code === 'unreachable' || code === 'failed' ? '' : `${code}: `}${message}`,
+        ...(code === 'usage' && usage !== undefined ? [`usage: ${usage}`] : []),
+      ]
+  process.stderr.write(`${lines.join('\n')}\n`)
+  return status
 }
 
 /** Common options may stand before the command: they are moved behind it. */
@@ -71,14 +93,15 @@ const commandFirst = (argv: readonly string[]): readonly string[] => {
 /** Runs one command line; the exit code comes back. */
 export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = process.env): Promise<number> => {
   const argv = commandFirst(line)
-  const warn = (line: string): void => void process.stderr.write(`${line}\n`)
+  const json = line.includes('--json')
   const words = argv.filter((word, at) => !word.startsWith('-') && argv.slice(0, at).every((before) => !before.startsWith('-')))
   const found = find(words)
   if (found === undefined) {
     const help = argv.length === 0 || argv.some((word) => word === '--help' || word === '-h')
-    if (help) process.stdout.write(`${overview()}\n`)
-    else warn(`fleetkey: there is no command '${words.slice(0, 3).join(' ')}'; ${meant(words)}`)
-    return argv.length === 0 || !help ? exit.usage : exit.ok
+    if (!help) return failed(new UsageError(`there is no command '${words.slice(0, 3).join(' ')}'; ${meant(words)}`), { json })
+    const family = commands.filter(({ name }) => words.length > 0 && `${name} `.startsWith(`${words.join(' ')} `))
+    process.stdout.write(`${family.length === 0 ? overview() : family.map(usageOf).join('\n\n')}\n`)
+    return argv.length === 0 ? exit.usage : exit.ok
   }
   const { command } = found
   let client: Client | undefined
@@ -91,7 +114,7 @@ export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = pro
     })
     const options = values as Readonly<Record<string, string | boolean | string[] | undefined>>
     if (options['help'] === true) {
-      process.stdout.write(`usage: fleetkey ${command.name} ${command.usage}\n${command.summary}\n`)
+      process.stdout.write(`${usageOf(command)}\n`)
       return exit.ok
     }
     const [least, most] = command.args
@@ -108,7 +131,7 @@ export const main = async (line: readonly string[], env: NodeJS.ProcessEnv = pro
       sealedClient: () => (sealedClient ??= createClient(resolveSealed({ server: string('server'), sealing: string('sealing'), ca: string('ca'), data }, env))),
     })
   } catch (error) {
-    return failed(error, warn, command)
+    return failed(error, { json, command })
   } finally {
     client?.close()
     sealedClient?.close()

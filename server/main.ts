@@ -365,8 +365,10 @@ export const runServer = async (argv: readonly string[], around: Surroundings = 
   } catch (thrown) {
     if (stopped.signal.aborted && thrown === stopped.signal.reason) process.exit(0)
     const usage = thrown instanceof SettingsError
-    process.stderr.write(`fleetkey server: ${usage ? thrown.message : readable(thrown)}\n`)
-    process.exit(usage ? 1 : 5)
+    const [message, exit] = usage ? [thrown.message, 1] : [readable(thrown), 5]
+    const error = { code: usage ? 'usage' : toProblem(thrown).code, message }
+    process.stderr.write(argv.includes('--json') ? `${JSON.stringify({ error, exit })}\n` : `fleetkey server: ${message}\n`)
+    process.exit(exit)
   }
   const { mqttPort, httpsPort, httpPort, estPort, cliFile } = running
   if (settings.json) process.stdout.write(`${JSON.stringify({ ready: true, mqttPort, httpsPort, httpPort, estPort, data: settings.data, cli: cliFile })}\n`)

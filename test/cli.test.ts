@@ -130,6 +130,55 @@ describe('exit code 1, usage: said before anything is asked', () => {
   })
 })
 
+describe('what a program reads', () => {
+  /** With --json: nothing on standard output, one object on standard error. */
+  const errorOf = async (...words: string[]): Promise<unknown> => {
+    const { code, stdout, stderr } = await here(...words, '--json')
+    const told = JSON.parse(stderr) as { exit: number }
+    expect({ stdout, exit: told.exit }).toEqual({ stdout: '', exit: code })
+    return told
+  }
+
+  test.each([
+    ['refused', ['device', 'show', 'gw-99'], { error: { code: 'not-found', message: 'no device gw-99' }, exit: 3 }],
+    [
+      'a missing option',
+      ['device', 'revoke', 'gw-1'],
+      { error: { code: 'usage', message: '--reason TEXT is missing', usage: expect.stringMatching(/^fleetkey device revoke /) }, exit: 1 },
+    ],
+    ['an unknown option', ['device', 'list', '--nonsense'], { error: { code: 'usage', message: "Unknown option '--nonsense'" }, exit: 1 }],
+    ['an unknown command', ['frobnicate'], { error: { code: 'usage', message: expect.stringContaining('no command') }, exit: 1 }],
+    [
+      'nobody there',
+      ['device', 'list', '--server', 'https://127.0.0.1:1'],
+      { error: { code: 'unreachable', message: expect.stringContaining('ECONNREFUSED') }, exit: 2 },
+    ],
+  ])('%s: one object on standard error', async (_, words, want) => {
+    expect(await errorOf(...words)).toMatchObject(want)
+  })
+
+  test('a token that the server does not know: said what that means', async () => {
+    writeFileSync(at('unknown-token'), `${'A'.repeat(43)}\n`)
+    const message = expect.stringContaining('the server knows no such token') as string
+    expect(await errorOf('device', 'list', '--token-file', at('unknown-token'))).toMatchObject({ error: { code: 'unauthenticated', message }, exit: 3 })
+  })
+
+  test('a server that does not start', async () => {
+    const { code, stdout, stderr } = await spawned(process.execPath, [join(root, 'cli/main.ts'), 'server', 'start', '--data', '/proc/x', '--json'])
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' })
+    expect(JSON.parse(stderr)).toEqual({ error: { code: 'usage', message: expect.stringMatching(/^--data \/proc\/x: ENOENT/) as string }, exit: 1 })
+  })
+})
+
+test('--help after the first word of commands tells of these; after a command, of it alone', async () => {
+  const names = (text: string): readonly string[] => [...text.matchAll(/^usage: fleetkey (\S+(?: [a-z0-9-]+)*)/gm)].map(([, name = '']) => name)
+  const kms = await here('kms', '--help')
+  expect([kms.code, names(kms.stdout)]).toEqual([0, ['kms install-pkcs11', 'kms status', 'kms rotate-kek', 'kms retire-kek']])
+  expect(names((await here('group', 'policy', '--help')).stdout)).toEqual(['group policy get', 'group policy set'])
+  expect((await here('kms', 'status', '--help')).stdout).toMatch(/^usage: fleetkey kms status\n[^\n]+\n$/)
+  expect((await here('nonsense', '--help')).stdout).toMatch(/fleetkey server start/)
+})
+
 describe('exit code 2, remote', () => {
   test('nobody answers', async () => {
     const { code, stderr } = await here('device', 'list', '--server', 'https://127.0.0.1:1')

@@ -1,4 +1,5 @@
 import { join, resolve } from 'node:path'
+import { Refused } from '../client.ts'
 import { exit, text, type Command } from '../command.ts'
 import { facts, table } from '../output.ts'
 import { InstallError, installPkcs11js, pkcs11js } from '../offline/pkcs11js.ts'
@@ -17,9 +18,8 @@ export const kmsCommands: readonly Command[] = [
         call.out.result({ folder, version: pkcs11js.version, built }, () => `pkcs11js ${pkcs11js.version} ${built ? 'built in' : 'is in'} ${folder}`)
         return Promise.resolve(exit.ok)
       } catch (error) {
-        if (!(error instanceof InstallError)) throw error
-        process.stderr.write(`fleetkey: ${error.message}\n`)
-        return Promise.resolve(exit.notReady)
+        if (error instanceof InstallError) throw new Refused('unavailable', error.message)
+        throw error
       }
     },
   },
