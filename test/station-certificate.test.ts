@@ -15,6 +15,8 @@ import { toPem } from '@fleetkey/protocol/x509/pem.ts'
 import { stateOf } from '@fleetkey/server/ca/certificate.ts'
 import { raiseAlerts } from '@fleetkey/server/flows/alerts.ts'
 import { calendar } from '@fleetkey/server/flows/calendar.ts'
+import { admitConnection } from '@fleetkey/server/flows/connect.ts'
+import { estEnrol, estReenrol } from '@fleetkey/server/flows/est.ts'
 import { searchCertificates } from '@fleetkey/server/flows/inventory.ts'
 import { importBatch } from '@fleetkey/server/flows/import-batch.ts'
 import { importRelease } from '@fleetkey/server/flows/import-release.ts'
@@ -143,6 +145,15 @@ describe('a certificate of a station', () => {
     expect(await reasonOf(addStation(ctx, operator(), { id: 'line-3', publicKey: publicKey.export({ format: 'pem', type: 'spki' }) as string }))).toBe(
       'key.reused',
     )
+  })
+
+  test('it opens no door: neither MQTT nor EST takes it, whatever else it may be for', async () => {
+    const { der } = await certify()
+    const connect = { clientId: 'line-1', username: 'line-1', password: undefined, certificate: der, exporter: new Uint8Array(32), from: '192.0.2.0/24' }
+    expect(await admitConnection(ctx, connect)).toEqual({ refused: 'unauthenticated' })
+    const request = { csr: await line.request(), chain: [der], basic: null, from: '192.0.2.0/24' }
+    expect(await reasonOf(estReenrol(ctx, request))).toBe('certificate.unknown')
+    expect(['done', 'certificate.unknown']).not.toContain(await reasonOf(estEnrol(ctx, request)))
   })
 
   test('two orders at once: both are issued, one counts, and the store has no two newest ones', async () => {
