@@ -144,8 +144,8 @@ export const kmsPoints = [
 /** Between the first connection and the end of both certificates' replacement. Two boards: counts leave their enrolments behind. */
 export const renewal = {
   server: [
-    'issue.intended#10',
-    'issue.signed#10',
+    'issue.intended#11',
+    'issue.signed#11',
     'renew.issued',
     'renew.issued#2',
     'connect.certificate',
@@ -158,8 +158,8 @@ export const renewal = {
     'enrol.challenged#3',
     'enrol.challenged#4',
     'enrol.spent#3',
-    'issue.intended#12',
-    'issue.signed#12',
+    'issue.intended#13',
+    'issue.signed#13',
     'enrol.issued#3',
     'enrol.issued#4',
   ],
