@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import type { Release } from '@fleetkey/firmware-sim/release/release.ts'
 import type { Changes, Context, Store } from '@fleetkey/server/flows/context.ts'
 import { importRelease } from '@fleetkey/server/flows/import-release.ts'
 import { withdrawRelease } from '@fleetkey/server/flows/withdraw-release.ts'
@@ -34,10 +35,15 @@ interface Running {
   readonly store: Store
   readonly time: VirtualTime
   readonly boards: readonly SimulatedBoard[]
+  /** The disk is full when this step is next reached, until `makeRoom`. */
+  fillAt(step: string): void
+  makeRoom(): void
 }
 
 /** A copy of the fleet, all switched on and connected. */
 const running = async <R>(story: (of: Running) => Promise<R>, forgets: (write: Write) => boolean = () => false): Promise<R> => {
+  let fullAt: string | undefined
+  let isFull = false
   const time = virtualTime(fleet.at)
   const dice = diceOf(5)
   const network = openNetwork({ time, dice })
@@ -45,11 +51,16 @@ const running = async <R>(story: (of: Running) => Promise<R>, forgets: (write: W
   const log = (): void => undefined
   const boards = fleet.boards.map((made) => openBoard({ ...made, network, time, dice, log, trust: fleet.trust, inUse: log }))
   try {
-    const world = { store, kms: fleet.kms, network, time, random: dice.bytes, log, step: log, isFull: () => false, begun: log }
+    const step = (name: string): void => {
+      if (name !== fullAt) return
+      fullAt = undefined
+      isFull = true
+    }
+    const world = { store, kms: fleet.kms, network, time, random: dice.bytes, log, step, isFull: () => isFull, begun: log }
     const { ctx, crash } = await startSimulatedServer(world)
     for (const board of boards) board.switchOn()
     await time.run(30_000, () => boards.every(({ agent }) => agent?.status().connected === true))
-    const told = await story({ ctx, store, time, boards })
+    const told = await story({ ctx, store, time, boards, fillAt: (name) => void (fullAt = name), makeRoom: () => void (isFull = false) })
     crash()
     return told
   } finally {
@@ -63,15 +74,20 @@ const using = (boards: readonly SimulatedBoard[], epoch: number): boolean =>
 const stateOf = async (store: Store): Promise<readonly (string | undefined)[]> =>
   await Promise.all(['b-1', 'b-2', 'b-3'].map(async (id) => (await store.get('device', id))?.state))
 
+/** A release comes, and is put on every board that measures what it runs. */
+const updated = async (ctx: Context, boards: readonly SimulatedBoard[], release: Release): Promise<void> => {
+  await importRelease(ctx, alice, fleet.reference(release))
+  for (const board of boards.filter(({ hasTpm }) => hasTpm)) {
+    board.install(release)
+    board.switchOn()
+  }
+}
+
 /** A release is withdrawn after everybody has the next one; what is left then. `clone`: the second board has a copy of the TPM of the first. */
 const withdrawal = async (of: { readonly forgets?: (write: Write) => boolean; readonly clone?: boolean } = {}): Promise<readonly string[]> =>
   await running(async ({ ctx, store, time, boards }) => {
     const [first, second] = [firmware(1), firmware(2)]
-    await importRelease(ctx, alice, fleet.reference(second))
-    for (const board of boards.slice(0, 2)) {
-      board.install(second)
-      board.switchOn()
-    }
+    await updated(ctx, boards, second)
     await time.run(30_000)
     await withdrawRelease(ctx, alice, idOf(first), 'a hole')
     await time.run(600_000, () => using(boards, 2))
@@ -96,7 +112,7 @@ const withdrawal = async (of: { readonly forgets?: (write: Write) => boolean; re
 
 const isSetting = (write: Write, prefix: string): boolean => write.table === 'setting' && (write.do === 'delete' ? write.id : write.row.id).startsWith(prefix)
 
-describe('a release that is withdrawn', () => {
+describe('a release that is withdrawn', { timeout: 180_000 }, () => {
   test('opens nothing that is in use, no medium opens beside another TPM, nothing stays owed', async () => expect(await withdrawal()).toEqual([]))
 
   test.each([
@@ -116,29 +132,35 @@ describe('a release that is withdrawn', () => {
   test('a medium that opens beside a copy of its TPM is found', async () =>
     expect((await withdrawal({ clone: true })).join('\n')).toMatch(/^I26: what b-1 has/))
 
-  test(
-    'and was the only one: its boards start, connect and get nothing new; the next release brings them back',
-    { timeout: 60_000 },
-    async () =>
-      await running(async ({ ctx, store, time, boards }) => {
-        const measured = boards.slice(0, 2)
-        await withdrawRelease(ctx, alice, idOf(firmware(1)), 'a hole')
-        await time.run(120_000)
-        for (const board of measured) board.switchOn()
-        await time.run(120_000)
-        // Their old epochs open as they did, as nothing else does.
-        expect(measured.map(({ agent }) => [agent?.status().connected, agent?.status().current['telemetry']])).toEqual([
-          [true, 1],
-          [true, 1],
-        ])
-        expect(await stateOf(store)).toEqual(['quarantined', 'quarantined', 'enrolled'])
-        const second = firmware(2)
-        await importRelease(ctx, alice, fleet.reference(second))
-        for (const board of measured) {
-          board.install(second)
-          board.switchOn()
-        }
-        await time.run(300_000, () => using(boards, 2))
+  test('and was the only one: its boards start, connect and get nothing new; the next release brings them back', async () =>
+    await running(async ({ ctx, store, time, boards }) => {
+      const measured = boards.slice(0, 2)
+      await withdrawRelease(ctx, alice, idOf(firmware(1)), 'a hole')
+      await time.run(120_000)
+      for (const board of measured) board.switchOn()
+      await time.run(120_000)
+      // Their old epochs open as they did, as nothing else does.
+      expect(measured.map(({ agent }) => [agent?.status().connected, agent?.status().current['telemetry']])).toEqual([
+        [true, 1],
+        [true, 1],
+      ])
+      expect(await stateOf(store)).toEqual(['quarantined', 'quarantined', 'enrolled'])
+      await updated(ctx, boards, firmware(2))
+      await time.run(300_000, () => using(boards, 2))
+      expect([await stateOf(store), using(boards, 2)]).toEqual([['enrolled', 'enrolled', 'enrolled'], true])
+    }))
+
+  test.each(['release.withdrawn', 'appraisal.settled', 'rotation.kicked'])(
+    'and the disk is full after %s: with room again everybody has new keys, though nobody connects anew',
+
+    async (step) =>
+      await running(async ({ ctx, store, time, boards, fillAt, makeRoom }) => {
+        await updated(ctx, boards, firmware(2))
+        await time.run(30_000)
+        fillAt(step)
+        await expect(withdrawRelease(ctx, alice, idOf(firmware(1)), 'a hole')).rejects.toThrow('the disk is full')
+        makeRoom()
+        await time.run(200_000)
         expect([await stateOf(store), using(boards, 2)]).toEqual([['enrolled', 'enrolled', 'enrolled'], true])
       }),
   )

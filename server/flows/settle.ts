@@ -1,5 +1,7 @@
 import { toProblem } from '@fleetkey/protocol/problem.ts'
 import { owedBatch, settleBatch, settleOwedBatches } from './batch-order.ts'
+import type { Release } from '../fleet/device.ts'
+import { announceApprovals } from './approvals.ts'
 import type { Context } from './context.ts'
 import { settleKek } from './kek.ts'
 import { owedRotation, settle, settleOwedRotations } from './owed-rotation.ts'
@@ -8,6 +10,7 @@ import { rewrapAll } from './rewrap.ts'
 import { findAll } from './rows.ts'
 import { settleRollover } from './rollover.ts'
 import { settleLedger } from './settle-ledger.ts'
+import { settleWithdrawal } from './withdrawal.ts'
 
 /** Finishes what the last process began and owes: each part is harmless to repeat, and a crash in it leaves the rest to the next start. */
 export const settleAll = async (ctx: Context): Promise<void> => {
@@ -19,11 +22,24 @@ export const settleAll = async (ctx: Context): Promise<void> => {
   await settleOwedRotations(ctx)
 }
 
-/** By the prefix of their markers: what acts owe besides their own commit. */
+/** The release that a debt comes from, which its id ends; undefined when it comes from something else. */
+const releaseIn = async (ctx: Context, name: string, pattern: RegExp): Promise<Release | undefined> => {
+  const id = pattern.exec(name)?.[1]
+  return id === undefined ? undefined : await ctx.store.get('release', id)
+}
+
+/** By the prefix of their markers: what acts owe besides their own commit. Who is connected stays so: nobody hears by connecting anew what is approved since. */
 const debts: Readonly<Record<string, (ctx: Context, name: string) => Promise<unknown>>> = {
-  [owedAppraisal]: settleAppraisal,
+  async [owedAppraisal](ctx, name) {
+    const imported = await releaseIn(ctx, name, /^release\/(.+)\/imported$/)
+    if (imported !== undefined) await announceApprovals(ctx, imported.model)
+    await settleAppraisal(ctx, name)
+  },
   [owedBatch]: settleBatch,
-  [owedRotation]: settle,
+  async [owedRotation](ctx, name) {
+    const withdrawn = await releaseIn(ctx, name, /^withdraw\/(.+)$/)
+    await (withdrawn === undefined ? settle(ctx, name) : settleWithdrawal(ctx, withdrawn))
+  },
 }
 
 /**
