@@ -3,8 +3,9 @@ import { describe, expect, test } from 'vitest'
 import { courseNames, runHostileSchedule } from './faults/hostile-schedule.ts'
 
 // The whole number is run by the long tests; otherwise a share, from a seed that is printed: one of each course, hostile from the first message on and later.
+// FLEETKEY_SCHEDULES: another number of them.
 const long = process.env['FLEETKEY_LONG'] === '1'
-const schedules = long ? 1_000 : 3 * courseNames.length
+const schedules = Number(process.env['FLEETKEY_SCHEDULES'] ?? (long ? 1_000 : 3 * courseNames.length))
 const first = Number(process.env['FLEETKEY_SEED'] ?? randomInt(1_000_000_000))
 process.stdout.write(`hostile broker: ${schedules} of 1000 schedules from seed ${first} (FLEETKEY_SEED=${first} runs them again)\n`)
 

@@ -187,7 +187,7 @@ const long = process.env['FLEETKEY_LONG'] === '1'
 
 test(
   'every state of small campaigns: each step is allowed, it halts exactly above its threshold, nothing is said twice, and a way leads to its end',
-  { timeout: 600_000 },
+  { timeout: long ? 3_600_000 : 600_000 },
   () => {
     // Two devices, one in each wave, or one and another that joins; a campaign without a new epoch; in the long run three devices as well.
     const runs = (long ? everyPolicy() : somePolicies()).map((policy) => ({ policy, devices: policy.targets === 'live' && !long ? 1 : 2, current: false }))

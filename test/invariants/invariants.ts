@@ -180,16 +180,22 @@ export const theNextCaWasKnown = async ({ store }: Pick<Evidence, 'store'>): Pro
   }
 }
 
+/** What was done of these actions, in order, by the log. */
+const done = function* (log: string, actions: ReadonlySet<string>): Generator<{ readonly action: string; readonly subject: string; readonly detail: string }> {
+  for (const [, line = ''] of log.matchAll(/^(\{.*"outcome":"done".*\})$/gm)) {
+    const read = JSON.parse(line) as { entry?: object }
+    const entry = (read.entry ?? read) as { action: string; subject: string; detail: string }
+    if (actions.has(entry.action)) yield entry
+  }
+}
+
 /** I23: a quarantined device receives no key: nothing waits for it, and the log shows no delivery between its quarantine and the evidence that ended it. */
 export const quarantinedGetNothing = async ({ store, log }: Evidence): Promise<void> => {
   for (const { id } of await store.find('device', { where: { state: 'quarantined' }, limit: 500 }))
     for (const { subject } of await store.find('outbox', { where: { device: id }, limit: 500 }))
       assert.ok(subject.startsWith('retire/'), `I23: ${subject} waits for quarantined ${id}`)
   const quarantined = new Set<string>()
-  for (const [, line = ''] of log.matchAll(/^(\{.*"outcome":"done".*\})$/gm)) {
-    const { entry = JSON.parse(line) as object } = JSON.parse(line) as { entry?: object }
-    const { action, subject, detail } = entry as { action: string; subject: string; detail: string }
-    if (!['device.evidence', 'device.quarantine', 'enrol.issue', 'key.deliver'].includes(action)) continue
+  for (const { action, subject, detail } of done(log, new Set(['device.evidence', 'device.quarantine', 'enrol.issue', 'key.deliver']))) {
     assert.ok(action !== 'key.deliver' || !quarantined.has(subject), `I23: a delivery to quarantined ${subject}`)
     if (/(^|; )(stays )?quarantined: /.test(detail)) quarantined.add(subject)
     else if (action !== 'key.deliver') quarantined.delete(subject)
@@ -207,9 +213,7 @@ export const barredGetNothing = async ({ store, log }: Evidence): Promise<void> 
       assert.ok(status !== 'valid' || notAfter < since, `I24: certificate ${id} of ${device.state} ${device.id} is good`)
   }
   const barred = new Set<string>()
-  for (const [, line = ''] of log.matchAll(/^(\{.*"outcome":"done".*\})$/gm)) {
-    const { entry = JSON.parse(line) as object } = JSON.parse(line) as { entry?: object }
-    const { action, subject } = entry as { action: string; subject: string }
+  for (const { action, subject } of done(log, new Set(['device.suspend', 'device.revoke', 'device.reinstate', 'key.deliver']))) {
     assert.ok(action !== 'key.deliver' || !barred.has(subject), `I24: a delivery to ${subject}, which is out of service`)
     if (action === 'device.suspend' || action === 'device.revoke') barred.add(subject)
     else if (action === 'device.reinstate') barred.delete(subject)
