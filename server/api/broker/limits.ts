@@ -51,7 +51,7 @@ export const brokerLimits: BrokerLimits = {
   enrolment: 300_000,
   connections: 20_000,
   arriving: 256,
-  atLeast: 32,
+  atLeast: 16,
   settled: 2_000,
   patience: 60_000,
   turn: 5,
