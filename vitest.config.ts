@@ -30,6 +30,8 @@ export default defineConfig({
     setupFiles: ['test/seed.ts'],
     sequence: { sequencer: LongestFirst },
     pool: 'forks',
+    // Fleets of ten thousand boards in one process: a garbage collector that waits may need more than Node gives it by itself, which depends on the machine.
+    execArgv: process.env['FLEETKEY_LONG'] === '1' ? ['--max-old-space-size=8192'] : [],
     maxWorkers: 2,
     // The concurrent tests are processes that wait for one another more than they compute.
     maxConcurrency: 4,

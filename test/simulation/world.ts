@@ -73,6 +73,29 @@ export interface Fleet {
  */
 export const makeFleet = async (size: number, tpms = 0): Promise<Fleet> => {
   const folder = mkdtempSync(join(tmpdir(), 'fk-simulation-'))
+  const kms = await openFileKms(join(folder, 'kms'))
+  const close = async (): Promise<void> => {
+    await kms.close()
+    rmSync(folder, { recursive: true, force: true })
+  }
+  try {
+    return { ...(await atRest(kms, size, tpms)), close }
+  } catch (error) {
+    await close()
+    throw error
+  }
+}
+
+const referenceBy =
+  (line: ReturnType<typeof station>): Fleet['reference'] =>
+  (release) =>
+    line.signed(referenceValues(release.manifest))
+
+/**
+ * The same without its end. No function that is made in here is part of it: one would keep all of this alive, server, network and boards, as long as the fleet,
+ * which is several times what the fleet is.
+ */
+const atRest = async (kms: Awaited<ReturnType<typeof openFileKms>>, size: number, tpms: number): Promise<Omit<Fleet, 'close'>> => {
   const time = virtualTime(Date.UTC(2027, 0, 1))
   try {
     const dice = diceOf(1)
@@ -80,7 +103,6 @@ export const makeFleet = async (size: number, tpms = 0): Promise<Fleet> => {
     const log = (line: string): void => void lines.push(line)
     const network = openNetwork({ time, dice })
     const store = openMemoryStore()
-    const kms = await openFileKms(join(folder, 'kms'))
     const server = await startSimulatedServer({
       store,
       kms,
@@ -99,7 +121,7 @@ export const makeFleet = async (size: number, tpms = 0): Promise<Fleet> => {
     await addStation(ctx, alice, line)
     await importEndorsement(ctx, alice, { certificate: toPem('CERTIFICATE', ca.certificate), test: true, for: 'idevid' })
     await importEndorsement(ctx, alice, { certificate: toPem('CERTIFICATE', ekCa.certificate), test: true })
-    const reference = (release: Release): Signed => line.signed(referenceValues(release.manifest))
+    const reference = referenceBy(line)
     if (tpms > 0) await importRelease(ctx, alice, reference(firmware(1)))
     const blanks: (Blank & BoardRecord)[] = []
     for (let number = 1; number <= size; number++) {
@@ -141,14 +163,14 @@ export const makeFleet = async (size: number, tpms = 0): Promise<Fleet> => {
     for (const board of boards) board.switchOn()
     // Asked once a second: with thousands of boards each answer takes its time.
     let last = 0
-    const atRest = await time.run(600_000, () => {
+    const isAtRest = await time.run(600_000, () => {
       if (time.now() - last < 1_000) return false
       last = time.now()
       return boards.every(({ agent, hasTpm }) => all.every(({ id, protection }) => agent?.status().current[id] === 1 || (protection === 'tpm' && !hasTpm)))
     })
     // What is under way arrives.
     await time.run(60_000)
-    if (!atRest || auditKey === null) throw new Error(`the fleet did not come to rest:\n${lines.slice(-20).join('\n')}`)
+    if (!isAtRest || auditKey === null) throw new Error(`the fleet did not come to rest:\n${lines.slice(-20).join('\n')}`)
     for (const board of boards) board.cut({ keep: true })
     server.crash()
     await time.run(60_000)
@@ -161,10 +183,6 @@ export const makeFleet = async (size: number, tpms = 0): Promise<Fleet> => {
       reference,
       boards: boards.map((board) => ({ blank: board.blank(), contents: board.medium.contents() })),
       at: time.now(),
-      async close() {
-        await kms.close()
-        rmSync(folder, { recursive: true, force: true })
-      },
     }
   } finally {
     time.end()
