@@ -416,9 +416,10 @@ const measure = async (): Promise<void> => {
     const folder = mkdtempSync(join(tmpdir(), 'fleetkey-bench-'))
     try {
       const { pages, floor } = await measureInventory(folder, inventorySize)
-      for (const { name, median, slowest } of pages) {
+      for (const { name, median, slowest, slowestCpu } of pages) {
         print({ bench: 'inventory', metric: name, value: rounded(median), unit: 'ms', floor: rounded(floor), ratio: rounded(median / floor) })
         print({ bench: 'inventory', metric: `${name}-max`, value: rounded(slowest), unit: 'ms' })
+        print({ bench: 'inventory', metric: `${name}-max-cpu`, value: rounded(slowestCpu), unit: 'ms' })
       }
     } finally {
       rmSync(folder, { recursive: true, force: true })
