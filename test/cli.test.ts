@@ -127,6 +127,8 @@ describe('exit code 1, usage: said before anything is asked', () => {
     const { code, stderr } = await fleetkey(['device', 'list', '--data', at('nowhere')])
     expect(code).toBe(1)
     expect(stderr).toMatch(/give --server, --token-file and --ca, or --data DIR/)
+    const verify = await fleetkey(['audit', 'verify', join(root, 'README.md'), '--data', at('nowhere')])
+    expect(verify).toMatchObject({ code: 1, stderr: expect.stringMatching(/^fleetkey: --key PUBLIC-KEY\.pem is missing, /) as string })
   })
 })
 

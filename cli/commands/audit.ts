@@ -8,7 +8,15 @@ import { table, when } from '../output.ts'
 /** The key that checkpoints must be signed with: a PEM file, else asked of the server. */
 const checkpointKey = async (call: Invocation): Promise<Uint8Array> => {
   const path = text(call, 'key')
-  if (path === undefined) return Buffer.from((await call.client().call('audit.key')).spki, 'base64')
+  if (path === undefined)
+    try {
+      return Buffer.from((await call.client().call('audit.key')).spki, 'base64')
+    } catch (error) {
+      // Whoever has the log and no server means to have the key as well.
+      if (error instanceof UsageError && call.args.length > 0)
+        throw new UsageError(`--key PUBLIC-KEY.pem is missing, and nobody can be asked for it: ${error.message}`)
+      throw error
+    }
   try {
     return createPublicKey(readInput(path)).export({ type: 'spki', format: 'der' })
   } catch (error) {
