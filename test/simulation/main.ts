@@ -8,7 +8,7 @@ import { makeFleets } from './world.ts'
 const usage = `usage: npm run simulate -- [--seeds N] [--first SEED] [--boards N]
 
 Runs schedules of a simulated fleet: the real server and the real agents in virtual time, with kills, power cuts and a hostile broker
-in an order that the seed decides. One seed in five has boards with TPMs, whose firmware is updated and withdrawn. Prints what happened in each that fails; exit code 1 when one did.`
+in an order that the seed decides. One seed in seven has boards with TPMs, whose firmware is updated and withdrawn. Prints what happened in each that fails; exit code 1 when one did.`
 
 interface Order {
   readonly first: number

@@ -439,7 +439,7 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
       },
     ],
     [
-      3,
+      6,
       () => {
         const id = idOf(firmware(dice.between(1, newest)))
         order(`release ${id} is withdrawn`, async (ctx) => {

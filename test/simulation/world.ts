@@ -195,7 +195,7 @@ export interface Fleets {
   readonly plain: Fleet
   /** All but the last have TPMs, which cost more; there is a key bound to them. */
   readonly measured: Fleet
-  /** The one that the schedule of this seed begins with: one in five with TPMs. */
+  /** The one that the schedule of this seed begins with: one in seven with TPMs. */
   of(seed: number): Fleet
   close(): Promise<void>
 }
@@ -205,7 +205,7 @@ export const makeFleets = async (size: number): Promise<Fleets> => {
   return {
     plain,
     measured,
-    of: (seed) => (seed % 5 === 0 ? measured : plain),
+    of: (seed) => (seed % 7 === 0 ? measured : plain),
     async close() {
       await plain.close()
       await measured.close()
