@@ -164,4 +164,18 @@ describe('a release that is withdrawn', { timeout: 180_000 }, () => {
         expect([await stateOf(store), using(boards, 2)]).toEqual([['enrolled', 'enrolled', 'enrolled'], true])
       }),
   )
+
+  test('and an older disk takes the place of one that had the keys made since: it makes new ones', async () =>
+    await running(async ({ ctx, time, boards }) => {
+      await updated(ctx, boards, firmware(2))
+      await time.run(30_000)
+      await withdrawRelease(ctx, alice, idOf(firmware(1)), 'a hole')
+      await time.run(200_000)
+      expect(using(boards, 2)).toBe(true)
+      const [board] = boards
+      board?.restore(fleet.boards[0]?.contents ?? new Map())
+      board?.switchOn()
+      await time.run(200_000)
+      expect([board?.agent?.status().current['telemetry'], using(boards, 2)]).toEqual([2, true])
+    }))
 })

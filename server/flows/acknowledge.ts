@@ -5,8 +5,10 @@ import { Problem } from '@fleetkey/protocol/problem.ts'
 import { readMessage } from '@fleetkey/protocol/signed.ts'
 import { sealedProof, tpmProof, useTranscript } from '@fleetkey/protocol/transcript.ts'
 import { gaveUp, inStage, isForward, isRunning, type Stage } from '../campaigns/campaign.ts'
+import { hasIdentity, isMeasured } from '../fleet/device.ts'
 import { isHeld } from '../keys/entitlement.ts'
 import { inHoldingStage, type Holding } from '../keys/key.ts'
+import { ask } from './ask.ts'
 import { broadcastFor, heldByBroadcast } from './broadcast.ts'
 import { runningCampaign } from './campaign.ts'
 import type { Context } from './context.ts'
@@ -31,6 +33,13 @@ export const acknowledge = async (ctx: Context, device: DeviceId, said: Acknowle
     return await advanced(ctx, device, said)
   })
   if (campaign !== undefined) ctx.wake(campaign)
+  const session = ctx.sessions.of(device)
+  // An older copy of its disk is in place: the recipient key that it had given since is gone. Under the approvals of now it has another one, or makes it.
+  if (said.stage === 'failed' && said.reason === 'wrap.open' && session?.recipient === null) {
+    session.recipient = 'wanted'
+    const row = await ctx.store.get('device', device)
+    if (hasIdentity(row) && isMeasured(row)) await ask(ctx, device)
+  }
   // What it failed with is sent again; what it has not answered yet is on its way.
   if (await isBehind(ctx, device, said)) await convergeDevice(ctx, device, { news: said.stage !== 'failed' })
 }

@@ -1,7 +1,7 @@
 import type { DeviceId } from '@fleetkey/protocol/ids.ts'
 import type { Attest, FirmwarePolicy } from '@fleetkey/protocol/messages.ts'
 import { fromBoot, type ImaProgress } from '../attestation/ima.ts'
-import { hasIdentity } from '../fleet/device.ts'
+import { hasIdentity, isMeasured } from '../fleet/device.ts'
 import { isOutdated } from '../fleet/firmware.ts'
 import { firmwareOf } from './approvals.ts'
 import type { Context } from './context.ts'
@@ -27,7 +27,8 @@ const wantedOf = async (ctx: Context, id: DeviceId): Promise<Wanted> => {
   const device = await ctx.store.get('device', id)
   if (!hasIdentity(device)) return { firmware: null, ima: null }
   const [{ policy, authPolicy }, { ima }] = await Promise.all([firmwareOf(ctx, device.model), policyOf(ctx, id)])
-  return { firmware: isOutdated(device, authPolicy) ? policy : null, ima: ima === 'ignored' ? null : progressOf(device) }
+  const isLost = isMeasured(device) && ctx.sessions.of(id)?.recipient === 'wanted'
+  return { firmware: isLost || isOutdated(device, authPolicy) ? policy : null, ima: ima === 'ignored' ? null : progressOf(device) }
 }
 
 /**

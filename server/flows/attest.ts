@@ -86,6 +86,7 @@ export const takeEvidence = async (ctx: Context, from: DeviceRef, id: DeviceId, 
   const { asked, session } = spend(ctx, ctx.sessions.of(id), from, evidence)
   const decided = await inTurn(ctx.store, `device/${id}`, async () => await decide(ctx, session, id, asked, evidence))
   session.ima = 'more' in decided ? decided.more : null
+  if (asked.attest.firmware !== null && session.recipient === 'wanted') session.recipient = 'given'
   // A crash here: how far the list has come is gone with the connection; the device reports again and is asked for it from what is on record.
   if ('more' in decided) return void (await ask(ctx, id, asked.rest))
   const { verdict, consequence, pending } = decided

@@ -24,6 +24,8 @@ export interface LiveSession {
   resetCount: number | null
   /** The newest report whose difference was withheld until the device has attested. */
   withheld: BodyOf<'report'> | null
+  /** It could not open what was wrapped to the recipient key on record: `wanted`, a new one is asked for, once per connection; null: it did not say so. */
+  recipient: 'wanted' | 'given' | null
   /** Places that it has labels for, as it reported or as they were sent to it (`seatName`). */
   places: Set<string>
 }
@@ -74,7 +76,7 @@ export const liveSessions = (): Sessions => {
 
   return {
     open(from, nonce) {
-      const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null, places: new Set() }
+      const session: LiveSession = { from, nonce, asked: null, ima: null, resetCount: null, withheld: null, recipient: null, places: new Set() }
       const older = live.get(from.client)
       if (older !== undefined) forget(older)
       live.set(from.client, session)
