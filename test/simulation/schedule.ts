@@ -554,33 +554,41 @@ export const runSchedule = async (fleet: Fleet, seed: number): Promise<Outcome> 
     const watchdog = setInterval(() => {
       for (const board of boards) if (board.agent === undefined) board.switchOn()
     }, minute)
-    let last = 0
-    const atRest = await time.run(3 * hour, async () => {
-      if (time.now() - last < 1_000) return false
-      last = time.now()
-      return (await unrest()) === undefined
-    })
-    clearInterval(watchdog)
-    clearInterval(operators)
+    /** Until nothing is owed, and has not been for ten seconds: a report may begin something of its own meanwhile. */
+    const rest = async (): Promise<void> => {
+      do {
+        let last = 0
+        const atRest = await time.run(3 * hour, async () => {
+          if (time.now() - last < 1_000) return false
+          last = time.now()
+          return (await unrest()) === undefined
+        })
+        if (!atRest) throw new Error(`not at rest within 3 hours: ${(await unrest()) ?? 'nothing'}`)
+        await time.run(10_000)
+      } while ((await unrest()) !== undefined)
+    }
+    await rest()
     recovery = time.now() - calm
-    if (!atRest) throw new Error(`not at rest within 3 hours: ${(await unrest()) ?? 'nothing'}`)
-    await time.run(10_000)
-    if (surprises.length > 0) throw new Error(`unexpected: ${surprises[0]}`)
-    const members = await Promise.all(boards.map(async (board) => ({ board, device: await store.get('device', board.device) })))
-    const devices = members.flatMap(({ board, device }) =>
-      device?.state === 'enrolled' && board.agent !== undefined ? [evidenceOf(board.device, board.agent)] : [],
-    )
+    const membersNow = async () => await Promise.all(boards.map(async (board) => ({ board, device: await store.get('device', board.device) })))
     const opened = await openedByThieves({
       fleet,
       store,
       time,
       dice,
-      boards: members.flatMap(({ board, device }) => {
+      boards: (await membersNow()).flatMap(({ board, device }) => {
         if (device === undefined || !board.hasTpm || device.state === 'revoked') return []
         return [{ board, copies: [copies.get(board.device), made.get(board.device)].filter((copy) => copy !== undefined) }]
       }),
     })
     met.thefts += opened.length
+    // Time went on for the thieves, and for everybody else.
+    await rest()
+    clearInterval(watchdog)
+    clearInterval(operators)
+    if (surprises.length > 0) throw new Error(`unexpected: ${surprises[0]}`)
+    const devices = (await membersNow()).flatMap(({ board, device }) =>
+      device?.state === 'enrolled' && board.agent !== undefined ? [evidenceOf(board.device, board.agent)] : [],
+    )
     const log = await exported(store, fleet)
     for (const { policy, because } of await rows(store, 'campaign')) {
       if (policy.window !== null) met.windows++
