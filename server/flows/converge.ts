@@ -160,6 +160,9 @@ const outstanding = async (
   return { standing, holdings, found: differences(standing.desired, holdings, reported) }
 }
 
+/** Milliseconds after which a device that still reports what a withdrawal was to erase is sent another one. */
+const ignoredAfter = 60_000
+
 /** Collects holdings, stages and outgoing messages of one device; the messages, to be sent once that is durable. */
 const record = async (
   ctx: Context,
@@ -185,8 +188,12 @@ const record = async (
     const body = recordOne(ctx, tx, device, difference, holdings, rotation)
     const subject = subjectOf(difference)
     const waiting = outbox.get(subject)
-    if (news && waiting !== undefined && says(waiting, body)) continue
-    const bytes = waiting !== undefined && says(waiting, body) ? waiting.bytes : await messageTo(ctx, ctx.authority.roles.delivery, device.id, body())
+    // Withdrawn, its word of it lost, and given the key once more by a delivery that came late: it takes the same withdrawal for a repetition, however often it is sent.
+    const isIgnored =
+      difference.do === 'retire' && difference.below === null && reported !== null && waiting !== undefined && ctx.now() - waiting.createdAt > ignoredAfter
+    const isSame = waiting !== undefined && !isIgnored && says(waiting, body)
+    if (news && isSame) continue
+    const bytes = isSame ? waiting.bytes : await messageTo(ctx, ctx.authority.roles.delivery, device.id, body())
     if (waiting === undefined) tx.insert('outbox', { id: `${device.id}/${subject}`, device: device.id, subject, bytes, createdAt: ctx.now() })
     else if (waiting.bytes !== bytes) tx.update('outbox', { ...waiting, bytes, createdAt: ctx.now() })
     tx.note(describe(difference, holdings, reported))
