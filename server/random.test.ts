@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
 import { systemRandom } from './random.ts'
 
-test.each([0, 1, 12, 16, 32, 64, 65, 5_000])('%i bytes: so many, of their own, never the same', (length) => {
+test.each([0, 1, 12, 15, 16, 17, 32, 64, 65, 5_000])('%i bytes: so many, of their own, never the same', (length) => {
   const random = systemRandom()
   const seen = new Set<string>()
   // The small ones go through what is drawn ahead several times.
